@@ -1,0 +1,203 @@
+"""What analysis takes (arrays) and what it returns (frozen dataclasses).
+
+Every number of a report or a JSON answer is a field of one of these. Nothing here reads a store or
+draws. Definitions: README, "How each number is defined".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSeries:
+    """One layer's gradient series.
+
+    ``iteration`` (n,) int64, strictly rising; ``grad_norm`` (n,) float64, may hold NaN and inf where the
+    gradient was not finite. A frozen layer has empty arrays and ``trainable`` False.
+    """
+
+    name: str
+    depth: int
+    iteration: np.ndarray
+    grad_norm: np.ndarray
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EvalCurve:
+    """One metric over training: ``iteration`` (n,), ``value`` (n,) as a fraction, ``num_samples`` (n,) or 0."""
+
+    iteration: np.ndarray
+    value: np.ndarray
+    num_samples: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class RunSeries:
+    """Everything of one run that analysis reads. ``layers`` are ordered by depth."""
+
+    run: str
+    iterations: int
+    layers: tuple[LayerSeries, ...]
+    evals: dict[str, EvalCurve] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """A gradient spike of one layer. Iterations are inclusive; ``kind`` is ``spike`` or ``nonfinite``.
+
+    ``ratio`` is peak over the trailing median; ``z`` its robust z-score on the log scale. Both are inf for
+    non-finite events.
+    """
+
+    layer: str
+    onset: int
+    peak: int
+    end: int
+    ratio: float
+    z: float
+    kind: str = "spike"
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAlarms:
+    """What chance alone flags: the same detector on the mirrored series, summed over layers."""
+
+    mirrored_events: int
+    per_10k_iterations: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Iterations from a spike in ``source`` to the matching spike in ``target`` (negative: target first).
+
+    ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``inconclusive``; ``reason`` says why.
+    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing.
+    """
+
+    source: str
+    target: str
+    median_iterations: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    num_matched: int
+    num_from: int
+    verdict: str
+    reason: str
+    lags: tuple[float, ...] = ()
+    null_lags: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLag:
+    """Median lag of one layer behind the first trainable layer; None where nothing matched."""
+
+    layer: str
+    depth: int
+    median_lag: float | None
+    num_matched: int
+    ci95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpikeRef:
+    """The spike a dip is linked to."""
+
+    layer: str
+    onset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dip:
+    """A drop of an accuracy curve. ``depth`` is a fraction, ``z`` in standard errors, ``area`` in
+    fraction x iterations, ``recovered`` None where the run ended first."""
+
+    start: int
+    trough: int
+    recovered: int | None
+    depth: float
+    z: float
+    area: float
+    after_spike: SpikeRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DipLink:
+    """How many dips follow a spike, against chance (circular shifts of the spikes)."""
+
+    num_dips: int
+    num_linked: int
+    expected_by_chance: float | None
+    p_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunAnalysis:
+    """The whole answer for one run. A part that was not asked for is None; ``notes`` name what lacked data."""
+
+    run: str
+    iterations: int
+    layers: tuple[tuple[str, int], ...]
+    spikes: tuple[Spike, ...] | None = None
+    false_alarms: FalseAlarms | None = None
+    lag: Lag | None = None
+    propagation: tuple[LayerLag, ...] | None = None
+    dips: tuple[Dip, ...] | None = None
+    dip_link: DipLink | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract, schema 1: plain types only; inf and NaN become None."""
+        raise NotImplementedError  # written with the analysis
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What one run brings to a comparison. Rates are per 10,000 iterations."""
+
+    run: str
+    mitigation: str
+    seed: int
+    base_lr: float
+    final_knn: float | None
+    best_knn: float | None
+    spikes_per_10k: float | None
+    dip_area: float | None
+    max_dip_depth: float | None
+    diverged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Mitigation minus baseline for one metric, over runs paired by seed.
+
+    ``ci95`` and ``p_value`` are None where the number of pairs gives none; ``warning`` then says so.
+    """
+
+    mitigation: str
+    baseline: str
+    metric: str
+    baseline_mean: float
+    mitigated_mean: float
+    difference: float
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    p_holm: float | None
+    num_seeds: int
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs side by side, and the effect of each mitigation against the baseline."""
+
+    runs: tuple[RunSummary, ...]
+    effects: tuple[Effect, ...]
+    baseline: str
+    notes: tuple[str, ...] = ()
