@@ -1,0 +1,14 @@
+"""Encoders and heads."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stabilitylab.config import ModelConfig
+from stabilitylab.models.resnet import build_resnet
+from stabilitylab.models.vit import build_vit
+
+
+def build_encoder(config: ModelConfig, channels: int) -> nn.Module:
+    """The backbone that ``config.arch`` names: images (N, channels, S, S) -> features (N, ``num_features``)."""
+    return build_vit(config, channels) if config.is_vit else build_resnet(config, channels)

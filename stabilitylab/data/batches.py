@@ -1,0 +1,151 @@
+"""Batches of views. What batch ``iteration`` holds depends on (seed, iteration) and nothing else.
+
+That makes a resumed run exact, and runs that share a seed share their data order, so they can be paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stabilitylab.config import Config, ConfigError
+from stabilitylab.data.datasets import ImageData, Split
+from stabilitylab.data.views import View, augment, two_views
+
+_ORDER, _AUGMENT = 0, 1  # the random streams
+
+
+def stream(seed: int, *key: int) -> torch.Generator:
+    """An independent generator for each (seed, key)."""
+    state = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class BatchOrder:
+    """Which images stand in batch ``iteration``: a fresh permutation each epoch, its incomplete last batch dropped."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+        if batch_size > num_images:
+            raise ConfigError(f"batch_size {batch_size} is larger than the data set ({num_images} images)")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.iterations_per_epoch = num_images // batch_size
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, iteration: int) -> Tensor:
+        """Indices (batch_size,) of batch ``iteration``."""
+        epoch, position = divmod(iteration, self.iterations_per_epoch)
+        if epoch != self._epoch:
+            generator = stream(self.seed, _ORDER, epoch)
+            self._epoch, self._permutation = epoch, torch.randperm(self.num_images, generator=generator)
+        start = position * self.batch_size
+        return self._permutation[start : start + self.batch_size]
+
+
+class MemoryBatches:
+    """Views of images held in memory, augmented as a batch on ``device``."""
+
+    def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
+        assert data.train.images is not None
+        self.order = BatchOrder(len(data.train), config.train.batch_size, config.train.seed)
+        self.views = two_views(config.data.views, config.data.crop_min)
+        self.size, self.seed = config.model.img_size, config.train.seed
+        self.images = data.train.images.to(device)
+        self.normalize = Normalize(data, device)
+
+    def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        """The views of batches ``start`` to ``stop`` - 1: a list of two (N, C, size, size) tensors."""
+        for iteration in range(start, stop):
+            images = self.images[self.order(iteration).to(self.images.device)].float() / 255
+            generator = stream(self.seed, _AUGMENT, iteration)
+            yield [self.normalize(augment(images, view, self.size, generator)) for view in self.views]
+
+
+class Normalize:
+    """Subtract the data set's mean, divide by its std, per channel."""
+
+    def __init__(self, data: ImageData, device: torch.device) -> None:
+        self.mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(data.std, device=device).view(-1, 1, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class _FolderViews(torch.utils.data.Dataset[list[Tensor]]):
+    """One image's views. An item is (iteration, index): the augmentation depends on both, not on the worker."""
+
+    def __init__(self, split: Split, views: tuple[View, ...], size: int, seed: int) -> None:
+        self.split, self.views, self.size, self.seed = split, views, size, seed
+
+    def __getitem__(self, item: Any) -> list[Tensor]:
+        iteration, index = item
+        image = read_image(self.split, index)[None]
+        generator = stream(self.seed, _AUGMENT, iteration, index)
+        return [augment(image, view, self.size, generator)[0] for view in self.views]
+
+
+class FolderBatches:
+    """Views of images on disk, decoded and augmented in ``workers`` processes."""
+
+    def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
+        self.order = BatchOrder(len(data.train), config.train.batch_size, config.train.seed)
+        views = two_views(config.data.views, config.data.crop_min)
+        self.dataset = _FolderViews(data.train, views, config.model.img_size, config.train.seed)
+        self.workers, self.device = config.data.workers, device
+        self.normalize = Normalize(data, device)
+
+    def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        """The views of batches ``start`` to ``stop`` - 1: a list of two (N, C, size, size) tensors."""
+        plan = ([(t, index) for index in self.order(t).tolist()] for t in range(start, stop))
+        loader = torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=plan,  # type: ignore[arg-type]
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for views in loader:
+            yield [self.normalize(view.to(self.device, non_blocking=True)) for view in views]
+
+
+def training_batches(config: Config, data: ImageData, device: torch.device) -> MemoryBatches | FolderBatches:
+    """The batches of a run."""
+    kind = FolderBatches if data.train.images is None else MemoryBatches
+    return kind(config, data, device)
+
+
+def read_image(split: Split, index: int) -> Tensor:
+    """One image of a folder as (3, H, W) in [0, 1]. ConfigError names a file that cannot be decoded."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    path = split.paths[index]
+    try:
+        return decode_image(str(path), mode=ImageReadMode.RGB).float() / 255
+    except RuntimeError as error:
+        raise ConfigError(f"cannot decode image {path}: {str(error).splitlines()[0]}; remove or mend it") from None
+
+
+def evaluation_images(data: ImageData, split: Split, size: int, device: torch.device, batch: int) -> Iterator[Tensor]:
+    """A split in order, unaugmented: resized (folders: shorter side, centre crop), normalised, ``batch`` at a time."""
+    normalize = Normalize(data, device)
+    for start in range(0, len(split), batch):
+        if split.images is not None:
+            images = split.images[start : start + batch].to(device).float() / 255
+            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        else:
+            stop = min(start + batch, len(split))
+            images = torch.stack([_centre_crop(read_image(split, i), size) for i in range(start, stop)]).to(device)
+        yield normalize(images)
+
+
+def _centre_crop(image: Tensor, size: int) -> Tensor:
+    """Shorter side to 8/7 of ``size`` (256 for 224), then the middle. (3, H, W) -> (3, size, size)."""
+    scale = size * 8 / 7 / min(image.shape[1:])
+    resized = [max(size, round(side * scale)) for side in image.shape[1:]]
+    image = F.interpolate(image[None], resized, mode="bilinear", align_corners=False, antialias=True)[0]
+    top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+    return image[:, top : top + size, left : left + size]

@@ -1,0 +1,149 @@
+"""Image data sets. Nothing is downloaded: data comes from a package or from the user's folder.
+
+A small set is held in memory as one uint8 tensor. An image folder is read file by file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stabilitylab.config import ConfigError, DataConfig, check_choice
+
+DIGITS_TRAIN = 1400  # the other 397 are held out for the kNN monitor
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` (N, C, H, W) uint8 and ``labels`` (N,) int64, or, for a folder, N ``paths`` instead of images."""
+
+    labels: Tensor
+    images: Tensor | None = None
+    paths: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training images, held-out images for the monitor, and per-channel mean and std on the [0, 1] scale."""
+
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def num_classes(self) -> int:
+        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+
+
+def _in_memory(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> ImageData:
+    scaled = train.float() / 255
+    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3))
+    return ImageData(
+        Split(train_labels, train), Split(test_labels, test), tuple(mean.tolist()), tuple(std.tolist())
+    )
+
+
+def load_digits(folder: str) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8x8, shipped in its wheel. The split is fixed, not the run's."""
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    if folder:
+        raise ConfigError(f"data digits takes no folder, not {folder!r}; use --data digits")
+    bunch = sklearn_digits()
+    images = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    images, labels = images[order], labels[order]
+    n = DIGITS_TRAIN
+    return _in_memory(images[:n], labels[:n], images[n:], labels[n:])
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes (LeCun's MNIST format), gzipped or not."""
+    try:
+        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        zeros, kind, dims = struct.unpack_from(">HBB", raw)
+        shape = struct.unpack_from(f">{dims}I", raw, 4)
+    except (OSError, EOFError, struct.error) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims)
+    if zeros or kind != 8 or body.size != int(np.prod(shape)):
+        raise ConfigError(f"{path} is not a whole IDX file of bytes; get the file anew")
+    return body.reshape(shape)
+
+
+def load_fashion_mnist(folder: str) -> ImageData:
+    """Fashion-MNIST (60,000 + 10,000 grey 28x28 images) from its four IDX files, gzipped or not."""
+    root = _folder("fashion-mnist", folder)
+    parts = []
+    for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        found = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
+        if not found:
+            raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files")
+        parts.append(torch.from_numpy(read_idx(found[0]).copy()))
+    images, labels, test_images, test_labels = parts
+    return _in_memory(images[:, None], labels.long(), test_images[:, None], test_labels.long())
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+def load_image_folder(folder: str) -> ImageData:
+    """``DIR/train/CLASS/*`` and ``DIR/val/CLASS/*`` (or ``test``), as ImageNet is usually laid out."""
+    root = _folder("imagefolder", folder)
+    train = root / "train"
+    test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if not train.is_dir() or test is None:
+        raise ConfigError(f"{root} needs the folders train and val (or test), each with one folder a class")
+    classes = sorted(path.name for path in train.iterdir() if path.is_dir())
+    return ImageData(_split(train, classes), _split(test, classes), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _split(root: Path, classes: list[str]) -> Split:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ConfigError(f"class folder {root / name} has no image; add images or remove the class")
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise ConfigError(f"{root} has no class folder with images")
+    return Split(torch.tensor(labels), paths=tuple(paths))
+
+
+def _folder(kind: str, folder: str) -> Path:
+    if not folder:
+        raise ConfigError(f"data {kind} needs a folder: --data {kind}:DIR")
+    if not Path(folder).is_dir():
+        raise ConfigError(f"data folder {folder} does not exist; give the folder that holds {kind}")
+    return Path(folder)
+
+
+DATASETS: dict[str, Callable[[str], ImageData]] = {
+    "digits": load_digits,
+    "fashion-mnist": load_fashion_mnist,
+    "imagefolder": load_image_folder,
+}
+
+
+def load_data(config: DataConfig) -> ImageData:
+    """The data set that ``config.name`` names. ConfigError says what is missing."""
+    return DATASETS[check_choice("data", config.kind, DATASETS)](config.folder)

@@ -1,0 +1,137 @@
+"""The two views of MoCo v3 (PAPER, Implementation), for a whole batch at once on its own device.
+
+Every random number is drawn on the CPU from one generator, so a batch's views depend on the seed alone and
+not on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One augmentation pipeline. Each ``p`` is a probability per image; jitter strengths as in torchvision."""
+
+    crop: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_p: float = 0.8
+    grey_p: float = 0.2
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_p: float = 0.0
+    flip_p: float = 0.5
+
+
+def two_views(kind: str, crop_min: float) -> tuple[View, View]:
+    """``photo``: the paper's asymmetric pair. ``grey``: crops and light only, since a mirrored digit is no digit."""
+    crop = (crop_min, 1.0)
+    if kind == "photo":
+        return View(crop=crop, blur_p=1.0), View(crop=crop, blur_p=0.1, solarize_p=0.2)
+    grey = View(crop=crop, jitter=(0.4, 0.4, 0.0, 0.0), grey_p=0.0, flip_p=0.0)
+    return grey, grey
+
+
+def augment(images: Tensor, view: View, size: int, generator: Generator) -> Tensor:
+    """One random view of each image: (N, C, H, W) in [0, 1] -> (N, C, size, size) in [0, 1]."""
+    x = random_resized_crop(images, view, size, generator)
+    x = colour_jitter(x, view, generator)
+    if view.grey_p and x.shape[1] == 3:
+        x = torch.where(_chosen(x, view.grey_p, generator), luma(x).expand_as(x), x)
+    if view.blur_p:
+        x = torch.where(_chosen(x, view.blur_p, generator), gaussian_blur(x, view.blur_sigma, generator), x)
+    if view.solarize_p:
+        chosen = _chosen(x, view.solarize_p, generator)
+        x = torch.where(chosen & (x >= 0.5), 1 - x, x)
+    return x
+
+
+def _uniform(n: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
+    return (torch.rand(n, generator=generator) * (high - low) + low).to(like.device, like.dtype)
+
+
+def _chosen(x: Tensor, p: float, generator: Generator) -> Tensor:
+    return (torch.rand(len(x), 1, 1, 1, generator=generator) < p).to(x.device)
+
+
+def random_resized_crop(x: Tensor, view: View, size: int, generator: Generator) -> Tensor:
+    """Crop an area fraction in ``view.crop`` with a log-uniform aspect ratio, resize bilinearly, maybe mirror."""
+    n = len(x)
+    area = _uniform(n, *view.crop, generator, x)
+    ratio = torch.exp(_uniform(n, math.log(view.ratio[0]), math.log(view.ratio[1]), generator, x))
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    # Centres in [-1, 1]; the crop stays inside the image.
+    cx = (1 - width) * _uniform(n, -1, 1, generator, x)
+    cy = (1 - height) * _uniform(n, -1, 1, generator, x)
+    mirror = torch.where(_chosen(x, view.flip_p, generator).flatten(), -1.0, 1.0)
+    zero = torch.zeros_like(cx)
+    theta = torch.stack([torch.stack([width * mirror, zero, cx], 1), torch.stack([zero, height, cy], 1)], 1)
+    grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def luma(x: Tensor) -> Tensor:
+    """ITU-R 601 grey, (N, 3, H, W) -> (N, 1, H, W)."""
+    if x.shape[1] == 1:
+        return x
+    weight = torch.tensor([0.299, 0.587, 0.114], device=x.device, dtype=x.dtype)
+    return torch.einsum("nchw,c->nhw", x, weight)[:, None]
+
+
+def colour_jitter(x: Tensor, view: View, generator: Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue in a random order, one order a batch, one strength an image."""
+    if not view.jitter_p:
+        return x
+    out = x
+    for op in torch.randperm(4, generator=generator).tolist():
+        strength = view.jitter[op]
+        if not strength or (op >= 2 and x.shape[1] != 3):
+            continue
+        if op == 3:
+            out = rotate_hue(out, _uniform(len(x), -strength, strength, generator, x))
+            continue
+        factor = _uniform(len(x), max(0.0, 1 - strength), 1 + strength, generator, x).view(-1, 1, 1, 1)
+        if op == 0:
+            other = torch.zeros_like(out)
+        elif op == 1:
+            other = luma(out).mean((1, 2, 3), keepdim=True)
+        else:
+            other = luma(out)
+        out = (other + factor * (out - other)).clamp(0, 1)
+    return torch.where(_chosen(x, view.jitter_p, generator), out, x)
+
+
+def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue in HSV space by ``turn`` (N,) full circles. (N, 3, H, W) in [0, 1]."""
+    value, chroma_min = x.amax(1), x.amin(1)
+    chroma = value - chroma_min
+    safe = chroma.clamp(min=1e-8)
+    r, g, b = x.unbind(1)
+    hue = torch.where(
+        value == r, ((g - b) / safe) % 6, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4)
+    )
+    hue = (hue / 6 + turn.view(-1, 1, 1)) % 1
+    # HSV -> RGB: each channel is the value less chroma times a trapezoid in the hue.
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    k = (offsets + hue[:, None] * 6) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def gaussian_blur(x: Tensor, sigma: tuple[float, float], generator: Generator) -> Tensor:
+    """Blur each image with its own sigma, in pixels; separable, reflected at the border."""
+    n, channels, height, width = x.shape
+    widths = _uniform(n, *sigma, generator, x)
+    radius = min(math.ceil(3 * sigma[1]), height - 1, width - 1)
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * widths[:, None] ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    planes = F.pad(x, [radius] * 4, mode="reflect").reshape(1, n * channels, height + 2 * radius, -1)
+    planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * channels)
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * channels)
+    return planes.reshape(n, channels, height, width)

@@ -1,0 +1,24 @@
+"""Projector and predictor (PAPER, Implementation)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def mlp_head(
+    layers: int, in_dim: int, hidden_dim: int, out_dim: int, *, bn: bool = True, last_bn: bool = True
+) -> nn.Sequential:
+    """An MLP (N, in_dim) -> (N, out_dim). With ``bn``: BN after every layer, no ReLU on the last, whose BN
+    (``last_bn``) has no affine parameters. Without: plain layers with biases."""
+    widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
+    modules: list[nn.Module] = []
+    for index in range(layers):
+        last = index == layers - 1
+        modules.append(nn.Linear(widths[index], widths[index + 1], bias=not bn))
+        if bn and not last:
+            modules.append(nn.BatchNorm1d(widths[index + 1]))
+        elif bn and last_bn:
+            modules.append(nn.BatchNorm1d(widths[index + 1], affine=False))
+        if not last:
+            modules.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*modules)

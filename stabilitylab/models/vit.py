@@ -1,0 +1,81 @@
+"""timm vision transformers as MoCo v3 builds them (PAPER, Implementation; arXiv 2104.02057, section 4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from stabilitylab.config import ModelConfig
+
+_POOLS = {
+    "cls": {"global_pool": "token", "class_token": True},
+    "avg_ln": {"global_pool": "avg", "class_token": False, "fc_norm": False, "final_norm": True},
+    "avg": {"global_pool": "avg", "class_token": False, "fc_norm": False, "final_norm": False},
+}
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over images and tokens: (N, L, D) -> (N, L, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: int) -> Tensor:
+    """Fixed 2-D sin-cos embedding, (1, prefix + h w, dim), zero for the prefix tokens; T = 10,000."""
+    quarter = dim // 4
+    omega = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+    x, y = torch.outer(columns.flatten(), omega), torch.outer(rows.flatten(), omega)
+    patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)
+    return torch.cat([patches.new_zeros(prefix_tokens, dim), patches])[None].float()
+
+
+def build_vit(config: ModelConfig, channels: int) -> VisionTransformer:
+    """An encoder (N, channels, S, S) -> (N, ``num_features``) with the paper's initialisation."""
+    dim, depth, heads = config.vit_size
+    vit = VisionTransformer(
+        img_size=config.img_size,
+        patch_size=config.patch_size,
+        in_chans=channels,
+        num_classes=0,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        pos_embed="none" if config.pos_embed == "none" else "learn",
+        weight_init="",
+        **_POOLS[config.pool],
+    )
+    if config.mlp_norm == "bn":
+        for block in vit.blocks:
+            block.norm2 = TokenBatchNorm(dim)
+    if config.pos_embed == "sincos":
+        fixed = sincos_position_embedding(vit.patch_embed.grid_size, dim, vit.num_prefix_tokens)
+        vit.pos_embed = nn.Parameter(fixed, requires_grad=False)
+    _initialise(vit)
+    return vit
+
+
+@torch.no_grad()
+def _initialise(vit: VisionTransformer) -> None:
+    for name, module in vit.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if name.endswith("qkv"):  # Q, K and V each have their own fan-out
+            for part in module.weight.chunk(3):
+                nn.init.xavier_uniform_(part)
+        else:
+            nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=1e-6)
+    projection = vit.patch_embed.proj
+    fan_in = projection.weight[0].numel()  # channels x patch x patch
+    bound = math.sqrt(6 / (fan_in + vit.embed_dim))
+    nn.init.uniform_(projection.weight, -bound, bound)
+    nn.init.zeros_(projection.bias)
