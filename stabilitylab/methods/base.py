@@ -1,0 +1,68 @@
+"""What every method is made of.
+
+A method is used in two halves, so that the trainer may compute features in chunks or on several devices
+and still get the loss of the whole batch: `encode` works image by image, `loss` sees all features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stabilitylab.config import MethodConfig
+
+Encoder = Callable[[], nn.Module]
+M = TypeVar("M", bound=nn.Module)
+
+
+class Method(nn.Module):
+    """A self-supervised method over ``base_encoder``. Momentum copies are named ``momentum_*``."""
+
+    base_encoder: nn.Module
+    uses_momentum_encoder = False
+
+    def __init__(self, base_encoder: nn.Module, config: MethodConfig) -> None:
+        super().__init__()
+        self.base_encoder = base_encoder
+        self.config = config
+
+    def add_momentum_copies(self, *names: str) -> None:
+        """For each module name an EMA copy ``momentum_<name>`` that takes no gradient."""
+        self._averaged = names
+        for name in names:
+            frozen = copy.deepcopy(getattr(self, name)).requires_grad_(False)
+            self.add_module(f"momentum_{name.removeprefix('base_')}", frozen)
+
+    @torch.no_grad()
+    def update_momentum_encoder(self, ema_momentum: float) -> None:
+        """EMA over parameters, not over BN buffers. A lerp, so that equal values stay bit-identical."""
+        for name in self._averaged:
+            online = list(getattr(self, name).parameters())
+            averaged = list(getattr(self, f"momentum_{name.removeprefix('base_')}").parameters())
+            torch._foreach_lerp_(averaged, online, 1 - ema_momentum)
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:
+        """Backbone features (N, D) of each view."""
+        return encode(self.base_encoder, views)
+
+    @torch.no_grad()
+    def encode_momentum(self, views: list[Tensor]) -> list[Tensor]:
+        """Momentum-backbone features (N, D) of each view."""
+        return encode(self.momentum_encoder, views)  # type: ignore[arg-type]
+
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
+        """The loss of the whole batch, from one (N, D) tensor a view."""
+        raise NotImplementedError
+
+
+def encode(encoder: nn.Module, views: list[Tensor]) -> list[Tensor]:
+    """Each view through the encoder. Where no layer mixes images the views go in one batch, which is the same
+    mathematics and faster; with BatchNorm they go apart, so that statistics are per view."""
+    mixes_images = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
+    if mixes_images or len({view.shape[1:] for view in views}) > 1:
+        return [encoder(view) for view in views]
+    return list(encoder(torch.cat(views)).chunk(len(views)))

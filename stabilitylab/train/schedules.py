@@ -1,0 +1,19 @@
+"""Schedules over iterations (PAPER, Implementation). Pure functions of the iteration."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(iteration: int, total: int, peak: float, warmup: int) -> float:
+    """Linear warm-up from 0 over ``warmup`` iterations, then half a cosine to 0 at ``total``."""
+    if iteration < warmup:
+        return peak * iteration / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(1, total - warmup)))
+
+
+def ema_momentum(iteration: int, total: int, start: float, schedule: str = "cosine") -> float:
+    """``start`` throughout, or rising to 1 at ``total`` by half a cosine."""
+    if schedule == "constant":
+        return start
+    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * iteration / total))

@@ -1,0 +1,185 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from stabilitylab.config import Config, ConfigError
+from stabilitylab.data.batches import training_batches
+from stabilitylab.data.datasets import ImageData, load_data
+from stabilitylab.methods import build_method
+from stabilitylab.methods.base import Method
+from stabilitylab.models.layers import Layer, group_layers
+from stabilitylab.record.recorder import Recorder
+from stabilitylab.train.checkpoint import save_checkpoint
+from stabilitylab.train.evaluate import KnnMonitor
+from stabilitylab.train.mitigations import AppliedMitigations, parse_mitigations
+from stabilitylab.train.optim import build_optimizer, set_learning_rate
+from stabilitylab.train.schedules import ema_momentum, learning_rate
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told. ``loss`` and ``knn_top1`` are the latest known."""
+
+    iteration: int
+    total: int
+    loss: float | None
+    knn_top1: float | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """``stopped`` says why training ended early, or is empty."""
+
+    iterations: int
+    knn_top1: float | None
+    stopped: str = ""
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu") if _accelerated() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _accelerated() -> bool:
+    return torch.accelerator.is_available()
+
+
+class Trainer:
+    """A run, ready to train: data, method with mitigations applied, optimizer, schedules.
+
+    Everything random is drawn from ``config.train.seed``: initialisation, order and views. Runs that differ
+    in the mitigation alone start from the same weights and see the same batches.
+    """
+
+    def __init__(self, config: Config) -> None:
+        parse_mitigations(config.mitigation)  # fail before the data is read
+        self.config = config
+        self.device = pick_device(config.train.device)
+        self.data: ImageData = load_data(config.data)
+        torch.manual_seed(config.train.seed)
+        self.method = cast(Method, build_method(config, self.data.channels)).to(self.device)
+        self.mitigations = AppliedMitigations(self.method, config.mitigation)
+        self.optimizer = build_optimizer(self.method.parameters(), config.optim)
+        self.batches = training_batches(config, self.data, self.device)
+        self.monitor = KnnMonitor(config, self.data, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.amp == "fp16")
+        per_epoch = self.batches.order.iterations_per_epoch
+        self.iterations_per_epoch = per_epoch
+        self.total = config.train.iterations or math.ceil(cast(float, config.train.epochs) * per_epoch)
+        self.warmup = config.optim.warmup_iterations or round((config.optim.warmup_epochs or 0) * per_epoch)
+        self.peak_lr = config.optim.base_lr * config.train.batch_size / 256
+
+    def layers(self) -> list[Layer]:
+        """The layers to record, from input to output."""
+        return group_layers(self.method.named_parameters(), self.config.record.granularity)
+
+    def train(
+        self, recorder: Recorder, checkpoints: Path, progress: Callable[[Progress], None] = lambda _: None
+    ) -> TrainResult:
+        """Train to the end, or to a non-finite loss where the configuration says to stop there.
+
+        The recorder is flushed at the end, also when an exception passes through.
+        """
+        knn_top1 = None
+        stopped = ""
+        iteration = 0
+        self.method.train()
+        try:
+            for iteration, views in enumerate(self.batches.iterate(0, self.total)):
+                if self._evaluates(iteration):
+                    knn_top1 = self._evaluate(recorder, iteration)
+                loss = self._step(recorder, iteration, views)
+                # On the CPU the value is at hand; on an accelerator only a flush waits for it.
+                known = loss.item() if recorder.flush_if_due() or self.device.type == "cpu" else None
+                if known is not None and not math.isfinite(known):
+                    recorder.event(iteration, "nonfinite", f"loss is {known}")
+                    if self.config.train.on_nan == "stop":
+                        stopped = f"the loss was {known} at iteration {iteration}"
+                        break
+                self._checkpoint_if_due(recorder, checkpoints, iteration + 1)
+                progress(Progress(iteration + 1, self.total, known, knn_top1))
+            done = iteration + 1
+            if not stopped and self.config.eval.knn_every:
+                knn_top1 = self._evaluate(recorder, done)
+            self._checkpoint(recorder, checkpoints, done)
+        finally:
+            recorder.flush()
+        return TrainResult(done, knn_top1, stopped)
+
+    def _step(self, recorder: Recorder, iteration: int, views: list[Tensor]) -> Tensor:
+        """One update. The order is the paper's: EMA before keys; gradients are recorded before any clipping."""
+        started = time.perf_counter()
+        lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup)
+        set_learning_rate(self.optimizer, lr)
+        scalars: dict[str, float] = {"lr": lr}
+        momentum_features = None
+        with self._autocast():
+            if self.method.uses_momentum_encoder:
+                settings = self.config.method
+                momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
+                scalars["ema_momentum"] = momentum
+                self.method.update_momentum_encoder(momentum)
+                momentum_features = self.method.encode_momentum(views)
+            loss = self.method.loss(self.method.encode(views), momentum_features)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        recorder.step(
+            iteration,
+            epoch=iteration / self.iterations_per_epoch,
+            loss=loss.detach(),
+            seconds=time.perf_counter() - started,
+            images=self.config.train.batch_size,
+            **scalars,
+        )
+        self.mitigations.before_update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        amp = self.config.train.amp
+        return torch.autocast(self.device.type, types[amp]) if amp in types else contextlib.nullcontext()
+
+    def _evaluates(self, iteration: int) -> bool:
+        every = self.config.eval.knn_every
+        return every > 0 and iteration % every == 0
+
+    def _evaluate(self, recorder: Recorder, iteration: int) -> float:
+        value = self.monitor(self.method.base_encoder).item()
+        recorder.log(iteration, "knn_top1", value, self.monitor.num_samples)
+        return value
+
+    def _checkpoint_if_due(self, recorder: Recorder, folder: Path, iteration: int) -> None:
+        every = self.config.train.checkpoint_every
+        if every and iteration % every == 0 and iteration < self.total:
+            self._checkpoint(recorder, folder, iteration)
+
+    def _checkpoint(self, recorder: Recorder, folder: Path, iteration: int) -> None:
+        state = {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        path = save_checkpoint(folder, iteration, state)
+        recorder.event(iteration, "checkpoint", path.name)
