@@ -1,0 +1,85 @@
+"""The command line. Commands are loaded when used, so that ``--help`` and analysis do not wait for torch."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+
+import click
+
+from stabilitylab import __version__
+
+# command -> module that defines it, under the same name with dashes as underscores
+COMMANDS = {
+    "train": "train",
+    "analyze": "analyze",
+    "report": "report",
+    "runs": "runs",
+    "sql": "sql",
+    "import": "imports",
+    "demo": "demo",
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"stabilitylab.cli.{COMMANDS[name]}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=2) or list(COMMANDS)
+            raise click.UsageError(f"unknown command {args[0]!r}; did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="stablab")
+def cli() -> None:
+    """Find, time and cure the training instability of self-supervised vision transformers.
+
+    \b
+    stablab demo                         the whole chain on real digits, in a few minutes
+    stablab train --log-grads            train, recording every layer's gradient
+    stablab analyze run_001              spikes, first-to-last-layer lag, dips
+    stablab report run_001 run_002 -o report.html
+    """
+
+
+def main() -> None:
+    """Run the command line. Bad input is one line on standard error and exit code 2."""
+    from stabilitylab.config import ConfigError
+    from stabilitylab.store.errors import StoreError
+
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        fail(error.format_message() + where)
+    except click.ClickException as error:
+        fail(error.format_message())
+    except (ConfigError, StoreError) as error:
+        fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", code=130)
+    except BrokenPipeError:
+        # The reader of a pipe went away, as `head` does.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Say what is wrong in one line and leave."""
+    click.echo("stablab: " + " ".join(message.split()), err=True)
+    sys.exit(code)

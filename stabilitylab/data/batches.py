@@ -126,10 +126,14 @@ def read_image(split: Split, index: int) -> Tensor:
     try:
         return decode_image(str(path), mode=ImageReadMode.RGB).float() / 255
     except RuntimeError as error:
-        raise ConfigError(f"cannot decode image {path}: {str(error).splitlines()[0]}; remove or mend it") from None
+        raise ConfigError(
+            f"cannot decode image {path}: {str(error).splitlines()[0]}; remove or mend it"
+        ) from None
 
 
-def evaluation_images(data: ImageData, split: Split, size: int, device: torch.device, batch: int) -> Iterator[Tensor]:
+def evaluation_images(
+    data: ImageData, split: Split, size: int, device: torch.device, batch: int
+) -> Iterator[Tensor]:
     """A split in order, unaugmented: resized (folders: shorter side, centre crop), normalised, ``batch`` at a time."""
     normalize = Normalize(data, device)
     for start in range(0, len(split), batch):
@@ -138,7 +142,9 @@ def evaluation_images(data: ImageData, split: Split, size: int, device: torch.de
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
         else:
             stop = min(start + batch, len(split))
-            images = torch.stack([_centre_crop(read_image(split, i), size) for i in range(start, stop)]).to(device)
+            images = torch.stack([_centre_crop(read_image(split, i), size) for i in range(start, stop)]).to(
+                device
+            )
         yield normalize(images)
 
 

@@ -93,9 +93,13 @@ def load_fashion_mnist(folder: str) -> ImageData:
     root = _folder("fashion-mnist", folder)
     parts = []
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        found = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
+        found = [
+            root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()
+        ]
         if not found:
-            raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files")
+            raise ConfigError(
+                f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files"
+            )
         parts.append(torch.from_numpy(read_idx(found[0]).copy()))
     images, labels, test_images, test_labels = parts
     return _in_memory(images[:, None], labels.long(), test_images[:, None], test_labels.long())

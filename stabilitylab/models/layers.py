@@ -50,7 +50,9 @@ def layer_name(parameter: str, granularity: str = "block") -> str:
     return parts[0]
 
 
-def group_layers(named_parameters: Iterable[tuple[str, nn.Parameter]], granularity: str = "block") -> list[Layer]:
+def group_layers(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], granularity: str = "block"
+) -> list[Layer]:
     """Group parameters into layers, ordered from input to output.
 
     Parameters fixed by construction (a sin-cos embedding, a momentum encoder) belong to no layer unless
@@ -65,7 +67,8 @@ def group_layers(named_parameters: Iterable[tuple[str, nn.Parameter]], granulari
     order = list(groups)
     rank = {name: (_rank(name), order.index(name)) for name in order}
     return [
-        Layer(name, depth, tuple(groups[name])) for depth, name in enumerate(sorted(order, key=rank.__getitem__))
+        Layer(name, depth, tuple(groups[name]))
+        for depth, name in enumerate(sorted(order, key=rank.__getitem__))
     ]
 
 

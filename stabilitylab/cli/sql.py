@@ -1,0 +1,76 @@
+"""``stablab sql``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from typing import Any
+
+import click
+
+from stabilitylab.cli.options import runs_dir
+
+
+@click.command()
+@click.argument("run")
+@click.argument("query")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
+@runs_dir
+def command(run: str, query: str, form: str, runs_dir: str | None) -> None:
+    """Query RUN's tables: meta, layers, layer_stats, iterations, evals, scalars, events. Read only.
+
+    \b
+    stablab sql run_001 "select name, max(grad_norm) from layer_stats join layers using (layer_id) group by 1"
+    """
+    import duckdb
+
+    from stabilitylab.config import ConfigError
+    from stabilitylab.store.location import find_run, runs_root
+    from stabilitylab.store.reader import open_run
+
+    with open_run(find_run(runs_root(runs_dir), run)) as reader:
+        try:
+            result = reader.query(query)
+            names = [column[0] for column in result.description or ()]
+            rows = result.fetchall()
+        except duckdb.Error as error:
+            raise ConfigError(f"the query failed: {str(error).splitlines()[0]}") from None
+    if form == "json":
+        click.echo(json.dumps([dict(zip(names, map(_plain, row), strict=True)) for row in rows], indent=2))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+    else:
+        _print_table(names, rows)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+
+
+def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for index, name in enumerate(names):
+        numeric = all(isinstance(row[index], (int, float, type(None))) for row in rows)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

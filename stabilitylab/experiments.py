@@ -1,0 +1,155 @@
+"""From a configuration to a run in the store, and from a run in the store to what analysis reads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import queue
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
+from stabilitylab.config import Config
+from stabilitylab.store.location import claim_run
+from stabilitylab.store.reader import RunReader
+from stabilitylab.store.writer import LayerRow, RunWriter
+
+if TYPE_CHECKING:
+    from stabilitylab.train.trainer import Progress, TrainResult
+
+_LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended."""
+
+    path: Path
+    result: TrainResult
+
+
+def train_run(
+    config: Config,
+    root: Path,
+    name: str | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    started: Callable[[Path], None] = lambda _: None,
+) -> FinishedRun:
+    """Train a run and record it under ``root``. Nothing is claimed before the configuration and data are known
+    to be good. ``started`` is told the run's folder once it exists."""
+    from stabilitylab.record.recorder import Recorder
+    from stabilitylab.train.trainer import Trainer
+
+    trainer = Trainer(config)
+    run_dir = claim_run(root, name)
+    (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    layers = trainer.layers()
+    rows = [
+        LayerRow(i, layer.name, layer.depth, layer.num_params, layer.trainable)
+        for i, layer in enumerate(layers)
+    ]
+    meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
+    with RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=rows) as writer:
+        started(run_dir)
+        settings = config.record
+        recorder = Recorder(
+            layers,
+            writer,
+            log_grads=settings.log_grads,
+            every=settings.every,
+            flush_every=settings.flush_every,
+            flush_seconds=settings.flush_seconds,
+        )
+        for mitigation in config.mitigation:
+            recorder.event(0, "mitigation", mitigation)
+        result = trainer.train(recorder, run_dir / "checkpoints", progress)
+        writer.close("stopped" if result.stopped else "finished")
+    return FinishedRun(run_dir, result)
+
+
+def provenance() -> dict[str, str]:
+    """Versions, Python, git commit of the working folder: what a reader needs to repeat the run."""
+    found = {f"{library}_version": version(library) for library in _LIBRARIES}
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return found | {"python_version": platform.python_version(), "git_commit": git.stdout.strip()}
+
+
+def train_side_by_side(
+    jobs: Sequence[tuple[str, Config]], root: Path, progress: Callable[[str, Progress], None]
+) -> list[Path]:
+    """Train named runs in processes of their own, each with its share of the cores. Returns their folders.
+
+    RuntimeError names the runs that failed; the others are finished and kept.
+    """
+    context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
+    messages = context.Queue()
+    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    workers = {
+        name: context.Process(target=_train_in_process, args=(name, config, root, threads, messages))
+        for name, config in jobs
+    }
+    for worker in workers.values():
+        worker.start()
+    failures = {}
+    for name, message in _messages(messages, workers):
+        if isinstance(message, str):
+            failures[name] = message
+        else:
+            progress(name, message)
+    failures |= {n: f"exit code {w.exitcode}" for n, w in workers.items() if w.exitcode and n not in failures}
+    if failures:
+        raise RuntimeError("; ".join(f"{name} failed: {why}" for name, why in failures.items()))
+    return [root / name for name, _ in jobs]
+
+
+def _messages(
+    messages: multiprocessing.Queue[tuple[str, Progress | str]], workers: dict[str, multiprocessing.Process]
+) -> Iterator[tuple[str, Progress | str]]:
+    while True:
+        alive = any(worker.is_alive() for worker in workers.values())
+        try:
+            yield messages.get(timeout=0.2)
+        except queue.Empty:
+            if not alive:
+                return
+
+
+def _train_in_process(
+    name: str,
+    config: Config,
+    root: Path,
+    threads: int,
+    messages: multiprocessing.Queue[tuple[str, Progress | str]],
+) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        train_run(config, root, name, progress=lambda state: messages.put((name, state)))
+    except Exception as error:
+        messages.put((name, f"{type(error).__name__}: {error}"))
+
+
+def load_series(reader: RunReader) -> RunSeries:
+    """Everything of a run that analysis reads."""
+    recorded = reader.layer_series("grad_norm")
+    empty = next(iter(recorded.values()), None)
+    layers = []
+    for row in sorted(reader.layers(), key=lambda row: row.depth):
+        series = recorded.get(row.layer_id)
+        if series is None and empty is not None:
+            series = (empty[0][:0], empty[1][:0])
+        if series is not None:
+            layers.append(LayerSeries(row.name, row.depth, series[0], series[1], row.trainable))
+    evals = {
+        metric: EvalCurve(columns["iteration"], columns["value"], columns["num_samples"])
+        for metric, columns in reader.evals().items()
+    }
+    return RunSeries(reader.meta["run_id"], reader.num_iterations, tuple(layers), evals)
