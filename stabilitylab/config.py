@@ -26,9 +26,7 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    raise ConfigError(
-        f"unknown {kind} {name!r}; did you mean {' or '.join(near[:8])}? Known: {', '.join(known)}"
-    )
+    raise ConfigError(f"unknown {kind} {name!r}; did you mean {' or '.join(near[:8])}? Known: {', '.join(known)}")
 
 
 class Section(BaseModel):
@@ -64,21 +62,15 @@ _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?"
 
 
 class ModelConfig(Section):
-    arch: str = Field(
-        "vit_nano", description="vit_{nano,tiny,small,base,large,huge}[_patchP[_SIZE]] or resnet18/50"
-    )
+    arch: str = Field("vit_nano", description="vit_{nano,tiny,small,base,large,huge}[_patchP[_SIZE]] or resnet18/50")
     img_size: int = Field(16, ge=4, description="side of the square input, pixels")
     patch_size: int = Field(4, ge=1, description="side of a patch, pixels")
     embed_dim: int | None = Field(None, ge=8, description="overrides the arch's width")
     depth: int | None = Field(None, ge=1, description="overrides the arch's number of blocks")
     num_heads: int | None = Field(None, ge=1, description="overrides the arch's attention heads")
     pos_embed: Literal["sincos", "learned", "none"] = "sincos"
-    pool: Literal["cls", "avg_ln", "avg"] = Field(
-        "cls", description="class token, LN + average, average without LN"
-    )
-    mlp_norm: Literal["ln", "bn"] = Field(
-        "ln", description="norm in the MLP blocks; bn is the paper's ViT-BN"
-    )
+    pool: Literal["cls", "avg_ln", "avg"] = Field("cls", description="class token, LN + average, average without LN")
+    mlp_norm: Literal["ln", "bn"] = Field("ln", description="norm in the MLP blocks; bn is the paper's ViT-BN")
 
     @field_validator("arch")
     @classmethod
@@ -113,12 +105,8 @@ class ModelConfig(Section):
 class MethodConfig(Section):
     name: str = "mocov3"
     temperature: float = Field(0.2, gt=0)
-    ema_momentum: float = Field(
-        0.99, ge=0, le=1, description="momentum of the momentum encoder at iteration 0"
-    )
-    ema_schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="cosine rises to 1 over training"
-    )
+    ema_momentum: float = Field(0.99, ge=0, le=1, description="momentum of the momentum encoder at iteration 0")
+    ema_schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine rises to 1 over training")
     hidden_dim: int = Field(256, ge=1, description="width of the heads (the paper: 4096)")
     out_dim: int = Field(64, ge=1, description="width of the embedding (the paper: 256)")
     predictor: bool = True
@@ -268,14 +256,10 @@ def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     match = _ARCH.fullmatch(model["arch"])
     if match is None or not match["patch"]:
         return layer
-    sizes = {
-        key: int(text) for key, text in (("patch_size", match["patch"]), ("img_size", match["img"])) if text
-    }
+    sizes = {key: int(text) for key, text in (("patch_size", match["patch"]), ("img_size", match["img"])) if text}
     for key, size in sizes.items():
         if model.get(key, size) != size:
-            raise ConfigError(
-                f"model.arch {model['arch']!r} says {key} {size}, but {key} = {model[key]} is given too"
-            )
+            raise ConfigError(f"model.arch {model['arch']!r} says {key} {size}, but {key} = {model[key]} is given too")
     return {**layer, "model": {**model, "arch": match["family"], **sizes}}
 
 

@@ -49,10 +49,7 @@ def train_run(
     run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     layers = trainer.layers()
-    rows = [
-        LayerRow(i, layer.name, layer.depth, layer.num_params, layer.trainable)
-        for i, layer in enumerate(layers)
-    ]
+    rows = [LayerRow(i, layer.name, layer.depth, layer.num_params, layer.trainable) for i, layer in enumerate(layers)]
     meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
     with RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=rows) as writer:
         started(run_dir)

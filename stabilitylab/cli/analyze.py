@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--spikes", is_flag=True, help="Gradient spikes of every layer, and what chance alone would flag."
-)
+@click.option("--spikes", is_flag=True, help="Gradient spikes of every layer, and what chance alone would flag.")
 @click.option("--lag", is_flag=True, help="Lag from the first to the last layer, and to every layer.")
 @click.option("--dips", is_flag=True, help="Dips of the kNN curve and the spikes before them.")
 @click.option(

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option(
-    "-o", "--output", required=True, metavar="FILE", help="The HTML file. Self-contained: open it offline."
-)
+@click.option("-o", "--output", required=True, metavar="FILE", help="The HTML file. Self-contained: open it offline.")
 @runs_dir
 def command(runs: tuple[str, ...], output: str, runs_dir: str | None) -> None:
     """Write an HTML report of one run, or of several compared."""

@@ -16,9 +16,7 @@ from stabilitylab.cli.options import runs_dir
 @click.command()
 @click.argument("run")
 @click.argument("query")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
-)
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @runs_dir
 def command(run: str, query: str, form: str, runs_dir: str | None) -> None:
     """Query RUN's tables: meta, layers, layer_stats, iterations, evals, scalars, events. Read only.

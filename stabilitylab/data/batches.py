@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from stabilitylab.config import Config, ConfigError
@@ -120,20 +121,16 @@ def training_batches(config: Config, data: ImageData, device: torch.device) -> M
 
 def read_image(split: Split, index: int) -> Tensor:
     """One image of a folder as (3, H, W) in [0, 1]. ConfigError names a file that cannot be decoded."""
-    from torchvision.io import ImageReadMode, decode_image
-
     path = split.paths[index]
     try:
-        return decode_image(str(path), mode=ImageReadMode.RGB).float() / 255
-    except RuntimeError as error:
-        raise ConfigError(
-            f"cannot decode image {path}: {str(error).splitlines()[0]}; remove or mend it"
-        ) from None
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a broken file
+        raise ConfigError(f"cannot decode image {path}: {error}; remove or mend it") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
-def evaluation_images(
-    data: ImageData, split: Split, size: int, device: torch.device, batch: int
-) -> Iterator[Tensor]:
+def evaluation_images(data: ImageData, split: Split, size: int, device: torch.device, batch: int) -> Iterator[Tensor]:
     """A split in order, unaugmented: resized (folders: shorter side, centre crop), normalised, ``batch`` at a time."""
     normalize = Normalize(data, device)
     for start in range(0, len(split), batch):
@@ -142,9 +139,7 @@ def evaluation_images(
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
         else:
             stop = min(start + batch, len(split))
-            images = torch.stack([_centre_crop(read_image(split, i), size) for i in range(start, stop)]).to(
-                device
-            )
+            images = torch.stack([_centre_crop(read_image(split, i), size) for i in range(start, stop)]).to(device)
         yield normalize(images)
 
 

@@ -54,9 +54,7 @@ class ImageData:
 def _in_memory(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> ImageData:
     scaled = train.float() / 255
     mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3))
-    return ImageData(
-        Split(train_labels, train), Split(test_labels, test), tuple(mean.tolist()), tuple(std.tolist())
-    )
+    return ImageData(Split(train_labels, train), Split(test_labels, test), tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def load_digits(folder: str) -> ImageData:
@@ -77,7 +75,9 @@ def load_digits(folder: str) -> ImageData:
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes (LeCun's MNIST format), gzipped or not."""
     try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
         zeros, kind, dims = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{dims}I", raw, 4)
     except (OSError, EOFError, struct.error) as error:
@@ -93,13 +93,9 @@ def load_fashion_mnist(folder: str) -> ImageData:
     root = _folder("fashion-mnist", folder)
     parts = []
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        found = [
-            root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()
-        ]
+        found = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
         if not found:
-            raise ConfigError(
-                f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files"
-            )
+            raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files")
         parts.append(torch.from_numpy(read_idx(found[0]).copy()))
     images, labels, test_images, test_labels = parts
     return _in_memory(images[:, None], labels.long(), test_images[:, None], test_labels.long())

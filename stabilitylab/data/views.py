@@ -113,9 +113,7 @@ def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
     chroma = value - chroma_min
     safe = chroma.clamp(min=1e-8)
     r, g, b = x.unbind(1)
-    hue = torch.where(
-        value == r, ((g - b) / safe) % 6, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4)
-    )
+    hue = torch.where(value == r, ((g - b) / safe) % 6, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
     hue = (hue / 6 + turn.view(-1, 1, 1)) % 1
     # HSV -> RGB: each channel is the value less chroma times a trapezoid in the hue.
     offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)

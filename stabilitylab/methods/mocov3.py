@@ -19,9 +19,7 @@ class MoCoV3(Method):
         dim, hidden, out, bn = base_encoder.num_features, config.hidden_dim, config.out_dim, config.head_bn
         # ResNets: a projector of two layers, a predictor without the last BN (PAPER, Implementation).
         self.projector = mlp_head(3 if vit else 2, dim, hidden, out, bn=bn)  # type: ignore[arg-type]
-        self.predictor = (
-            mlp_head(2, out, hidden, out, bn=bn, last_bn=vit) if config.predictor else nn.Identity()
-        )
+        self.predictor = mlp_head(2, out, hidden, out, bn=bn, last_bn=vit) if config.predictor else nn.Identity()
         self.add_momentum_copies("base_encoder", "projector")
 
     def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:

@@ -50,9 +50,7 @@ def layer_name(parameter: str, granularity: str = "block") -> str:
     return parts[0]
 
 
-def group_layers(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], granularity: str = "block"
-) -> list[Layer]:
+def group_layers(named_parameters: Iterable[tuple[str, nn.Parameter]], granularity: str = "block") -> list[Layer]:
     """Group parameters into layers, ordered from input to output.
 
     Parameters fixed by construction (a sin-cos embedding, a momentum encoder) belong to no layer unless
@@ -66,10 +64,7 @@ def group_layers(
         groups.setdefault(layer_name(name, granularity), []).append(parameter)
     order = list(groups)
     rank = {name: (_rank(name), order.index(name)) for name in order}
-    return [
-        Layer(name, depth, tuple(groups[name]))
-        for depth, name in enumerate(sorted(order, key=rank.__getitem__))
-    ]
+    return [Layer(name, depth, tuple(groups[name])) for depth, name in enumerate(sorted(order, key=rank.__getitem__))]
 
 
 def _rank(name: str) -> int:

@@ -93,17 +93,13 @@ class Recorder:
             }
             missing = values[:, 0].ravel() < 0
             for index, name in enumerate(SIGNALS):
-                columns[name] = np.ma.masked_array(
-                    values[:, index].ravel(), missing & (name != "weight_norm")
-                )
+                columns[name] = np.ma.masked_array(values[:, index].ravel(), missing & (name != "weight_norm"))
             self._sink.append("layer_stats", columns)
         if self._rows:
             self._sink.append("iterations", _columns(self._rows))
         if self._evals:
             names = ("iteration", "metric", "value", "num_samples")
-            self._sink.append(
-                "evals", dict(zip(names, map(list, zip(*self._evals, strict=True)), strict=True))
-            )
+            self._sink.append("evals", dict(zip(names, map(list, zip(*self._evals, strict=True)), strict=True)))
         self._stats, self._rows, self._evals = [], [], []
         self._last_flush = time.monotonic()
         self._sink.publish()

@@ -50,9 +50,7 @@ MITIGATIONS: dict[str, Mitigation] = {
     "frozen-patch": Mitigation(
         freeze_patch, "model", about="the patch projection keeps its random initialisation (the paper's cure)"
     ),
-    "clip-patch": Mitigation(
-        clip_patch, "gradient", "T", "clips the patch projection's gradient to L2 norm T"
-    ),
+    "clip-patch": Mitigation(clip_patch, "gradient", "T", "clips the patch projection's gradient to L2 norm T"),
     "clip-global": Mitigation(clip_global, "gradient", "T", "clips the whole gradient to L2 norm T"),
 }
 

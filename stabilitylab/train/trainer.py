@@ -49,11 +49,7 @@ class TrainResult:
 def pick_device(name: str) -> torch.device:
     """``auto`` takes CUDA, then MPS, then the CPU."""
     if name == "auto":
-        return (
-            torch.accelerator.current_accelerator() or torch.device("cpu")
-            if _accelerated()
-            else torch.device("cpu")
-        )
+        return torch.accelerator.current_accelerator() or torch.device("cpu") if _accelerated() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
