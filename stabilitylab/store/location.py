@@ -1,0 +1,103 @@
+"""Where runs live, how they get their names, and how a name finds its run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from stabilitylab.store.compaction import SEGMENTS
+from stabilitylab.store.database import DATABASE
+from stabilitylab.store.errors import RunExists, RunNotFound, StoreError
+from stabilitylab.store.listing import RunInfo, list_runs
+
+__all__ = ["RunInfo", "claim_run", "find_run", "list_runs", "runs_root"]
+
+_NUMBERED = re.compile(r"run_(\d+)")
+_LONGEST_NAME = 200
+
+
+def runs_root(option: str | Path | None = None) -> Path:
+    """The folder that holds the runs: `option`, else $STABLAB_RUNS, else ./runs."""
+    return Path(option or os.environ.get("STABLAB_RUNS") or "runs")
+
+
+def claim_run(root: Path | str, name: str | None = None) -> Path:
+    """Make the folder of a new run, as `name` or as the next free run_001, run_002, ...
+
+    Making the folder is the claim, so runs that start at the same moment never share one. Raises RunExists for a
+    taken name, StoreError for one that cannot be a folder's name.
+    """
+    root = Path(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            check_name(name)
+            try:
+                (root / name).mkdir()
+            except FileExistsError:
+                raise RunExists(f"run {name!r} already exists in {root}; choose another name") from None
+            return root / name
+        number = 1 + max((int(m[1]) for p in root.iterdir() if (m := _NUMBERED.fullmatch(p.name))), default=0)
+        while True:
+            path = root / f"run_{number:03d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return path
+    except OSError as error:
+        raise StoreError(
+            f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
+        ) from None
+
+
+def check_name(name: str) -> str:
+    """`name`, if a run can have it. Raises StoreError with the reason if not."""
+    if not name.strip():
+        reason = "it is empty"
+    elif name.startswith((".", "-")):
+        reason = "it must not begin with a dot or a dash"
+    elif "/" in name or "\\" in name:
+        reason = "it must not contain a slash"
+    elif "?" in name:
+        reason = "DuckDB cannot write below a folder with a question mark in its name"
+    elif not name.isprintable():
+        reason = "it has characters that cannot be printed"
+    elif name != name.strip():
+        reason = "it begins or ends with a space"
+    elif len(name.encode()) > _LONGEST_NAME:
+        reason = f"it is longer than {_LONGEST_NAME} bytes"
+    else:
+        return name
+    raise StoreError(f"a run cannot be named {name!r}: {reason}")
+
+
+def find_run(root: Path | str, name: str | Path) -> Path:
+    """The folder of the run `name` in `root`; a path to a run's folder is taken as it is.
+
+    Raises RunNotFound, with the nearest names there are.
+    """
+    root = Path(root)
+    text = str(name)
+    if text and text not in (".", ".."):
+        inside = root / text
+        if "/" not in text and inside.is_dir():
+            return inside
+        path = Path(text).expanduser()
+        if path.is_dir() and _looks_like_run(path):
+            return path
+    names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    names = [n for n in names if not n.startswith(".")]
+    near = difflib.get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[-3:]
+    if near:
+        hint = f"the nearest: {', '.join(near)}"
+    else:
+        hint = "there are no runs there; name the folder with --runs-dir, or start one with `stablab train`"
+    raise RunNotFound(f"no run {text!r} in {root}; {hint}")
+
+
+def _looks_like_run(path: Path) -> bool:
+    return any((path / part).exists() for part in (DATABASE, SEGMENTS, "config.toml"))

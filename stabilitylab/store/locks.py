@@ -1,0 +1,123 @@
+"""Who is writing a run: one flock, which the kernel drops when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+import weakref
+from pathlib import Path
+
+from stabilitylab.store.errors import RunBusy, StoreError
+
+WRITER_LOCK = "writer.lock"
+COMPACT_LOCK = "compact.lock"
+
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+class FolderLock:
+    """A held lock file. `release` drops it; so does the death of the process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+        _held.add(self)
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _forget_in_child() -> None:
+    # A forked DataLoader worker shares the lock; left open there, it would outlive a killed trainer.
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def try_lock(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> FolderLock | None:
+    """The lock on `path`, or None while another holds it.
+
+    A lock file that was removed while we waited is no lock: the folder it guarded is gone, so a new one is made.
+    Raises OSError where the folder is missing, read-only, or its file system knows no locks.
+    """
+    deadline = time.monotonic() + wait_seconds
+    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+    while True:
+        # A shared lock needs no writing, so a reader without write permission can still ask.
+        fd = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, mode)
+            if _same_file(fd, path):
+                return FolderLock(fd)
+            os.close(fd)
+            if shared:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            continue
+        except BlockingIOError:
+            os.close(fd)
+        except OSError:
+            _close_quietly(fd)
+            raise
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.02)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the exclusive lock on `path`."""
+    try:
+        lock = try_lock(path, shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        # Locks that this file system does not know tell nothing; believing in a living writer harms nobody.
+        return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+    if lock is None:
+        return True
+    lock.release()
+    return False
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _close_quietly(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def lock_for_writing(folder: Path) -> FolderLock:
+    """The exclusive lock on the segments `folder` of a run, which is made if need be.
+
+    Raises RunBusy while another process writes the run, StoreError where nothing can be written.
+    """
+    path = folder / WRITER_LOCK
+    deadline = time.monotonic() + 120
+    try:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = try_lock(path, wait_seconds=0.5)
+            except FileNotFoundError:
+                continue  # a compaction has just removed the folder
+            if lock is not None:
+                return lock
+            # A reader that merges a crashed run shares the lock and will be done; a writer holds it alone.
+            if is_held(path) or time.monotonic() > deadline:
+                raise RunBusy(f"{folder.parent} is being written by another process; wait for it, or stop it")
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder.parent}: {error.strerror or error}; choose another folder with --runs-dir"
+        ) from None

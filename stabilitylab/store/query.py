@@ -1,0 +1,95 @@
+"""A user's SQL: let through if it reads, refused if it does anything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from stabilitylab.store.database import one_line
+from stabilitylab.store.errors import StoreError
+
+_EXPLAIN = re.compile(r"^\s*explain\s+(analyze\b|\([^)]*\))?", re.IGNORECASE)
+
+
+def require_reading(sql: str) -> None:
+    """Raise StoreError unless `sql` is one statement that reads."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise StoreError(f"SQL: {one_line(error)}") from None
+    if len(statements) != 1:
+        raise StoreError(f"SQL: give one statement, not {len(statements)}")
+    kind = statements[0].type
+    if kind == duckdb.StatementType.SELECT:
+        return
+    if kind == duckdb.StatementType.EXPLAIN:
+        # EXPLAIN ANALYZE runs what it explains.
+        require_reading(_EXPLAIN.sub("", statements[0].query, count=1))
+        return
+    raise StoreError(f"SQL: a run can only be read: use SELECT, not {kind.name}")
+
+
+class QueryResult:
+    """The rows of a query, held in memory. Valid until the run is closed or refreshed.
+
+    `columns` and `types` are the names and SQL types. Fetch as rows, as numpy columns or as a pandas frame.
+    """
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any]) -> None:
+        self._cursor = con  # its own, kept open: closing it would take the rows along
+        relation = con.sql(sql, params=params or None)
+        # DuckDB 2 renamed execute() to materialize(), and dropped fetchone() from relations.
+        run = "materialize" if hasattr(relation, "materialize") else "execute"
+        self._relation: Any = getattr(relation, run)()
+        self.columns: list[str] = [str(name) for name in self._relation.columns]
+        self.types: list[str] = [str(kind) for kind in self._relation.types]
+        self._rows: list[tuple[Any, ...]] | None = None
+        self._next = 0
+
+    @property
+    def description(self) -> list[Any]:
+        """The columns as the Python database interface describes them."""
+        return list(self._relation.description)
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.fetchall())
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """The rows not fetched yet."""
+        rows = self._all()[self._next :]
+        self._next += len(rows)
+        return rows
+
+    def fetchmany(self, size: int = 1) -> list[tuple[Any, ...]]:
+        """The next `size` rows, or fewer at the end."""
+        rows = self._all()[self._next : self._next + size]
+        self._next += len(rows)
+        return rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """The next row, or None."""
+        rows = self.fetchmany(1)
+        return rows[0] if rows else None
+
+    def fetchnumpy(self) -> dict[str, np.ndarray]:
+        """All rows, column -> array; a masked array where there are NULLs."""
+        columns: dict[str, np.ndarray] = self._relation.fetchnumpy()
+        return columns
+
+    def df(self) -> Any:
+        """All rows as a pandas DataFrame."""
+        return self._relation.df()
+
+    fetchdf = df
+
+    def _all(self) -> list[tuple[Any, ...]]:
+        if self._rows is None:
+            self._rows = self._relation.fetchall()
+        return self._rows

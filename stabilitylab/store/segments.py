@@ -1,0 +1,98 @@
+"""Writes rows as immutable Parquet segments, and names the SQL that reads them back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from stabilitylab.store.manifest import Segment, file_sha256
+from stabilitylab.store.rows import Rows
+from stabilitylab.store.schema import CUT_AT_RESUME, TABLES, column_list, empty_select, quote
+
+
+def writer_connection() -> duckdb.DuckDBPyConnection:
+    """A private in-memory DuckDB that only formats Parquet: one thread, so that it does not disturb training."""
+    return duckdb.connect(":memory:", config={"threads": 1})
+
+
+def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, number: int) -> Segment:
+    """Write `rows` under a temporary name, sync, rename. Raises OSError or duckdb.Error, leaving no part behind."""
+    file = folder / f"{rows.table}-{number:06d}.parquet"
+    temporary = folder / f".{file.name}.tmp"
+    source: dict[str, np.ndarray] = {"row_": np.zeros(rows.count, dtype=np.int8)}
+    selected = []
+    for column in TABLES[rows.table]:
+        name = column.name
+        if name not in rows.columns:
+            selected.append(f"NULL::{column.type} AS {name}")
+            continue
+        cells = rows.columns[name]
+        source[name] = cells.values
+        cases = ""
+        if cells.null is not None:
+            source[f"{name}_null"] = cells.null
+            cases += f" WHEN {name}_null THEN NULL"
+        # DuckDB reads a numpy NaN as NULL. A NaN gradient was measured, so it is carried beside the values.
+        if cells.values.dtype.kind == "f" and (nan := np.isnan(cells.values)).any():
+            source[f"{name}_nan"] = nan
+            cases += f" WHEN {name}_nan THEN 'NaN'::{column.type}"
+        value = f"CASE{cases} ELSE {name} END" if cases else name
+        selected.append(f"({value})::{column.type} AS {name}")
+    try:
+        con.register("rows_", source)
+        copy_to(con, f"SELECT {', '.join(selected)} FROM rows_", temporary)
+        sync_file(temporary)
+        sha256 = file_sha256(temporary)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        con.unregister("rows_")
+    first, last = rows.span()
+    return Segment(file.name, rows.table, rows.count, sha256, first, last)
+
+
+def copy_to(con: duckdb.DuckDBPyConnection, select: str, path: Path) -> None:
+    """COPY a SELECT into the Parquet file `path`."""
+    con.execute(f"COPY ({select}) TO {quote(str(path))} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
+
+
+def sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def glob_escaped(path: Path) -> str:
+    """`path` as DuckDB reads it: its table functions take [ * ? for patterns, even in a folder's name."""
+    return "".join(f"[{char}]" if char in "[*?" else char for char in str(path))
+
+
+def rows_sql(table: str, *, base: bool, cut: int | None, files: Iterable[Path]) -> str:
+    """A SELECT of all rows of `table`: those of the attached file `base` before `cut`, and those of the segments.
+
+    The layers of the latest start replace those of the file.
+    """
+    columns = column_list(table)
+    paths = [quote(glob_escaped(path)) for path in files]
+    parts = []
+    if base and not (table == "layers" and paths):
+        before = f" WHERE iteration < {cut}" if cut is not None and table in CUT_AT_RESUME else ""
+        parts.append(f"SELECT {columns} FROM base.{table}{before}")
+    if paths:
+        parts.append(f"SELECT {columns} FROM read_parquet([{', '.join(paths)}])")
+    return " UNION ALL ".join(parts) or empty_select(table)
+
+
+def first_value(con: duckdb.DuckDBPyConnection, sql: str) -> Any:
+    """The first column of the first row of `sql`."""
+    row = con.execute(sql).fetchone()
+    return row[0] if row else None

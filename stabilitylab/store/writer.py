@@ -1,0 +1,319 @@
+"""Writes a run while it trains: rows go to memory at once, and to disk in a thread of their own."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from stabilitylab.store.compaction import SEGMENTS, clean_folder, compact
+from stabilitylab.store.database import DATABASE, attach_base, one_line
+from stabilitylab.store.errors import RunBroken, RunExists, StoreError, StoreWarning
+from stabilitylab.store.locks import FolderLock, lock_for_writing
+from stabilitylab.store.manifest import MANIFEST, Manifest, read_manifest
+from stabilitylab.store.outbox import Batch, Loss, Outbox
+from stabilitylab.store.publisher import Publisher, loss_events
+from stabilitylab.store.rows import Rows, make_rows
+from stabilitylab.store.schema import SCHEMA_VERSION, STATUSES, STORAGE_VERSION, LayerRow
+
+_WRITE_ERRORS = (OSError, duckdb.Error, MemoryError)
+
+
+class RunWriter:
+    """Records one run. Made by `create` or `resume`; a context manager.
+
+    Training never waits for the disk and never fails because of it: rows that cannot be written stay in memory, up
+    to `max_buffer_bytes`, and are tried again; beyond that the oldest are dropped, counted, and reported as an event
+    `rows_lost` and a StoreWarning. Rows that were appended but not published for `publish_seconds` are published
+    by themselves.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        publisher: Publisher,
+        lock: FolderLock | None,
+        *,
+        max_buffer_bytes: int = 256 << 20,
+        publish_seconds: float = 30.0,
+        retry_seconds: float = 2.0,
+    ) -> None:
+        self.run_dir = run_dir
+        self._publisher = publisher
+        self._lock = lock
+        self._outbox = Outbox(max_buffer_bytes)
+        self._publish_seconds = publish_seconds
+        self._retry_seconds = retry_seconds
+        self._warned: set[str] = set()
+        self._closed = False
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._write_all, name=f"store {run_dir.name}", daemon=True)
+        self._thread.start()
+        self._at_exit = _close_at_exit(self)
+
+    @classmethod
+    def create(
+        cls,
+        run_dir: Path,
+        *,
+        config: Mapping[str, Any],
+        meta: Mapping[str, str],
+        layers: Sequence[LayerRow],
+        **options: Any,
+    ) -> RunWriter:
+        """Start recording into `run_dir`, made by `claim_run`.
+
+        `meta` adds to, or overrides, the keys the store writes itself. Readers see the run when this returns.
+        Raises RunExists if the folder holds a run already, StoreError if nothing can be written there.
+        """
+        run_dir = Path(run_dir)
+        folder = run_dir / SEGMENTS
+        if (run_dir / DATABASE).exists() or (folder / MANIFEST).exists():
+            raise RunExists(f"{run_dir} already holds a run; choose another name, or resume it")
+        own = {
+            "schema_version": str(SCHEMA_VERSION),
+            "run_id": run_dir.name,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": json.dumps(dict(config), default=str),
+        }
+        manifest = Manifest(meta={**own, **_file_meta(), **_texts(meta), "status": "running"})
+        lock = lock_for_writing(folder)
+        return cls._begin(run_dir, manifest, layers, lock, options)
+
+    @classmethod
+    def resume(
+        cls,
+        run_dir: Path,
+        at_iteration: int,
+        *,
+        config: Mapping[str, Any] | None = None,
+        meta: Mapping[str, str] | None = None,
+        layers: Sequence[LayerRow] | None = None,
+        **options: Any,
+    ) -> RunWriter:
+        """Go on recording a run that has ended, from `at_iteration`, the next iteration to be made.
+
+        What was recorded at or past it is dropped, events apart. `config`, `meta` and `layers` replace what the run
+        holds, where given. Raises RunBusy if the run is being written, RunBroken if there is none to resume.
+        """
+        run_dir = Path(run_dir)
+        folder = run_dir / SEGMENTS
+        if at_iteration < 0:
+            raise StoreError(f"cannot resume {run_dir} at iteration {at_iteration}; give 0 or more")
+        if not (run_dir / DATABASE).exists() and not (folder / MANIFEST).exists():
+            raise RunBroken(f"{run_dir} holds no run to resume; start a new one")
+        lock = lock_for_writing(folder)
+        try:
+            if (folder / MANIFEST).exists():
+                old, problems = read_manifest(folder)
+                if old.status == "running":
+                    old = old.with_meta(status="crashed")
+                compact(run_dir, old, problems, keep_folder=True)
+            else:
+                clean_folder(folder)
+            with duckdb.connect(":memory:") as con:
+                base = attach_base(con, run_dir / DATABASE)
+        except _WRITE_ERRORS as error:
+            _release(lock)
+            raise StoreError(f"cannot resume {run_dir}: {one_line(error)}; make room, then try again") from None
+        except BaseException:
+            _release(lock)
+            raise
+        new = {**base, **_file_meta(), **_texts(meta or {}), "status": "running"}
+        if config is not None:
+            new["config"] = json.dumps(dict(config), default=str)
+        writer = cls._begin(run_dir, Manifest(meta=new, cut=at_iteration), layers, lock, options)
+        was = base.get("status", "unknown")
+        writer.event(at_iteration, "resume", f"resumed at iteration {at_iteration}; it was {was}")
+        writer.publish(wait=True)
+        return writer
+
+    @classmethod
+    def _begin(
+        cls,
+        run_dir: Path,
+        manifest: Manifest,
+        layers: Sequence[LayerRow] | None,
+        lock: FolderLock | None,
+        options: Mapping[str, Any],
+    ) -> RunWriter:
+        publisher = Publisher(run_dir / SEGMENTS, manifest)
+        try:
+            publisher.start(layers)
+            return cls(run_dir, publisher, lock, **options)
+        except _WRITE_ERRORS as error:
+            _release(lock)
+            raise StoreError(f"cannot write to {run_dir}: {one_line(error)}; free it, or choose another") from None
+        except BaseException:
+            _release(lock)
+            raise
+
+    def append(self, table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any]) -> None:
+        """Take rows of `table` in: name -> 1-D values of one length, or a scalar for all of them.
+
+        The values are copied. None, masked entries and absent columns become NULL; NaN stays NaN. Raises ValueError
+        for columns that do not fit the table, StoreError after `close`.
+        """
+        if self._closed:
+            raise StoreError(f"the writer of {self.run_dir} is closed; resume the run to add to it")
+        self._add(make_rows(table, columns))
+
+    def event(self, iteration: int, kind: str, detail: str = "") -> None:
+        """Note that something happened at `iteration`."""
+        self.append("events", {"iteration": [iteration], "kind": [kind], "detail": [detail]})
+
+    def publish(self, wait: bool = False) -> None:
+        """Hand all that was appended so far to the disk, as one segment a table.
+
+        With `wait`, returns when it is durable and visible to readers, or when an attempt to write it has failed.
+        """
+        ticket = self._outbox.seal()
+        if wait and self._thread.is_alive():
+            self._outbox.wait_for(ticket, timeout=60.0)
+
+    def close(self, status: str = "finished") -> None:
+        """Write what is left, merge all into run.duckdb, remove the segments. Calling it again does nothing.
+
+        Does not raise if the disk refuses: what was written stays in segments, and the next `open_run` merges it.
+        """
+        if status not in STATUSES or status == "running":
+            raise ValueError(f"status must be finished, stopped or crashed, not {status!r}")
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        with self._outbox.changed:
+            self._outbox.closing = True
+        self._outbox.seal()
+        self._thread.join()
+        try:
+            self._finish(status)
+        finally:
+            self._publisher.close()
+            _release(self._lock)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close("finished")
+        elif issubclass(kind, Exception):
+            self.close("crashed")
+        else:
+            self.close("stopped")
+
+    def _finish(self, status: str) -> None:
+        self._outbox.lose_all()
+        losses = self._outbox.take_losses()
+        try:
+            if losses:
+                self._warn_lost(losses)
+                self._publisher.publish({"events": loss_events(losses)})
+            self._publisher.set_status(status)
+            compact(self.run_dir, self._publisher.manifest, [])
+        except _WRITE_ERRORS as error:
+            self._warn(
+                "merge",
+                f"could not merge the segments of {self.run_dir}: {one_line(error)}; "
+                "they are kept, and merged when the run is next opened",
+            )
+
+    def _add(self, rows: Rows) -> None:
+        if rows.count and self._outbox.add(rows):
+            self._warn("lost", f"{self.run_dir} cannot be written fast enough: the oldest rows are being dropped")
+
+    def _write_all(self) -> None:
+        attempts_left = 3
+        while True:
+            batch = self._next_batch()
+            if batch is None:
+                return
+            nbytes = batch.nbytes
+            losses = self._outbox.take_losses()
+            rows: dict[str, list[Rows]] = dict(batch.rows)
+            if losses:
+                rows["events"] = [*rows.get("events", []), *loss_events(losses)]
+            try:
+                self._publisher.publish(rows)
+            except Exception as error:
+                self._outbox.restore_losses(losses)
+                self._outbox.give_back(batch)
+                self._warn(
+                    "write",
+                    f"cannot write to {self.run_dir}: {one_line(error)}; training goes on, rows wait in memory",
+                )
+                if self._outbox.closing:
+                    attempts_left -= 1
+                    if attempts_left == 0:
+                        return
+                with self._outbox.changed:
+                    self._outbox.changed.wait(0.2 if self._outbox.closing else self._retry_seconds)
+            else:
+                self._outbox.finish(batch, nbytes)
+
+    def _next_batch(self) -> Batch | None:
+        outbox = self._outbox
+        with outbox.changed:
+            while True:
+                batch = outbox.next()
+                if batch is not None or outbox.closing:
+                    return batch
+                outbox.changed.wait(self._publish_seconds / 2)
+                if outbox.age() >= self._publish_seconds:
+                    outbox.seal()
+
+    def _warn(self, topic: str, text: str) -> None:
+        if topic in self._warned:
+            return
+        self._warned.add(topic)
+        # Someone may have turned warnings into errors; an error here would end training, or the thread.
+        with contextlib.suppress(StoreWarning):
+            warnings.warn(text, StoreWarning, stacklevel=3)
+
+    def _warn_lost(self, losses: Mapping[str, Loss]) -> None:
+        rows = sum(loss.rows for loss in losses.values())
+        self._warn("lost", f"{rows} rows of {self.run_dir} could not be written and are lost")
+
+
+def _file_meta() -> dict[str, str]:
+    return {
+        "duckdb_version": duckdb.__version__,
+        "storage": f"DuckDB file format {STORAGE_VERSION}: readable by DuckDB 1.4 and later",
+    }
+
+
+def _texts(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in meta.items()}
+
+
+def _release(lock: FolderLock | None) -> None:
+    if lock is not None:
+        lock.release()
+
+
+def _close_at_exit(writer: RunWriter) -> Any:
+    # Through a weak reference, so that a forgotten writer can still be collected.
+    reference = weakref.ref(writer)
+
+    def close() -> None:
+        forgotten = reference()
+        if forgotten is not None:
+            forgotten.close("stopped")
+
+    atexit.register(close)
+    return close
