@@ -46,11 +46,11 @@ def train_run(
     from stabilitylab.train.trainer import Trainer
 
     trainer = Trainer(config)
+    meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
     run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     layers = trainer.layers()
     rows = [LayerRow(i, layer.name, layer.depth, layer.num_params, layer.trainable) for i, layer in enumerate(layers)]
-    meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
     with RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=rows) as writer:
         started(run_dir)
         settings = config.record

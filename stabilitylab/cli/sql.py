@@ -24,19 +24,12 @@ def command(run: str, query: str, form: str, runs_dir: str | None) -> None:
     \b
     stablab sql run_001 "select name, max(grad_norm) from layer_stats join layers using (layer_id) group by 1"
     """
-    import duckdb
-
-    from stabilitylab.config import ConfigError
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.store.reader import open_run
 
     with open_run(find_run(runs_root(runs_dir), run)) as reader:
-        try:
-            result = reader.query(query)
-            names = [column[0] for column in result.description or ()]
-            rows = result.fetchall()
-        except duckdb.Error as error:
-            raise ConfigError(f"the query failed: {str(error).splitlines()[0]}") from None
+        result = reader.query(query)
+        names, rows = result.columns, result.fetchall()
     if form == "json":
         click.echo(json.dumps([dict(zip(names, map(_plain, row), strict=True)) for row in rows], indent=2))
     elif form == "csv":

@@ -1,0 +1,78 @@
+"""Bad input gets one line that says what, where and what to do; exit code 2; nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Stablab
+
+Refusal = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["train", "--method", "mocov4"], "unknown method 'mocov4'; did you mean mocov3"),
+        (["train", "--arch", "vit_smal"], "model.arch: unknown arch 'vit_smal'; did you mean vit_small"),
+        (["train", "--data", "digit"], "unknown data 'digit'; did you mean digits?"),
+        (["train", "--data", "imagefolder:nowhere"], "data folder nowhere does not exist"),
+        (["train", "--mitigation", "frozen-pach"], "unknown mitigation 'frozen-pach'; did you mean frozen-patch"),
+        (["train", "--set", "optim.base_lr"], "--set 'optim.base_lr' is not of the form section.key=value"),
+        (["train", "--set", "optim.bse_lr=1"], "unknown key optim.bse_lr; did you mean base_lr"),
+        (["train", "--set", "optim.name=adam"], "unknown optimizer 'adam'; did you mean adamw"),
+        (["train", "--batch-size", "5000"], "batch_size 5000 is larger than the data set (1400 images)"),
+        (["train", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
+        (["train", "--batch-size", "many"], "Invalid value for '--batch-size': 'many' is not a valid integer"),
+        (["train", "--config", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
+    ],
+)
+def test_training_is_refused_before_a_run_exists(
+    refusal: Refusal, tmp_path: Path, args: list[str], message: str
+) -> None:
+    assert refusal(*args).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_run_gets_the_nearest_names(stablab: Stablab, refusal: Refusal) -> None:
+    stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0", "--name", "held")
+    for command in (["analyze", "hled"], ["sql", "hled", "select 1"], ["report", "hled", "-o", "r.html"]):
+        message = refusal(*command)
+        assert "'hled'" in message
+        assert "held" in message.replace("'hled'", "")
+
+
+def test_a_taken_name_is_refused_and_the_run_is_untouched(stablab: Stablab, refusal: Refusal, tmp_path: Path) -> None:
+    short = ["train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0", "--name", "held"]
+    stablab(*short)
+    before = {p: p.read_bytes() for p in (tmp_path / "runs" / "held").rglob("*") if p.is_file()}
+    assert "held" in refusal(*short)
+    assert {p: p.read_bytes() for p in (tmp_path / "runs" / "held").rglob("*") if p.is_file()} == before
+
+
+def test_a_run_without_gradients(stablab: Stablab, refusal: Refusal) -> None:
+    stablab("train", "--iterations", "2", "--name", "blind")
+    assert refusal("analyze", "blind") == "run blind has no gradients recorded; train with --log-grads"
+
+
+def test_sql_only_reads(stablab: Stablab, refusal: Refusal) -> None:
+    stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0")
+    assert "drop" in refusal("sql", "run_001", "drop table layer_stats").lower()
+    assert "nowhere" in refusal("sql", "run_001", "select nowhere from layers")
+
+
+def test_a_report_into_a_folder_that_is_not_there(stablab: Stablab, refusal: Refusal) -> None:
+    stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0")
+    assert refusal("report", "run_001", "-o", "no/such/r.html").startswith("cannot write no/such/r.html")
+
+
+def test_a_bad_csv(refusal: Refusal, tmp_path: Path) -> None:
+    (tmp_path / "grads.csv").write_text("iteration,layer,grad_norm\n0,a,1.0\n1,a,much\n")
+    message = refusal("import", "csv", "--grads", "grads.csv")
+    assert "grads.csv" in message
+    assert "line 3" in message
+    assert "much" in message
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
