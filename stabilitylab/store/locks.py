@@ -75,9 +75,9 @@ def is_held(path: Path) -> bool:
         lock = try_lock(path, shared=True)
     except FileNotFoundError:
         return False
-    except OSError as error:
-        # Locks that this file system does not know tell nothing; believing in a living writer harms nobody.
-        return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+    except OSError:
+        # No permission, or a file system without locks, tells nothing; believing in a living writer harms nobody.
+        return True
     if lock is None:
         return True
     lock.release()

@@ -24,6 +24,7 @@ class Segment:
     sha256: str
     first: int | None = None
     last: int | None = None
+    level: int = 0  # how often its rows were gathered from smaller segments
 
     def describe(self) -> str:
         """What this segment holds, in words."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 
-from stabilitylab.store.manifest import Manifest, sync_folder, write_manifest
+from stabilitylab.store.manifest import Manifest, Segment, check_segment, sync_folder, write_manifest
 from stabilitylab.store.outbox import Loss
 from stabilitylab.store.rows import Rows, join, make_rows
 from stabilitylab.store.schema import TABLES, LayerRow
-from stabilitylab.store.segments import write_segment, writer_connection
+from stabilitylab.store.segments import gather_segments, write_segment, writer_connection
+
+# As many small segments become a larger one, which holds at most so many rows.
+GATHER_SEGMENTS = 32
+GATHER_ROWS = 4_000_000
 
 
 class Publisher:
@@ -21,6 +26,7 @@ class Publisher:
         self.folder = folder
         self.manifest = manifest
         self._number = 0
+        self._damaged: set[str] = set()
         self._con: duckdb.DuckDBPyConnection | None = None
 
     def start(self, layers: Sequence[LayerRow] | None) -> None:
@@ -51,6 +57,45 @@ class Publisher:
             raise
         self.manifest = manifest
         self._number = number + 1
+
+    def gather(self) -> None:
+        """Merge small segments into larger ones, so that a run of many days has few files.
+
+        A segment that does not match its checksum stays as it is: copied, its damage would get a valid checksum.
+        Raises OSError or duckdb.Error with nothing changed.
+        """
+        for parts in self._small_segments():
+            if bad := {part.file for part in parts if check_segment(self.folder, part)}:
+                self._damaged |= bad
+                continue
+            if self._con is None:
+                self._con = writer_connection()
+            merged = gather_segments(self._con, self.folder, parts, self._number)
+            self._number += 1
+            # In the place of its parts: views read the segments in the order of the manifest.
+            gone = {part.file for part in parts}
+            segments = [merged if s is parts[0] else s for s in self.manifest.segments]
+            manifest = replace(self.manifest, segments=tuple(s for s in segments if s.file not in gone))
+            try:
+                sync_folder(self.folder)
+                write_manifest(self.folder, manifest)
+            except BaseException:
+                (self.folder / merged.file).unlink(missing_ok=True)
+                raise
+            self.manifest = manifest
+            for name in gone:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _small_segments(self) -> list[list[Segment]]:
+        groups: dict[tuple[str, int], list[Segment]] = {}
+        for segment in self.manifest.segments:
+            if segment.file not in self._damaged:
+                groups.setdefault((segment.table, segment.level), []).append(segment)
+        return [
+            parts
+            for parts in groups.values()
+            if len(parts) >= GATHER_SEGMENTS and sum(part.rows for part in parts) <= GATHER_ROWS
+        ]
 
     def set_status(self, status: str) -> None:
         """Write `status` into the manifest; in memory it holds even if the disk refuses."""

@@ -100,7 +100,7 @@ class RunReader:
             f"SELECT layer_id, iteration::BIGINT AS iteration, {signal}::DOUBLE AS value "
             f"FROM layer_stats WHERE {signal} IS NOT NULL"
         )
-        columns = self._read(lambda con: con.execute(sql).fetchnumpy())
+        columns = self._columns(sql)
         return split_by_layer(columns["layer_id"], columns["iteration"], columns["value"])
 
     def evals(self) -> dict[str, dict[str, np.ndarray]]:
@@ -109,7 +109,7 @@ class RunReader:
             "SELECT metric, iteration::BIGINT AS iteration, coalesce(value, 'NaN'::DOUBLE) AS value, "
             "coalesce(num_samples, 0) AS num_samples FROM evals ORDER BY metric, iteration"
         )
-        columns = self._read(lambda con: con.execute(sql).fetchnumpy())
+        columns = self._columns(sql)
         metrics = columns.pop("metric")
         return {
             str(metric): {name: values[metrics == metric] for name, values in columns.items()}
@@ -122,7 +122,7 @@ class RunReader:
             raise StoreError(f"no table {name!r}; the tables are meta, {', '.join(TABLES)}")
         columns = META if name == "meta" else TABLES[name]
         order = " ORDER BY iteration" if columns[0].name == "iteration" else ""
-        fetched = self._read(lambda con: con.execute(f"SELECT * FROM {name}{order}").fetchnumpy())
+        fetched = self._columns(f"SELECT * FROM {name}{order}")
         return {column: _without_mask(values) for column, values in fetched.items()}
 
     def events(self) -> list[EventRow]:
@@ -174,6 +174,10 @@ class RunReader:
 
     def _rows(self, sql: str) -> list[tuple[Any, ...]]:
         return self._read(lambda con: con.execute(sql).fetchall())
+
+    def _columns(self, sql: str) -> dict[str, np.ndarray]:
+        fetched: Any = self._read(lambda con: con.execute(sql).fetchnumpy())
+        return dict(fetched)
 
     def _read(self, ask: Callable[[duckdb.DuckDBPyConnection], _T]) -> _T:
         """Run `ask`; if the segments under it were merged away meanwhile, open the run anew and ask again."""
@@ -232,6 +236,8 @@ class RunReader:
                     self._used.append(segment)
                 else:
                     problems.append(problem)
+            if len(self._used) < len(manifest.segments):
+                self._require_unchanged(folder, manifest)
             if manifest.status == "running" and not is_held(folder / WRITER_LOCK):
                 meta["status"] = "crashed"
         self._make_views(con, folder, manifest, has_base)
@@ -251,6 +257,13 @@ class RunReader:
             return read_manifest(folder)
         except FileNotFoundError:
             return None, []
+
+    def _require_unchanged(self, folder: Path, manifest: Manifest) -> None:
+        """A segment that is missing may have been merged since the manifest was read: that is no damage."""
+        now, _ = read_manifest(folder)
+        if now.segments != manifest.segments:
+            self._checked.clear()
+            raise FileNotFoundError("its segments are being merged")
 
     def _make_views(
         self, con: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifest | None, has_base: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,33 @@ def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, numb
         con.unregister("rows_")
     first, last = rows.span()
     return Segment(file.name, rows.table, rows.count, sha256, first, last)
+
+
+def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequence[Segment], number: int) -> Segment:
+    """Copy small segments of one table into a larger one, in their order. Raises OSError or duckdb.Error."""
+    table = parts[0].table
+    file = folder / f"{table}-{number:06d}.parquet"
+    temporary = folder / f".{file.name}.tmp"
+    try:
+        files = [folder / part.file for part in parts]
+        copy_to(con, rows_sql(table, base=False, cut=None, files=files), temporary)
+        sync_file(temporary)
+        sha256 = file_sha256(temporary)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    firsts = [part.first for part in parts if part.first is not None]
+    lasts = [part.last for part in parts if part.last is not None]
+    return Segment(
+        file.name,
+        table,
+        sum(part.rows for part in parts),
+        sha256,
+        min(firsts, default=None),
+        max(lasts, default=None),
+        parts[0].level + 1,
+    )
 
 
 def copy_to(con: duckdb.DuckDBPyConnection, select: str, path: Path) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,15 +16,16 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from stabilitylab.store.compaction import SEGMENTS, clean_folder, compact
-from stabilitylab.store.database import DATABASE, attach_base, one_line
-from stabilitylab.store.errors import RunBroken, RunExists, StoreError, StoreWarning
+from stabilitylab.store.compaction import SEGMENTS, compact
+from stabilitylab.store.database import DATABASE, one_line
+from stabilitylab.store.errors import RunExists, StoreError, StoreWarning
 from stabilitylab.store.locks import FolderLock, lock_for_writing
-from stabilitylab.store.manifest import MANIFEST, Manifest, read_manifest
+from stabilitylab.store.manifest import MANIFEST, Manifest
+from stabilitylab.store.opening import first_manifest, reopen
 from stabilitylab.store.outbox import Batch, Loss, Outbox
 from stabilitylab.store.publisher import Publisher, loss_events
 from stabilitylab.store.rows import Rows, make_rows
-from stabilitylab.store.schema import SCHEMA_VERSION, STATUSES, STORAGE_VERSION, LayerRow
+from stabilitylab.store.schema import STATUSES, LayerRow
 
 _WRITE_ERRORS = (OSError, duckdb.Error, MemoryError)
 
@@ -44,7 +43,7 @@ class RunWriter:
         self,
         run_dir: Path,
         publisher: Publisher,
-        lock: FolderLock | None,
+        lock: FolderLock,
         *,
         max_buffer_bytes: int = 256 << 20,
         publish_seconds: float = 30.0,
@@ -82,13 +81,7 @@ class RunWriter:
         folder = run_dir / SEGMENTS
         if (run_dir / DATABASE).exists() or (folder / MANIFEST).exists():
             raise RunExists(f"{run_dir} already holds a run; choose another name, or resume it")
-        own = {
-            "schema_version": str(SCHEMA_VERSION),
-            "run_id": run_dir.name,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": json.dumps(dict(config), default=str),
-        }
-        manifest = Manifest(meta={**own, **_file_meta(), **_texts(meta), "status": "running"})
+        manifest = first_manifest(run_dir, config, meta)
         lock = lock_for_writing(folder)
         return cls._begin(run_dir, manifest, layers, lock, options)
 
@@ -109,33 +102,8 @@ class RunWriter:
         holds, where given. Raises RunBusy if the run is being written, RunBroken if there is none to resume.
         """
         run_dir = Path(run_dir)
-        folder = run_dir / SEGMENTS
-        if at_iteration < 0:
-            raise StoreError(f"cannot resume {run_dir} at iteration {at_iteration}; give 0 or more")
-        if not (run_dir / DATABASE).exists() and not (folder / MANIFEST).exists():
-            raise RunBroken(f"{run_dir} holds no run to resume; start a new one")
-        lock = lock_for_writing(folder)
-        try:
-            if (folder / MANIFEST).exists():
-                old, problems = read_manifest(folder)
-                if old.status == "running":
-                    old = old.with_meta(status="crashed")
-                compact(run_dir, old, problems, keep_folder=True)
-            else:
-                clean_folder(folder)
-            with duckdb.connect(":memory:") as con:
-                base = attach_base(con, run_dir / DATABASE)
-        except _WRITE_ERRORS as error:
-            _release(lock)
-            raise StoreError(f"cannot resume {run_dir}: {one_line(error)}; make room, then try again") from None
-        except BaseException:
-            _release(lock)
-            raise
-        new = {**base, **_file_meta(), **_texts(meta or {}), "status": "running"}
-        if config is not None:
-            new["config"] = json.dumps(dict(config), default=str)
-        writer = cls._begin(run_dir, Manifest(meta=new, cut=at_iteration), layers, lock, options)
-        was = base.get("status", "unknown")
+        manifest, lock, was = reopen(run_dir, at_iteration, config, meta or {})
+        writer = cls._begin(run_dir, manifest, layers, lock, options)
         writer.event(at_iteration, "resume", f"resumed at iteration {at_iteration}; it was {was}")
         writer.publish(wait=True)
         return writer
@@ -146,7 +114,7 @@ class RunWriter:
         run_dir: Path,
         manifest: Manifest,
         layers: Sequence[LayerRow] | None,
-        lock: FolderLock | None,
+        lock: FolderLock,
         options: Mapping[str, Any],
     ) -> RunWriter:
         publisher = Publisher(run_dir / SEGMENTS, manifest)
@@ -154,10 +122,10 @@ class RunWriter:
             publisher.start(layers)
             return cls(run_dir, publisher, lock, **options)
         except _WRITE_ERRORS as error:
-            _release(lock)
+            lock.release()
             raise StoreError(f"cannot write to {run_dir}: {one_line(error)}; free it, or choose another") from None
         except BaseException:
-            _release(lock)
+            lock.release()
             raise
 
     def append(self, table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any]) -> None:
@@ -197,12 +165,12 @@ class RunWriter:
         with self._outbox.changed:
             self._outbox.closing = True
         self._outbox.seal()
-        self._thread.join()
         try:
+            self._thread.join()
             self._finish(status)
         finally:
             self._publisher.close()
-            _release(self._lock)
+            self._lock.release()
 
     def __enter__(self) -> RunWriter:
         return self
@@ -265,6 +233,8 @@ class RunWriter:
                     self._outbox.changed.wait(0.2 if self._outbox.closing else self._retry_seconds)
             else:
                 self._outbox.finish(batch, nbytes)
+                with contextlib.suppress(*_WRITE_ERRORS):  # it only tidies; the next batch tries again
+                    self._publisher.gather()
 
     def _next_batch(self) -> Batch | None:
         outbox = self._outbox
@@ -288,22 +258,6 @@ class RunWriter:
     def _warn_lost(self, losses: Mapping[str, Loss]) -> None:
         rows = sum(loss.rows for loss in losses.values())
         self._warn("lost", f"{rows} rows of {self.run_dir} could not be written and are lost")
-
-
-def _file_meta() -> dict[str, str]:
-    return {
-        "duckdb_version": duckdb.__version__,
-        "storage": f"DuckDB file format {STORAGE_VERSION}: readable by DuckDB 1.4 and later",
-    }
-
-
-def _texts(meta: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in meta.items()}
-
-
-def _release(lock: FolderLock | None) -> None:
-    if lock is not None:
-        lock.release()
 
 
 def _close_at_exit(writer: RunWriter) -> Any:
