@@ -1,0 +1,107 @@
+"""Holds the import table of the design: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "stabilitylab"
+TOP = "stabilitylab"
+
+# room -> the rooms it may import from the package (besides itself)
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "config": (),
+    "data": ("config",),
+    "models": ("config",),
+    "methods": ("config", "models"),
+    "record": ("models.layers",),
+    "store": (),
+    "train": ("config", "data", "models", "methods", "record"),
+    "analysis": (),
+    "report": ("analysis.results",),
+}
+NEVER: dict[str, tuple[str, ...]] = {
+    "config": ("torch", "duckdb"),
+    "store": ("torch",),
+    "analysis": ("torch", "duckdb"),
+    "report": ("torch", "duckdb"),
+}
+OUTERMOST = ("integrations", "experiments", "cli", "__main__")  # may import everything
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module an import statement names, at any depth, with the names taken from it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(package: Path) -> list[str]:
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        room = parts[0]
+        for target in imports(path.read_text(encoding="utf-8")):
+            first = target.split(".")[0]
+            if first != TOP:
+                if first in NEVER.get(room, ()):
+                    found.append(f"{'/'.join(parts)} imports {first}")
+                continue
+            inside = target.removeprefix(f"{TOP}.")
+            other = inside.split(".")[0]
+            if room in OUTERMOST or room == "__init__" or other == room or inside == "__version__":
+                continue
+            allowed = MAY_IMPORT.get(room, ())
+            if not any(inside == name or inside.startswith(f"{name}.") for name in allowed):
+                found.append(f"{'/'.join(parts)} imports {inside}")
+    return found
+
+
+def test_the_import_table_holds() -> None:
+    assert violations(PACKAGE) == []
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} == {*MAY_IMPORT, *OUTERMOST}
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("store/reader.py", "import torch"),
+        ("analysis/lag.py", "from stabilitylab.store.reader import open_run"),
+        ("train/trainer.py", "def f():\n    from stabilitylab.report import html"),
+        ("report/html.py", "from stabilitylab.analysis.spikes import detect_spikes"),
+        ("record/recorder.py", "from stabilitylab.models import build_encoder"),
+        ("data/views.py", "from stabilitylab.models.vit import build_vit"),
+        ("config.py", "from torch import nn"),
+        ("methods/base.py", "from stabilitylab.cli import main"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, place: str, source: str) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text(source)
+    assert len(violations(tmp_path)) == 1
+
+
+def test_files_are_one_room_each() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert path.stem not in ("utils", "misc", "helpers")
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, f"{path} passes 300 lines: look for the wall"
+
+
+@pytest.mark.parametrize(
+    "module", ["stabilitylab", "stabilitylab.cli", "stabilitylab.cli.train", "stabilitylab.cli.analyze"]
+)
+def test_torch_is_imported_only_when_needed(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
