@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from stabilitylab.store.database import DATABASE, attach_base, stored_problems
+from stabilitylab.store.errors import RunBroken
 from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, try_lock
 from stabilitylab.store.manifest import (
     MANIFEST,
@@ -103,8 +104,14 @@ def _already_compacted(target: Path, manifest: Manifest) -> bool:
     # A kill between the rename and the removal leaves segments that the file already holds.
     if not target.exists():
         return False
-    with duckdb.connect(":memory:") as con:
-        return attach_base(con, target).get("segments_id") == manifest.id
+    try:
+        with duckdb.connect(":memory:") as con:
+            return attach_base(con, target).get("segments_id") == manifest.id
+    except RunBroken:
+        # The segments of a first start hold everything, so a broken file beside them may be replaced.
+        if manifest.cut is None:
+            return False
+        raise
 
 
 def _build(

@@ -184,3 +184,33 @@ def test_double_rows_are_told(run_dir: Path) -> None:
         assert "layer_stats has 3 double rows, the first at iteration 4, layer 0" in run.problems
         assert "iterations has 1 double rows" in run.problems
         assert run.problems == run.verify()
+
+
+def test_a_forked_worker_does_not_keep_a_dead_trainer_alive(run_dir: Path, in_process: InProcess) -> None:
+    process = in_process(
+        """
+        import time
+        writer = start(run_dir)
+        add(writer, range(4))
+        writer.publish(wait=True)
+        if os.fork() == 0:
+            print("worker", flush=True)
+            sys.stdin.readline()
+            os._exit(0)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert first_line(process) == "worker"
+    assert process.wait() == -9
+    with open_run(run_dir) as run:
+        assert run.status == "crashed"
+        assert run.num_iterations == 4
+    process.communicate("\n")
+
+
+def test_a_broken_file_beside_whole_segments_is_replaced(run_dir: Path, in_process: InProcess) -> None:
+    crash(in_process)
+    (run_dir / "run.duckdb").write_text("half a file")
+    with open_run(run_dir) as run:
+        assert run.num_iterations == 30

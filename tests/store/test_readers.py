@@ -35,7 +35,7 @@ def test_readers_never_see_half_a_flush(run_dir: Path, monkeypatch: pytest.Monke
         readers = [threading.Thread(target=read) for _ in range(2)]
         for reader in readers:
             reader.start()
-        for begin in range(0, 400, 10):
+        for begin in range(0, 200, 10):
             add(writer, range(begin, begin + 10))
             writer.publish(wait=True)
     stop.set()
@@ -44,7 +44,7 @@ def test_readers_never_see_half_a_flush(run_dir: Path, monkeypatch: pytest.Monke
     assert failures == []
     assert len(set(seen)) > 2
     with open_run(run_dir) as run:
-        assert run.layer_series()[1][0].tolist() == list(range(400))
+        assert run.layer_series()[1][0].tolist() == list(range(200))
         assert run.verify() == []
 
 
