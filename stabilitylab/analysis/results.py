@@ -6,7 +6,8 @@ draws. Definitions: README, "How each number is defined".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,37 @@ class RunAnalysis:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema 1: plain types only; inf and NaN become None."""
-        raise NotImplementedError  # written with the analysis
+        """The JSON contract, schema 1: plain types only; what is not finite becomes None."""
+        out: dict[str, Any] = {"schema": SCHEMA_VERSION, "run": self.run, "iterations": self.iterations}
+        out["layers"] = [{"name": name, "depth": depth} for name, depth in self.layers]
+        if self.spikes is not None:
+            out["spikes"] = [asdict(spike) for spike in self.spikes]
+        if self.false_alarms is not None:
+            out["false_alarms"] = asdict(self.false_alarms)
+        if self.lag is not None:
+            lag = asdict(self.lag)
+            out["lag"] = {"from": lag.pop("source"), "to": lag.pop("target")} | {
+                key: value for key, value in lag.items() if key not in ("lags", "null_lags")
+            }
+        if self.propagation is not None:
+            out["propagation"] = [asdict(row) for row in self.propagation]
+        if self.dips is not None:
+            out["dips"] = [asdict(dip) for dip in self.dips]
+        if self.dip_link is not None:
+            out["dip_link"] = asdict(self.dip_link)
+        out["notes"] = list(self.notes)
+        return _finite(out)  # type: ignore[no-any-return]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 @dataclass(frozen=True, slots=True)
