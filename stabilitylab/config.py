@@ -239,8 +239,9 @@ _ALTERNATIVES = {"iterations": "epochs", "epochs": "iterations"} | {
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
-        if _ALTERNATIVES.get(key) not in top:
-            merged.pop(_ALTERNATIVES.get(key), None)  # type: ignore[call-overload]
+        other = _ALTERNATIVES.get(key)
+        if other is not None and other not in top:
+            merged.pop(other, None)
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = _merge(merged[key], value)
         else:

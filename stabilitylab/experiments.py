@@ -7,9 +7,10 @@ import os
 import platform
 import queue
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ def train_side_by_side(
 
 
 def _messages(
-    messages: multiprocessing.Queue[tuple[str, Progress | str]], workers: dict[str, multiprocessing.Process]
+    messages: multiprocessing.Queue[tuple[str, Progress | str]], workers: Mapping[str, BaseProcess]
 ) -> Iterator[tuple[str, Progress | str]]:
     while True:
         alive = any(worker.is_alive() for worker in workers.values())

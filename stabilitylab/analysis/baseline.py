@@ -1,7 +1,8 @@
-"""The trailing baseline that spikes stand out from: median and scale of the last W unflagged values.
+"""What a layer's gradient norm is compared with: medians and scales of the values before and after each iteration.
 
-The scale is that of the prediction residuals, 1.4826 x the trailing median of |x - trailing median|. It grows with
-drift and autocorrelation, where a scale around one common median would not.
+The definition is sequential ("the last W values that are no spike"), the computation is not: spikes are
+cut out, one rolling median runs over what is left, and an index says which window each iteration looks
+at. The same rolling median, read W values later, is the median of the next W values.
 """
 
 from __future__ import annotations
@@ -12,43 +13,72 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 MAD_TO_SD = 1.4826
-SCALE_FLOOR = 0.01  # log units, 1%: a constant series has no noise to divide by
+SCALE_FLOOR = 0.01
+"""Smallest noise sd, in log units: a series repeated to the last digit has none. Log units are scale free."""
+SCALE_BLOCK = 25
+SCALE_BLOCKS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """``median`` and ``scale`` (n,) for each value, from the values before it; NaN where there are too few."""
+    """Per iteration (n,): ``before``, the median of the last W unflagged values (NaN while fewer than the
+    warm-up); ``after``, that of the next W (NaN where too few are left); ``scale``, the noise sd."""
 
-    median: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
     scale: np.ndarray
 
 
-def trailing_baseline(x: np.ndarray, flagged: np.ndarray, window: int, warmup: int) -> Baseline:
-    """Baseline of each value of ``x`` (n,) from the last ``window`` unflagged finite values before it.
+def running_median(y: np.ndarray, window: int) -> np.ndarray:
+    """(m,) -> (m,): upper median of the last ``window`` values up to and including each; fewer at the head."""
+    if len(y) == 0:
+        return y.copy()
+    head = min(window, len(y))
+    medians = median_filter(y, size=window, origin=(window - 1) // 2, mode="nearest")
+    triangle = np.where(np.tri(head, dtype=bool), y[:head], np.inf)
+    triangle.sort(axis=1)
+    counts = np.arange(1, head + 1)
+    medians[:head] = triangle[counts - 1, counts // 2]
+    return medians
 
-    ``window`` is odd. The first ``warmup`` usable values have none.
+
+def baseline(x: np.ndarray, usable: np.ndarray, *, window: int, warmup: int) -> Baseline:
+    """``x`` (n,) log norms, ``usable`` (n,) false where a value is missing or flagged. See ``Baseline``."""
+    y = x[usable]
+    m = len(y)
+    if m < warmup:
+        nothing = np.full(len(x), np.nan)
+        return Baseline(nothing, nothing, nothing)
+    count = np.cumsum(usable)
+    seen = count - usable  # unflagged values before each iteration
+    up_to = running_median(y, window)
+    from_here = np.empty(m)  # median of y[j : j + window]
+    tail = min(window - 1, m)
+    if m >= window:
+        from_here[: m - window + 1] = up_to[window - 1 :]
+    from_here[m - tail :] = running_median(y[m - tail :][::-1], window)[::-1]
+    before = np.where(seen >= warmup, up_to[np.maximum(seen - 1, 0)], np.nan)
+    after = np.where(m - count >= warmup, from_here[np.minimum(count, m - 1)], np.nan)
+    scale = residual_scale(x - before, usable & (seen >= warmup))
+    return Baseline(before, after, scale)
+
+
+def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """(n,) -> (n,): sd of what the baseline leaves, from the median of absolute residuals in blocks of 25.
+
+    Residuals are one-step-ahead, so that a wandering (autocorrelated) series has the scale it wanders
+    with, not the smaller one inside a window. Of the 20 blocks before and the 20 after, the noisier side
+    counts: a series that becomes noisier does not fire at the change.
     """
-    usable = np.isfinite(x) & ~flagged
-    kept = x[usable]
-    # How many usable values stand before each position: flagged positions use the baseline of that point.
-    before = np.cumsum(usable) - usable
-    median = _trailing_median(kept, window, warmup)
-    residual = np.abs(kept - median[:-1])
-    scale = MAD_TO_SD * _trailing_median(residual, window, warmup // 2, skip=warmup)
-    return Baseline(median[before], np.maximum(scale[before], SCALE_FLOOR))
-
-
-def _trailing_median(x: np.ndarray, window: int, warmup: int, skip: int = 0) -> np.ndarray:
-    """(n + 1,): entry t is the median of the last ``window`` values before t, NaN for fewer than ``warmup``.
-
-    The first ``skip`` values of ``x`` do not exist yet.
-    """
-    n = len(x)
-    out = np.full(n + 1, np.nan)
-    first = skip + max(1, warmup)
-    for t in range(first, min(n, skip + window - 1) + 1):  # windows that are still growing
-        out[t] = np.median(x[skip:t])
-    if n >= skip + window:
-        full = median_filter(x[skip:], size=window, origin=(window - 1) // 2, mode="nearest")
-        out[skip + window :] = full[window - 1 :]
-    return out
+    sizes = np.abs(residual[usable])
+    blocks = len(sizes) // SCALE_BLOCK
+    if blocks == 0:
+        level = np.median(sizes) if len(sizes) else 0.0
+        return np.full(len(residual), max(MAD_TO_SD * level, SCALE_FLOOR))
+    medians = np.median(sizes[: blocks * SCALE_BLOCK].reshape(blocks, SCALE_BLOCK), axis=1)
+    past = running_median(medians, SCALE_BLOCKS)
+    future = running_median(medians[::-1], SCALE_BLOCKS)[::-1]
+    block = np.minimum((np.cumsum(usable) - usable) // SCALE_BLOCK, blocks)
+    before = past[np.clip(block - 1, 0, blocks - 1)]
+    after = future[np.clip(block + 1, 0, blocks - 1)]
+    return np.maximum(MAD_TO_SD * np.maximum(before, after), SCALE_FLOOR)

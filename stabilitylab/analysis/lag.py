@@ -1,4 +1,9 @@
-"""How long after a spike in one layer another layer spikes, and whether chance would do the same."""
+"""How long a spike takes from one layer to another.
+
+Matching each onset with the nearest one is biased towards 0 as soon as spikes are missed or lie close:
+the nearest is then another spike. So the lag at which most onsets pair up is found first, over all pairs
+within the window, and onsets are matched around it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,13 @@ from scipy.stats import binom
 
 from stabilitylab.analysis.results import Lag, LayerLag, Spike
 
-WINDOW = 100  # iterations to either side in which onsets may match
+WINDOW = 100
 MIN_MATCHES = 5
-_NUM_SHIFTS = 999
-_BIN = 11  # iterations: how sharply matching lags must agree to count as one lag
+BANDWIDTH = 5
+"""Pairs whose lags differ by no more than this count as the same lag when the common one is sought."""
+REACH = 15
+"""A match may lie this far from the common lag: three times a jitter of 5 iterations."""
+NULL_SHIFTS = 199
 
 
 def measure_lag(
@@ -25,122 +33,151 @@ def measure_lag(
     window: int = WINDOW,
     seed: int = 0,
 ) -> Lag:
-    """Median lag of ``target`` behind ``source`` with a 95% interval and a circular-shift p-value.
+    """Median lag from ``source`` to ``target`` with a 95% interval and a p-value.
 
-    Each onset is matched with the nearest in the other layer, if it is that one's nearest too. The interval is the
-    exact order-statistic interval of a median. The p-value asks whether lags agree with each other more than when
-    one series is shifted around the circle of ``num_iterations``.
+    The interval is that of the order statistics (sign test): it needs no distribution and holds at five
+    matches, where a bootstrap of the median does not. The p-value compares how many onsets pair up with
+    what circular shifts of one layer give.
     """
     a, b = _onsets(from_spikes), _onsets(to_spikes)
-    lags = match_onsets(a, b, window)
-    common = {"source": source, "target": target, "num_matched": len(lags), "num_from": len(a)}
+    window = min(window, max(num_iterations // 5, 1))
+
+    def undecided(reason: str, matched: int = 0) -> Lag:
+        return Lag(source, target, None, None, None, matched, len(a), "inconclusive", reason)
+
+    if source == target:
+        return undecided(f"only one layer has a gradient ({source}): a lag needs two")
+    if len(a) == 0 or len(b) == 0:
+        return undecided(f"no spike in {source if len(a) == 0 else target}")
+    lags = match(a, b, window)
     if len(lags) < MIN_MATCHES:
-        reason = f"{len(lags)} matched spikes; at least {MIN_MATCHES} are needed"
-        return Lag(**common, median_iterations=None, ci95=None, p_value=None, verdict="inconclusive", reason=reason,
-                   lags=tuple(lags.tolist()))  # fmt: skip
-    interval = median_interval(lags)
-    p_value, null_lags = _shift_test(a, b, num_iterations, window, seed)
-    verdict, reason = _verdict(interval, p_value)
+        spikes = "spike" if len(lags) == 1 else "spikes"
+        return undecided(
+            f"{len(lags)} {spikes} of {source} ({len(a)}) matched one of {target} ({len(b)}) within {window} "
+            f"iterations; at least {MIN_MATCHES} are needed",
+            len(lags),
+        )
+    median = float(np.median(lags))
+    ci95 = median_interval(lags)
+    p_value, null_lags = _shift_test(a, b, window, num_iterations, seed)
+    verdict, reason = _verdict(source, target, ci95, p_value)
     return Lag(
-        **common,
-        median_iterations=float(np.median(lags)),
-        ci95=interval,
-        p_value=p_value,
-        verdict=verdict,
-        reason=reason,
-        lags=tuple(lags.tolist()),
-        null_lags=tuple(null_lags.tolist()),
+        source, target, median, ci95, p_value, len(lags), len(a), verdict, reason, tuple(lags.tolist()), null_lags
     )
 
 
 def propagation(
-    spikes: Sequence[Spike], layers: Sequence[tuple[str, int]], source: str, window: int = WINDOW
+    spikes: Sequence[Spike],
+    layers: Sequence[tuple[str, int]],
+    *,
+    source: str,
+    num_iterations: int,
+    window: int = WINDOW,
 ) -> tuple[LayerLag, ...]:
-    """Median lag of each of ``layers`` (name, depth) behind ``source``."""
-    by_layer: dict[str, list[Spike]] = {name: [] for name, _ in layers}
+    """The median lag of every layer (name, depth) behind ``source``."""
+    window = min(window, max(num_iterations // 5, 1))
+    by_layer: dict[str, list[Spike]] = {}
     for spike in spikes:
-        by_layer[spike.layer].append(spike)
-    a = _onsets(by_layer[source])
+        by_layer.setdefault(spike.layer, []).append(spike)
+    first = _onsets(by_layer.get(source, []))
     rows = []
     for name, depth in layers:
-        if name == source:
-            rows.append(LayerLag(name, depth, 0.0 if len(a) else None, len(a)))
-            continue
-        lags = match_onsets(a, _onsets(by_layer[name]), window)
+        lags = match(first, _onsets(by_layer.get(name, [])), window)
         enough = len(lags) >= MIN_MATCHES
-        median = float(np.median(lags)) if enough else None
+        median = float(np.median(lags)) if len(lags) else None
         rows.append(LayerLag(name, depth, median, len(lags), median_interval(lags) if enough else None))
     return tuple(rows)
 
 
-def match_onsets(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
-    """Lags b - a of mutually nearest onsets at most ``window`` apart. ``a``, ``b`` sorted."""
-    if not len(a) or not len(b):
-        return np.empty(0)
-    nearest_b, nearest_a = _nearest(a, b), _nearest(b, a)
-    mutual = nearest_a[nearest_b] == np.arange(len(a))
-    lags = b[nearest_b[mutual]] - a[mutual]
-    return lags[np.abs(lags) <= window].astype(float)
+def match(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
+    """Lags (k,) of onsets ``a`` and ``b`` (sorted) paired one to one around the lag most of them share."""
+    pairs = differences(a, b, window)
+    if len(pairs) == 0:
+        return pairs
+    centre = common_lag(pairs)
+    forth = _nearest(a + centre, b)
+    back = _nearest(b - centre, a)
+    mutual = back[forth] == np.arange(len(a))
+    lags = b[forth] - a
+    return lags[mutual & (np.abs(lags - centre) <= REACH) & (np.abs(lags) <= window)].astype(np.float64)
 
 
-def _nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For each of ``a`` the index of the nearest in ``b``."""
-    right = np.searchsorted(b, a).clip(1, max(1, len(b) - 1))
-    if len(b) == 1:
-        return np.zeros(len(a), int)
-    left = right - 1
-    return np.where(np.abs(b[left] - a) <= np.abs(b[right] - a), left, right)
+def differences(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
+    """All b - a within the window, sorted. ``a`` and ``b`` are sorted."""
+    low = np.searchsorted(b, a - window, side="left")
+    count = np.searchsorted(b, a + window, side="right") - low
+    first = np.repeat(np.arange(len(a)), count)
+    offset = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
+    return np.sort(b[low[first] + offset] - a[first])
 
 
-def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Order-statistic interval of the median: no distribution assumed, exact for independent values.
-
-    With 5 values it is their range, which covers 93.75%.
-    """
-    ordered = np.sort(values)
-    n = len(ordered)
-    low = max(int(binom.ppf((1 - level) / 2, n, 0.5)), 1)
-    return float(ordered[low - 1]), float(ordered[n - low])
+def common_lag(pairs: np.ndarray) -> float:
+    """The middle of the densest stretch of 2 x BANDWIDTH among sorted lags; the least lag among equals."""
+    middle = _densest(pairs)[1]
+    return float(middle)
 
 
-def _shift_test(a: np.ndarray, b: np.ndarray, n: int, window: int, seed: int) -> tuple[float, np.ndarray]:
-    """p-value of the agreement of lags, and matched lags under the null, for drawing."""
+def _densest(pairs: np.ndarray) -> tuple[int, float]:
+    stop = np.searchsorted(pairs, pairs + 2 * BANDWIDTH, side="right")
+    count = stop - np.arange(len(pairs))
+    best = np.flatnonzero(count == count.max())
+    middles = [float(np.median(pairs[i : stop[i]])) for i in best]
+    return int(count.max()), min(middles, key=abs)
+
+
+def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The narrowest pair of order statistics that holds the median with ``level``, or the whole range."""
+    ordered = np.sort(lags)
+    k = int(binom.ppf((1 - level) / 2, len(ordered), 0.5))
+    # P(fewer than k of n below the median) must stay within the tail.
+    while k > 0 and binom.cdf(k - 1, len(ordered), 0.5) > (1 - level) / 2:
+        k -= 1
+    k = max(k, 1)
+    return float(ordered[k - 1]), float(ordered[-k])
+
+
+def _shift_test(
+    a: np.ndarray, b: np.ndarray, window: int, num_iterations: int, seed: int
+) -> tuple[float, tuple[float, ...]]:
+    """How often a circular shift of ``b`` pairs up as many onsets at one lag. Also the shifted median lags."""
+    span = max(num_iterations, int(max(a.max(), b.max())) + 1)
     rng = np.random.default_rng(seed)
-    observed = _agreement(a, b, window)
-    # A shift of less than two windows keeps true pairs matched, only at another lag: that is no null.
-    nearest = min(2 * window, n // 3)
-    shifts = rng.integers(nearest, max(n - nearest, nearest + 1), _NUM_SHIFTS)
-    null_lags: list[np.ndarray] = []
-    at_least = 0
-    for index, shift in enumerate(shifts):
-        moved = np.sort((b + shift) % max(n, 1))
-        at_least += _agreement(a, moved, window) >= observed
-        if index < 100:
-            null_lags.append(match_onsets(a, moved, window))
-    return (1 + at_least) / (1 + _NUM_SHIFTS), np.concatenate(null_lags)
+    low, high = 2 * window + 1, span - 2 * window
+    if high <= low:
+        low, high = 1, span
+    observed = _densest(differences(a, b, window))[0]
+    shifts = rng.integers(low, high, NULL_SHIFTS)
+    reached = 0
+    medians = []
+    for shift in shifts:
+        moved = np.sort((b + shift) % span)
+        pairs = differences(a, moved, window)
+        if len(pairs) == 0:
+            continue
+        count, middle = _densest(pairs)
+        reached += count >= observed
+        medians.append(middle)
+    return (1 + reached) / (1 + NULL_SHIFTS), tuple(medians)
 
 
-def _agreement(a: np.ndarray, b: np.ndarray, window: int) -> int:
-    """The most pairs whose lags fall within one bin of ``_BIN`` iterations: the height of the cross-correlogram."""
-    lags = (b[None, :] - a[:, None]).ravel()
-    lags = np.sort(lags[np.abs(lags) <= window])
-    if not len(lags):
-        return 0
-    return int((np.searchsorted(lags, lags + _BIN, side="left") - np.arange(len(lags))).max())
-
-
-def _verdict(interval: tuple[float, float], p_value: float) -> tuple[str, str]:
-    low, high = interval
+def _verdict(source: str, target: str, ci95: tuple[float, float], p_value: float) -> tuple[str, str]:
     if p_value >= 0.05:
-        return "inconclusive", f"chance alone lines spikes up as well (p = {p_value:.2g})"
-    if low > 0:
-        return "first leads", ""
-    if high < 0:
-        return "last leads", ""
-    if high - low <= _BIN:
-        return "together", "the interval holds 0 and is narrow"
-    return "inconclusive", f"the interval {low:g} to {high:g} holds both orders"
+        return "inconclusive", f"as many spikes pair up by chance (p = {p_value:.2g})"
+    if ci95[0] > 0:
+        return "first leads", f"the interval lies after 0: {target} follows {source}"
+    if ci95[1] < 0:
+        return "last leads", f"the interval lies before 0: {source} follows {target}"
+    return "together", "the spikes belong together and the interval holds 0"
 
 
 def _onsets(spikes: Sequence[Spike]) -> np.ndarray:
-    return np.array(sorted(s.onset for s in spikes if s.kind == "spike"), np.int64)
+    return np.unique(np.array([spike.onset for spike in spikes], dtype=np.int64))
+
+
+def _nearest(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Index into sorted ``among`` of the value nearest to each of ``wanted``."""
+    right = np.clip(np.searchsorted(among, wanted), 1, max(len(among) - 1, 1))
+    if len(among) == 1:
+        return np.zeros(len(wanted), dtype=np.int64)
+    left = right - 1
+    return np.where(np.abs(among[left] - wanted) <= np.abs(among[right] - wanted), left, right)

@@ -173,7 +173,8 @@ class RunAnalysis:
         if self.dip_link is not None:
             out["dip_link"] = asdict(self.dip_link)
         out["notes"] = list(self.notes)
-        return _finite(out)  # type: ignore[no-any-return]
+        plain: dict[str, Any] = _finite(out)
+        return plain
 
 
 def _finite(value: Any) -> Any:

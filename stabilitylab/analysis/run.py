@@ -1,13 +1,15 @@
-"""One run's whole answer."""
+"""One run, from arrays to the whole answer."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stabilitylab.analysis.dips import DipSettings, find_dips, link_dips
+from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.lag import measure_lag, propagation
-from stabilitylab.analysis.results import Lag, LayerLag, LayerSeries, RunAnalysis, RunSeries, Spike
+from stabilitylab.analysis.results import Dip, DipLink, LayerSeries, RunAnalysis, RunSeries, Spike
 from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
+
+METRIC = "knn_top1"
 
 
 def analyze_run(
@@ -17,71 +19,100 @@ def analyze_run(
     lag: bool = True,
     dips: bool = True,
     settings: SpikeSettings | None = None,
-    dip_settings: DipSettings | None = None,
 ) -> RunAnalysis:
-    """Spikes of every trained layer, lag from the first trained layer, dips of ``knn_top1``.
-
-    Where data does not suffice, ``notes`` say what is missing; no number is made up.
-    """
+    """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it."""
     settings = settings or SpikeSettings()
-    trained = [layer for layer in series.layers if layer.trainable and len(layer.iteration)]
-    notes = _notes(series, trained, settings)
-    found = tuple(
-        sorted((s for layer in trained for s in detect_spikes(layer, settings)), key=lambda s: (s.onset, s.peak))
-    )
-    first_to_last, waves = _lag(series, trained, found, notes) if lag else (None, None)
-    curve = series.evals.get("knn_top1")
-    if dips and curve is None:
-        notes.append("no kNN accuracy recorded: dips cannot be looked for")
-    elif dips and curve is not None and np.isfinite(curve.value).sum() < 3:
-        notes.append("fewer than 3 kNN evaluations: dips cannot be looked for")
-    dipped = find_dips(curve, found, dip_settings) if dips and curve is not None else ()
+    layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
+    notes = _layer_notes(layers, settings)
+    clean = [without_duplicates(layer) for layer in layers]
+    found: list[Spike] = []
+    for layer in clean:
+        found += detect_spikes(layer, settings)
+    found.sort(key=lambda spike: spike.onset)
+
+    measured = travels = None
+    if lag and layers:
+        first, last = clean[0], clean[-1]
+        measured = measure_lag(
+            [s for s in found if s.layer == first.name],
+            [s for s in found if s.layer == last.name],
+            source=first.name,
+            target=last.name,
+            num_iterations=series.iterations,
+        )
+        names = [(layer.name, layer.depth) for layer in clean]
+        travels = propagation(found, names, source=first.name, num_iterations=series.iterations)
+        if len(layers) == 1:
+            notes.append(f"only one layer has a gradient ({first.name}): there is no lag to measure")
+    elif lag:
+        notes.append("no layer has a gradient: there is no lag to measure")
+
+    dipped: tuple[Dip, ...] | None = None
+    link: DipLink | None = None
+    if dips:
+        curve = series.evals.get(METRIC)
+        if curve is None or np.isfinite(curve.value).sum() < 3:
+            have = 0 if curve is None else int(np.isfinite(curve.value).sum())
+            notes.append(f"no dips: {METRIC} has {have} values and at least 3 are needed (see --set eval.knn_every)")
+            dipped = ()
+        else:
+            dipped = find_dips(curve, found)
+            link = link_dips(dipped, found, num_iterations=series.iterations)
     return RunAnalysis(
         run=series.run,
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
-        spikes=found if spikes else None,
-        false_alarms=false_alarms(trained, settings) if spikes else None,
-        lag=first_to_last,
-        propagation=waves,
-        dips=dipped if dips else None,
-        dip_link=link_dips(dipped, found, series.iterations, dip_settings) if dips else None,
+        spikes=tuple(found) if spikes else None,
+        false_alarms=false_alarms(clean, settings) if spikes else None,
+        lag=measured,
+        propagation=travels,
+        dips=dipped,
+        dip_link=link,
         notes=tuple(notes),
     )
 
 
-def _notes(series: RunSeries, trained: list[LayerSeries], settings: SpikeSettings) -> list[str]:
+def without_duplicates(layer: LayerSeries) -> LayerSeries:
+    """Iterations in order and each once; of a repeated iteration the last row stands (a resumed run's)."""
+    iteration = np.asarray(layer.iteration)
+    if len(iteration) < 2 or bool((np.diff(iteration) > 0).all()):
+        return layer
+    order = np.argsort(iteration, kind="stable")
+    iteration, norm = iteration[order], np.asarray(layer.grad_norm)[order]
+    last = np.append(iteration[1:] != iteration[:-1], True)
+    return LayerSeries(layer.name, layer.depth, iteration[last], norm[last], layer.trainable)
+
+
+def _layer_notes(layers: list[LayerSeries], settings: SpikeSettings) -> list[str]:
+    """Layers that cannot be judged, by reason, in plain words."""
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        reason = _why_not(layer, settings)
+        if reason:
+            reasons.setdefault(reason, []).append(layer.name)
     notes = []
-    if not trained:
-        notes.append("no gradients recorded: spikes and lag cannot be looked for")
-    short = [layer.name for layer in trained if len(layer.iteration) <= settings.warmup]
-    if short:
-        notes.append(f"{_names(short)}: {settings.warmup} iterations or fewer, too short to tell a spike from a start")
-    lost = [layer.name for layer in trained if len(layer.iteration) and not np.isfinite(layer.grad_norm).any()]
-    if lost:
-        notes.append(f"{_names(lost)}: no finite gradient at all")
-    frozen = [layer.name for layer in series.layers if not layer.trainable]
-    if frozen:
-        notes.append(f"{_names(frozen)}: frozen, so without gradient")
+    for reason, names in reasons.items():
+        who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
+        notes.append(f"{who}: {reason}")
+    if any(_gaps(layer) for layer in layers):
+        notes.append("iterations are missing from the record: a spike inside a gap is not seen")
     return notes
 
 
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
+    norm = np.asarray(layer.grad_norm, dtype=np.float64)
+    finite = norm[np.isfinite(norm)]
+    if len(norm) == 0:
+        return "no gradients recorded"
+    if len(finite) == 0:
+        return "every gradient is NaN or infinite: not enough data for spikes"
+    if (finite > 0).sum() <= settings.warmup:
+        return f"{int((finite > 0).sum())} usable values and more than {settings.warmup} are needed to judge a spike"
+    if finite.min() == finite.max():
+        return "the gradient norm never changes: nothing to compare a spike with"
+    return ""
 
 
-def _lag(
-    series: RunSeries, trained: list[LayerSeries], found: tuple[Spike, ...], notes: list[str]
-) -> tuple[Lag | None, tuple[LayerLag, ...] | None]:
-    if len(trained) < 2:
-        notes.append("fewer than two trained layers: there is no lag to measure")
-        return None, None
-    first, last = trained[0].name, trained[-1].name
-    measured = measure_lag(
-        [s for s in found if s.layer == first],
-        [s for s in found if s.layer == last],
-        source=first,
-        target=last,
-        num_iterations=series.iterations,
-    )
-    return measured, propagation(found, [(layer.name, layer.depth) for layer in trained], first)
+def _gaps(layer: LayerSeries) -> bool:
+    step = np.diff(np.unique(layer.iteration))
+    return len(step) > 0 and bool(step.max() > np.median(step))

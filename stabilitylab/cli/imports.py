@@ -23,12 +23,12 @@ def command() -> None:
 @runs_dir
 def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | None) -> None:
     """Import gradient norms, and scalars if any, from CSV files."""
-    from stabilitylab.integrations.csv import ImportFailed, import_csv
+    from stabilitylab.integrations.csv import LogFormatError, import_csv
     from stabilitylab.store.location import runs_root
 
     try:
         path = import_csv(runs_root(runs_dir), Path(grads), Path(scalars) if scalars else None, name)
-    except ImportFailed as error:
+    except LogFormatError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"imported as {path.name}")
     click.echo(f"next: stablab analyze {path.name}" + (f" --runs-dir {runs_dir}" if runs_dir else ""))

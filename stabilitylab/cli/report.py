@@ -77,5 +77,5 @@ def _report_run(reader: RunReader) -> ReportRun:
         created_at=reader.meta.get("created_at", ""),
         loss=(curve["iteration"], curve["loss"]) if len(curve["iteration"]) else None,
         provenance={name: reader.meta[name] for name in (*known, *versions)},
-        events=reader.events(),
+        events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
     )

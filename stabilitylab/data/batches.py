@@ -105,7 +105,7 @@ class FolderBatches:
         plan = ([(t, index) for index in self.order(t).tolist()] for t in range(start, stop))
         loader = torch.utils.data.DataLoader(
             self.dataset,
-            batch_sampler=plan,  # type: ignore[arg-type]
+            batch_sampler=plan,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )

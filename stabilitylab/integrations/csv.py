@@ -19,7 +19,7 @@ from stabilitylab.store.writer import LayerRow, RunWriter
 _MAX_ITERATION = 2**31 - 1  # the store's INTEGER
 
 
-class ImportFailed(ValueError):
+class LogFormatError(ValueError):
     """A file that cannot be imported: one line with file, line and remedy."""
 
 
@@ -44,7 +44,7 @@ class Scalar:
 
 
 def read_grads(path: Path) -> GradsTable:
-    """Read ``iteration,layer,grad_norm[,grad_max][,depth]``. ImportFailed names the first fault."""
+    """Read ``iteration,layer,grad_norm[,grad_max][,depth]``. LogFormatError names the first fault."""
     table, index = GradsTable(), dict[str, int]()
     seen: dict[tuple[int, int], int] = {}
     given_depths = False
@@ -52,7 +52,7 @@ def read_grads(path: Path) -> GradsTable:
         iteration = _iteration(path, line, row["iteration"])
         name = row["layer"]
         if not name:
-            raise ImportFailed(f"{path}, line {line}: the layer has no name")
+            raise LogFormatError(f"{path}, line {line}: the layer has no name")
         layer = index.setdefault(name, len(index))
         depth = None
         if row.get("depth"):
@@ -62,12 +62,12 @@ def read_grads(path: Path) -> GradsTable:
             table.layers.append(name)
             table.depths.append(layer if depth is None else depth)
         elif depth is not None and table.depths[layer] != depth:
-            raise ImportFailed(
+            raise LogFormatError(
                 f"{path}, line {line}: layer {name!r} has depth {depth} here and {table.depths[layer]} before"
             )
         first = seen.setdefault((iteration, layer), line)
         if first != line:
-            raise ImportFailed(
+            raise LogFormatError(
                 f"{path}, line {line}: iteration {iteration} of layer {name!r} stands on line {first} already; "
                 "keep one of the two"
             )
@@ -76,28 +76,28 @@ def read_grads(path: Path) -> GradsTable:
         table.grad_norm.append(_norm(path, line, "grad_norm", row["grad_norm"]))
         table.grad_max.append(_norm(path, line, "grad_max", row["grad_max"]) if row.get("grad_max") else None)
     if given_depths and len(set(table.depths)) < len(table.depths):
-        raise ImportFailed(f"{path}: two layers share a depth; number the layers from input to output")
+        raise LogFormatError(f"{path}: two layers share a depth; number the layers from input to output")
     return table
 
 
 def read_scalars(path: Path) -> list[Scalar]:
-    """Read ``iteration,name,value[,num_samples]``. ImportFailed names the first fault."""
+    """Read ``iteration,name,value[,num_samples]``. LogFormatError names the first fault."""
     found = []
     seen: dict[tuple[int, str], int] = {}
     for line, row in _rows(path, ("iteration", "name", "value"), ("num_samples",)):
         iteration, name = _iteration(path, line, row["iteration"]), row["name"]
         if not name:
-            raise ImportFailed(f"{path}, line {line}: the scalar has no name")
+            raise LogFormatError(f"{path}, line {line}: the scalar has no name")
         first = seen.setdefault((iteration, name), line)
         if first != line:
-            raise ImportFailed(
+            raise LogFormatError(
                 f"{path}, line {line}: {name!r} at iteration {iteration} stands on line {first} already; "
                 "keep one of the two"
             )
         samples = _whole(path, line, "num_samples", row["num_samples"]) if row.get("num_samples") else None
         value = _number(path, line, "value", row["value"])
         if name == "knn_top1" and not (0 <= value <= 1 or math.isnan(value)):
-            raise ImportFailed(f"{path}, line {line}: knn_top1 {value:g} is not a fraction between 0 and 1")
+            raise LogFormatError(f"{path}, line {line}: knn_top1 {value:g} is not a fraction between 0 and 1")
         found.append(Scalar(iteration, name, value, samples))
     return found
 
@@ -157,54 +157,54 @@ def _rows(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> Ite
             reader = csv.reader(file)
             header = [cell.strip() for cell in next(reader, [])]
             if not any(header):
-                raise ImportFailed(f"{path} is empty; it needs the columns {', '.join(needed)}")
+                raise LogFormatError(f"{path} is empty; it needs the columns {', '.join(needed)}")
             missing = [name for name in needed if name not in header]
             if missing:
-                raise ImportFailed(
+                raise LogFormatError(
                     f"{path} has no column {', '.join(missing)}; found {', '.join(header)}; needed {', '.join(needed)}"
                 )
             twice = sorted({name for name in header if header.count(name) > 1} & {*needed, *optional})
             if twice:
-                raise ImportFailed(f"{path} has the column {', '.join(twice)} twice")
+                raise LogFormatError(f"{path} has the column {', '.join(twice)} twice")
             places = [(name, header.index(name)) for name in (*needed, *optional) if name in header]
             count = 0
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
                 if len(cells) != len(header):
-                    raise ImportFailed(
+                    raise LogFormatError(
                         f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
                     )
                 count += 1
                 yield reader.line_num, {name: cells[place].strip() for name, place in places}
             if not count:
-                raise ImportFailed(f"{path} has a header and no rows")
+                raise LogFormatError(f"{path} has a header and no rows")
     except OSError as error:
-        raise ImportFailed(f"cannot read {path}: {error.strerror}") from None
+        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ImportFailed(f"{path} is not UTF-8 text; save it as UTF-8") from None
+        raise LogFormatError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except csv.Error as error:
-        raise ImportFailed(f"{path}, line {reader.line_num}: {error}") from None
+        raise LogFormatError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ImportFailed(f"{path}, line {line}: {column} {text!r} is not a number") from None
+        raise LogFormatError(f"{path}, line {line}: {column} {text!r} is not a number") from None
 
 
 def _norm(path: Path, line: int, column: str, text: str) -> float:
     value = _number(path, line, column, text)
     if value < 0:
-        raise ImportFailed(f"{path}, line {line}: {column} {text} is negative; a norm is not")
+        raise LogFormatError(f"{path}, line {line}: {column} {text} is negative; a norm is not")
     return value
 
 
 def _whole(path: Path, line: int, column: str, text: str) -> int:
     value = _number(path, line, column, text)
     if not (0 <= value <= _MAX_ITERATION and value == int(value)):
-        raise ImportFailed(f"{path}, line {line}: {column} {text!r} is not a whole number from 0 up")
+        raise LogFormatError(f"{path}, line {line}: {column} {text!r} is not a whole number from 0 up")
     return int(value)
 
 

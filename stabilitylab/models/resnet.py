@@ -13,7 +13,8 @@ def build_resnet(config: ModelConfig, channels: int) -> nn.Module:
     small-image stem: a 3x3 convolution of stride 1 and no max pooling (SimCLR, appendix B.9)."""
     net = timm.create_model(config.arch, pretrained=False, num_classes=0, in_chans=channels)
     if config.img_size <= 64:
-        net.conv1 = nn.Conv2d(channels, net.conv1.out_channels, 3, padding=1, bias=False)
+        width = int(net.get_parameter("conv1.weight").shape[0])
+        net.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
     return net

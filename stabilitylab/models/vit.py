@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from stabilitylab.config import ModelConfig
 
-_POOLS = {
+_POOLS: dict[str, dict[str, Any]] = {
     "cls": {"global_pool": "token", "class_token": True},
     "avg_ln": {"global_pool": "avg", "class_token": False, "fc_norm": False, "final_norm": True},
     "avg": {"global_pool": "avg", "class_token": False, "fc_norm": False, "final_norm": False},

@@ -134,8 +134,9 @@ def depth_against_lag(analysis: RunAnalysis) -> Figure:
     rows = [row for row in analysis.propagation or () if row.median_lag is not None]
     x = [row.median_lag for row in rows]
     trace = points(x, [text(row.layer) for row in rows], "median lag", COLOURS[0], "circle")
-    above = [row.ci95[1] - row.median_lag if row.ci95 else 0 for row in rows]
-    below = [row.median_lag - row.ci95[0] if row.ci95 else 0 for row in rows]
+    intervals = [(row.median_lag or 0.0, row.ci95) for row in rows]
+    above = [ci95[1] - median if ci95 else 0 for median, ci95 in intervals]
+    below = [median - ci95[0] if ci95 else 0 for median, ci95 in intervals]
     trace["error_x"] = {"type": "data", "array": above, "arrayminus": below, "color": COLOURS[0], "thickness": 1.5}
     trace["text"] = [f"{row.num_matched} matched" for row in rows]
     shown = figure([trace], "median lag, iterations", "")

@@ -17,6 +17,7 @@ METRICS = {
     "spikes_per_10k": ("spikes per 10,000 iterations and layer", 1.0, "", 1),
     "dip_area": ("dip area, points x iterations", 100.0, "", 0),
     "max_dip_depth": ("deepest dip, points", 100.0, "", 1),
+    "diverged": ("runs that diverged", 100.0, "%", 0),
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stabilitylab.integrations.csv import ImportFailed, import_csv, read_grads, read_scalars
+from stabilitylab.integrations.csv import LogFormatError, import_csv, read_grads, read_scalars
 from stabilitylab.store.reader import open_run
 
 
@@ -58,7 +58,10 @@ HEADER = "iteration,layer,grad_norm\n"
     [
         ("", "{} is empty; it needs the columns iteration, layer, grad_norm"),
         (HEADER, "{} has a header and no rows"),
-        ("step,layer,grad_norm\n0,a,1\n", "{} has no column iteration; found step, layer, grad_norm; needed iteration, layer, grad_norm"),
+        (
+            "step,layer,grad_norm\n0,a,1\n",
+            "{} has no column iteration; found step, layer, grad_norm; needed iteration, layer, grad_norm",
+        ),
         (HEADER + "0,a,1\n\n1,a,big\n", "{}, line 4: grad_norm 'big' is not a number"),
         (HEADER + "0,a,1\n1,a,\n", "{}, line 3: grad_norm '' is not a number"),
         (HEADER + '0,"a\nb",1\n1,"a\nb",big\n', "{}, line 5: grad_norm 'big' is not a number"),
@@ -68,14 +71,20 @@ HEADER = "iteration,layer,grad_norm\n"
         (HEADER + "nan,a,1\n", "{}, line 2: iteration 'nan' is not a whole number from 0 up"),
         (HEADER + "0,,1\n", "{}, line 2: the layer has no name"),
         (HEADER + "0,a,1,2\n", "{}, line 2: 4 cells, but the header has 3"),
-        (HEADER + "0,a,1\n1,a,1\n0,a,2\n", "{}, line 4: iteration 0 of layer 'a' stands on line 2 already; keep one of the two"),
+        (
+            HEADER + "0,a,1\n1,a,1\n0,a,2\n",
+            "{}, line 4: iteration 0 of layer 'a' stands on line 2 already; keep one of the two",
+        ),
         ("iteration,layer,grad_norm,depth\n0,a,1,0\n1,a,1,3\n", "{}, line 3: layer 'a' has depth 3 here and 0 before"),
-        ("iteration,layer,grad_norm,depth\n0,a,1,0\n0,b,1,0\n", "{}: two layers share a depth; number the layers from input to output"),
+        (
+            "iteration,layer,grad_norm,depth\n0,a,1,0\n0,b,1,0\n",
+            "{}: two layers share a depth; number the layers from input to output",
+        ),
     ],
 )  # fmt: skip
 def test_faults_are_named_and_leave_nothing_behind(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "grads.csv", text)
-    with pytest.raises(ImportFailed) as caught:
+    with pytest.raises(LogFormatError) as caught:
         import_csv(tmp_path / "runs", path)
     assert str(caught.value) == message.format(path)
     assert not (tmp_path / "runs").exists()
@@ -83,16 +92,16 @@ def test_faults_are_named_and_leave_nothing_behind(tmp_path: Path, text: str, me
 
 def test_faults_of_scalars(tmp_path: Path) -> None:
     path = write(tmp_path / "s.csv", "iteration,name,value\n0,knn_top1,75\n")
-    with pytest.raises(ImportFailed, match="line 2: knn_top1 75 is not a fraction between 0 and 1"):
+    with pytest.raises(LogFormatError, match="line 2: knn_top1 75 is not a fraction between 0 and 1"):
         read_scalars(path)
     write(path, "iteration,name,value\n0,x,1\n0,x,2\n")
-    with pytest.raises(ImportFailed, match="line 3: 'x' at iteration 0 stands on line 2 already"):
+    with pytest.raises(LogFormatError, match="line 3: 'x' at iteration 0 stands on line 2 already"):
         read_scalars(path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ImportFailed, match=r"cannot read .*absent\.csv: No such file or directory"):
+    with pytest.raises(LogFormatError, match=r"cannot read .*absent\.csv: No such file or directory"):
         read_grads(tmp_path / "absent.csv")
     (tmp_path / "binary.csv").write_bytes(b"iteration,layer,grad_norm\n\xff\xfe,a,1\n")
-    with pytest.raises(ImportFailed, match=r"binary\.csv is not UTF-8 text"):
+    with pytest.raises(LogFormatError, match=r"binary\.csv is not UTF-8 text"):
         read_grads(tmp_path / "binary.csv")

@@ -20,7 +20,8 @@ def golden_config(*mitigation: str) -> Config:
     return resolve(
         {
             "train": {"iterations": 20, "batch_size": 64, "device": "cpu"},
-            "optim": {"warmup_iterations": 5},
+            # Low, so that training amplifies little of the last bits in which CPUs differ.
+            "optim": {"warmup_iterations": 5, "base_lr": 5e-4},
             "record": {"log_grads": True, "flush_every": 7},
             "eval": {"knn_every": 10},
             "mitigation": list(mitigation),
@@ -43,10 +44,13 @@ def test_the_golden_run(tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text())
     got = trace(tmp_path)
     assert got.keys() == expected.keys()
-    for name, values in expected.items():
-        # Across CPUs the last bits differ, and training amplifies them; a wrong formula is far outside.
-        np.testing.assert_allclose(got[name], values, rtol=2e-2, atol=2e-2 if name == "knn_top1" else 0, err_msg=name)
-        np.testing.assert_allclose(got[name][:2], values[:2], rtol=1e-3, err_msg=name)
+    # CPUs differ in the last bits and Adam amplifies that, first in the gradients (seen: 0.1% at iteration 3,
+    # 30% in the tokens' at 15; 0.3% in the loss). A wrong formula is outside from the first iterations on.
+    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-2)
+    np.testing.assert_allclose(got["knn_top1"], expected["knn_top1"], atol=0.03)
+    for name in expected.keys() - {"loss", "knn_top1"}:
+        np.testing.assert_allclose(got[name][:4], expected[name][:4], rtol=1e-2, err_msg=name)
+        assert abs(np.log(np.divide(got[name], expected[name])).mean()) < 0.15, name
 
 
 def test_the_same_seed_gives_the_same_run_to_the_bit(tmp_path: Path) -> None:
@@ -80,7 +84,7 @@ def test_frozen_patch_leaves_the_projection_bit_identical_and_unrecorded(tmp_pat
         layers = {row.name: row for row in reader.layers()}
         assert layers["patch_embed"].trainable is False
         assert layers["patch_embed"].layer_id not in reader.layer_series()
-        assert [(e.iteration, e.kind, e.detail) for e in reader.events()][0] == (0, "mitigation", "frozen-patch")
+        assert next((e.iteration, e.kind, e.detail) for e in reader.events()) == (0, "mitigation", "frozen-patch")
 
 
 def test_runs_that_share_a_seed_share_initialisation_and_first_loss(tmp_path: Path) -> None:
