@@ -111,7 +111,7 @@ def _warning(n: int, differences: np.ndarray) -> str:
         return f"{n} seeds: the interval is very wide and p cannot fall below {2 / 2**n:g}; run at least 3"
     if n < MIN_PAIRS_FOR_P:
         return f"{n} seeds: no p below 0.05 is possible (the smallest is {2 / 2**n:g}); it needs {MIN_PAIRS_FOR_P}"
-    if differences.std() == 0:
+    if mean_interval(differences) is None:
         return "all pairs differ by the same amount: no interval"
     return ""
 

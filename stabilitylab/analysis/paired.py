@@ -22,7 +22,7 @@ def mean_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, 
     if n < 2:
         return None
     spread = float(differences.std(ddof=1))
-    if spread == 0:
+    if spread <= 1e-12 * float(np.abs(differences).max()):
         return None
     half = float(student_t.ppf(0.5 + level / 2, n - 1)) * spread / np.sqrt(n)
     mean = float(differences.mean())

@@ -1,0 +1,119 @@
+"""Spikes by position on planted series, and what must not fire."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stabilitylab.analysis.results import LayerSeries, Spike
+from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
+from tests.synthetic import layer_series, noise, plant, spread_onsets
+
+
+def near(found: tuple[Spike, ...], onsets: np.ndarray | list[int], within: int = 2) -> None:
+    """Every onset has a spike nearby, and there is no other spike."""
+    assert len(found) == len(onsets), [s.onset for s in found]
+    assert np.abs(np.array([s.onset for s in found]) - np.array(onsets)).max() <= within
+
+
+@pytest.mark.parametrize(("kind", "phi"), [("normal", 0.0), ("normal", 0.8), ("t3", 0.0)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_planted_spikes_are_found_at_their_iterations(kind: str, phi: float, seed: int) -> None:
+    onsets = spread_onsets(np.random.default_rng(seed), 10, 4000)
+    x = plant(noise(4000, seed=seed, kind=kind, phi=phi, sd=0.12), onsets, height=2.5)
+    found = detect_spikes(layer_series(x))
+    planted = [min(found, key=lambda s: abs(s.onset - onset)) for onset in onsets]
+    near(tuple(planted), onsets)
+    assert len(found) <= len(onsets) + (2 if kind == "t3" else 0)  # t3 noise has spikes of its own
+    assert all(s.onset <= s.peak <= s.end <= s.onset + 10 for s in planted)
+    assert all(s.ratio > 4 and s.kind == "spike" for s in planted)
+
+
+def test_the_events_do_not_depend_on_the_scale() -> None:
+    x = plant(noise(3000, seed=0), [500, 1500, 2500], 3.0)
+    mine = detect_spikes(layer_series(x))
+    tiny = detect_spikes(layer_series(x + np.log(1e-6)))
+    assert [(s.onset, s.peak, s.end) for s in mine] == [(s.onset, s.peak, s.end) for s in tiny]
+    np.testing.assert_allclose([s.ratio for s in mine], [s.ratio for s in tiny])
+
+
+def test_a_decaying_learning_rate_and_a_step_are_no_spikes() -> None:
+    n = 3000
+    t = np.arange(n)
+    warmup_drift = 2.0 * np.minimum(t / 500, 1) + np.log(0.01 + 0.5 * (1 + np.cos(np.pi * t / n)))
+    assert detect_spikes(layer_series(noise(n, seed=1, sd=0.1) + warmup_drift)) == ()
+    assert detect_spikes(layer_series(noise(n, seed=2, sd=0.1) + 1.5 * (t >= 1000))) == ()
+
+
+def test_one_bad_stretch_is_one_event_and_does_not_hide_the_next() -> None:
+    x = noise(3000, seed=3, sd=0.1)
+    x[1000:1120] += 2.0
+    x[1200:1205] += 2.0
+    found = detect_spikes(layer_series(x))
+    near(found, [1000, 1200])
+    assert abs(found[0].end - 1119) <= 2
+
+
+def test_events_that_lie_close_merge() -> None:
+    x = noise(1000, seed=4, sd=0.1)
+    x[500:503] += 3
+    x[505:508] += 3  # two values between: one event
+    x[520:523] += 3
+    near(detect_spikes(layer_series(x)), [500, 520])
+
+
+def test_nan_and_infinity_are_events_of_their_own_kind() -> None:
+    norm = np.exp(noise(1000, seed=5, sd=0.1))
+    norm[300:302] = np.nan
+    norm[700] = np.inf
+    norm[900] *= 20
+    found = detect_spikes(LayerSeries("a", 0, np.arange(1000), norm))
+    assert [(s.onset, s.end, s.kind) for s in found] == [
+        (300, 301, "nonfinite"),
+        (700, 700, "nonfinite"),
+        (900, 900, "spike"),
+    ]
+
+
+def test_the_recorded_iterations_are_reported_not_the_positions() -> None:
+    x = plant(noise(800, seed=6, sd=0.1), [400], 3.0)
+    found = detect_spikes(LayerSeries("a", 0, 5 * np.arange(800) + 7, np.exp(x)))
+    assert [s.onset for s in found] == [2007]
+
+
+@pytest.mark.parametrize("norm", [[], [1.0] * 40, [1.0] * 2000, [0.0] * 500, [np.nan] * 100])
+def test_series_with_nothing_to_compare(norm: list[float]) -> None:
+    series = LayerSeries("a", 0, np.arange(len(norm)), np.array(norm))
+    assert [s for s in detect_spikes(series) if s.kind == "spike"] == []
+
+
+@pytest.mark.parametrize("sd", [0.05, 0.3])
+@pytest.mark.parametrize(("kind", "phi"), [("normal", 0.0), ("normal", 0.9), ("t3", 0.0), ("t3", 0.5)])
+def test_chance_alone_fires_no_more_than_promised(kind: str, phi: float, sd: float) -> None:
+    """At most one false event per 10,000 iterations and layer, heavy tails and autocorrelation included."""
+    runs, n = 12, 10_000
+    settings = SpikeSettings(ratio_open=1.0)  # without the ratio's help
+    layers = [layer_series(noise(n, seed=s, kind=kind, phi=phi, sd=sd)) for s in range(runs)]
+    events = sum(len(detect_spikes(layer, settings)) for layer in layers)
+    # 12 expected; 20 or more of a Poisson(12) has probability 0.02.
+    assert events < 20
+    assert false_alarms(layers, settings).per_10k_iterations < 20 / runs
+
+
+def test_a_fixed_threshold_does_not_keep_the_promise() -> None:
+    """Why the tail is calibrated: z = 6 on t3 noise fires far more often than once per 10,000 iterations."""
+    fixed = SpikeSettings(ratio_open=1.0, false_alarms_per_10k=None)
+    layers = [layer_series(noise(10_000, seed=s, kind="t3")) for s in range(4)]
+    assert sum(len(detect_spikes(layer, fixed)) for layer in layers) > 20
+
+
+def test_frozen_layers_are_not_counted_in_the_rate() -> None:
+    x = noise(2000, seed=0)
+    frozen = LayerSeries("patch_embed", 0, np.array([], dtype=np.int64), np.array([]), trainable=False)
+    assert false_alarms([frozen, layer_series(x)]) == false_alarms([layer_series(x)])
+
+
+@pytest.mark.parametrize("bad", [{"window": 1}, {"false_alarms_per_10k": 0.0}, {"rule": "nope"}])
+def test_settings_that_make_no_sense(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"must be|unknown rule"):
+        SpikeSettings(**bad)  # type: ignore[arg-type]
