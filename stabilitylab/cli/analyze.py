@@ -35,7 +35,7 @@ def command(run: str, spikes: bool, lag: bool, dips: bool, form: str, runs_dir: 
     from stabilitylab.analysis.run import analyze_run
 
     series, status = load_run(run, runs_dir)
-    need_gradients(series)
+    need_gradients(series, status)
     everything = not (spikes or lag or dips)
     found = analyze_run(series, spikes=spikes or everything, lag=lag or everything, dips=dips or everything)
     if form == "json":
@@ -58,8 +58,13 @@ def load_run(run: str, runs_dir: str | None) -> tuple[RunSeries, str]:
         return load_series(reader), reader.status
 
 
-def need_gradients(series: RunSeries) -> None:
+def need_gradients(series: RunSeries, status: str) -> None:
     if not any(len(layer.iteration) for layer in series.layers):
+        if status == "running":
+            raise ConfigError(
+                f"run {series.run} is still running and has no gradients recorded yet; "
+                "try again in some seconds (or it was started without --log-grads)"
+            )
         raise ConfigError(f"run {series.run} has no gradients recorded; train with --log-grads")
 
 

@@ -131,7 +131,7 @@ def lag_histogram(analysis: RunAnalysis) -> Figure:
 
 def depth_against_lag(analysis: RunAnalysis) -> Figure:
     """Median lag of each layer behind the first one, with its interval: a travelling wave is a slope."""
-    rows = [row for row in analysis.propagation or () if row.median_lag is not None]
+    rows = [row for row in analysis.propagation or () if row.ci95 is not None]
     x = [row.median_lag for row in rows]
     trace = points(x, [text(row.layer) for row in rows], "median lag", COLOURS[0], "circle")
     intervals = [(row.median_lag or 0.0, row.ci95) for row in rows]

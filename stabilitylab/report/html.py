@@ -105,6 +105,8 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         "summary": wording.summary(run.series, found, run.status),
         "numbers": tables.key_numbers(run.series, found),
         "notes": found.notes,
+        "lag_sentence": wording.lag_sentence(found),
+        "link_sentence": wording.link_sentence(found),
         "layers": tables.layer_rows(run.series, found),
         "dips": tables.dip_rows(found),
         "events": [e for e in run.events if e[1] not in ("checkpoint",)],
@@ -120,7 +122,7 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         section["heat"] = charts.add(f"heat{index}", figures.heat_map(run.series, found), "time")
     if found.lag is not None and found.lag.lags:
         section["lag"] = charts.add(f"lag{index}", figures.lag_histogram(found))
-    if any(row.median_lag is not None for row in found.propagation or ()) and len(found.propagation or ()) > 1:
+    if sum(row.ci95 is not None for row in found.propagation or ()) > 1:
         section["depth"] = charts.add(f"depth{index}", figures.depth_against_lag(found))
     return section
 

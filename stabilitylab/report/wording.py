@@ -14,20 +14,21 @@ DEFINITIONS = (
     ("gradient norm", "L2 norm of a layer's gradient, before any clipping and after AMP unscaling."),
     (
         "spike",
-        "On the logarithm of the gradient norm: a robust z of at least 6 against the last 201 values that were not "
-        "flagged, and at least twice their median. It ends below z = 3; gaps of up to 3 iterations are bridged. Where "
-        "the series' own downward excursions have a heavy tail the threshold rises, so that noise alone raises at "
-        "most one event per 10,000 iterations and layer.",
+        "The logarithm of the gradient norm rises above the higher of two medians, that of the last 200 values that "
+        "are no spike and that of the next 200, by more noise than chance brings, and the norm is at least twice the "
+        "former. The threshold is fitted to the series' own downward excursions, so that noise alone raises at "
+        "most one event per 10,000 iterations and layer. It ends below 3 noise sd; gaps of up to 3 iterations are bridged.",
     ),
     ("chance", "The same detector on the mirrored series, whose spikes are downward: what noise alone would flag."),
     (
         "lag",
-        "Iterations from a spike in the first trained layer to the mutually nearest one in another layer, at most 100 "
-        "apart. Median with the exact order-statistic 95% interval. The p-value compares with circular shifts.",
+        "Iterations from a spike in the first trained layer to the matching one in another, at most 100 apart on "
+        "either side: matched one to one, around the lag that most pairs share. Median with the order-statistic 95% "
+        "interval. The p-value compares how many match with circular shifts. Under 5 matches: inconclusive.",
     ),
     (
         "dip",
-        "A fall of kNN accuracy below the level it had reached, by at least 4 standard errors and 2 points. Its area "
+        "A fall of kNN accuracy below the level it had reached, by at least 4 standard errors and 1 point. Its area "
         "is accuracy lost times iterations.",
     ),
     ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
@@ -40,7 +41,7 @@ DEFINITIONS = (
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\u00a0%"
 
 
 def _count(n: int, word: str) -> str:
@@ -87,11 +88,35 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
     return " ".join(parts)
 
 
+def lag_sentence(found: RunAnalysis) -> str:
+    """The lag from the first layer to the last with its interval, its p-value and the verdict."""
+    lag = found.lag
+    if lag is None:
+        return ""
+    if lag.median_iterations is None or lag.ci95 is None or lag.p_value is None:
+        return f"Lag from {lag.source} to {lag.target}: {lag.verdict}. {lag.reason[:1].upper()}{lag.reason[1:]}."
+    low, high = lag.ci95
+    median = f"{lag.median_iterations:g} iterations (95% interval {low:g} to {high:g}, p = {lag.p_value:.2g})"
+    matched = f"{lag.num_matched} of {lag.num_from} spikes matched"
+    return f"Lag from {lag.source} to {lag.target}: {median}, {matched}: {lag.verdict}; {lag.reason}."
+
+
+def link_sentence(found: RunAnalysis) -> str:
+    """How many dips follow a spike, against chance."""
+    link = found.dip_link
+    if link is None or link.expected_by_chance is None or link.p_value is None:
+        return ""
+    return (
+        f"{link.num_linked} of {_count(link.num_dips, 'dip')} {'follows' if link.num_linked == 1 else 'follow'} a "
+        f"spike; chance gives {link.expected_by_chance:.1f} (p = {link.p_value:.2g})."
+    )
+
+
 def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
     """The first line of the page."""
     if comparison is None:
         series, found = runs[0]
-        spikes = [s for s in found.spikes or () if s.kind != "level-shift"]
+        spikes = found.spikes or ()
         if not series.iterations:
             return "Nothing is recorded yet"
         if not any(len(layer.iteration) for layer in series.layers):
