@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
-from stabilitylab.config import Config
+from stabilitylab.config import Config, ConfigError, from_dict, read_toml
 from stabilitylab.store.location import claim_run
 from stabilitylab.store.reader import RunReader
 from stabilitylab.store.writer import LayerRow, RunWriter
 
 if TYPE_CHECKING:
-    from stabilitylab.train.trainer import Progress, TrainResult
+    from stabilitylab.train.trainer import Progress, Trainer, TrainResult
 
 _LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
 
@@ -42,32 +42,90 @@ def train_run(
     started: Callable[[Path], None] = lambda _: None,
 ) -> FinishedRun:
     """Train a run and record it under ``root``. Nothing is claimed before the configuration and data are known
-    to be good. ``started`` is told the run's folder once it exists."""
-    from stabilitylab.record.recorder import Recorder
+    to be good. ``started`` is told the run's folder once it exists. Under ``torchrun`` or ``srun`` every process
+    calls this; the one of rank 0 records."""
+    from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, describe())
+    if not trainer.world.main:
+        return _follow(trainer)
     meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
+    meta["processes"] = str(trainer.world.size)
     run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    layers = trainer.layers()
-    rows = [LayerRow(i, layer.name, layer.depth, layer.num_params, layer.trainable) for i, layer in enumerate(layers)]
-    with RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=rows) as writer:
+    writer = RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=_layer_rows(trainer))
+    for mitigation in config.mitigation:
+        writer.event(0, "mitigation", mitigation)
+    if trainer.data.left_out:
+        first = ", ".join(map(str, trainer.data.left_out[:5]))
+        writer.event(0, "bad-image", f"{len(trainer.data.left_out)} images cannot be decoded and are left out: {first}")
+    return _train_into(writer, trainer, run_dir, progress, started)
+
+
+def resume_run(
+    run_dir: Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    started: Callable[[Path], None] = lambda _: None,
+) -> FinishedRun:
+    """Go on with a run from its latest good checkpoint. Rows past it are dropped from the store. ConfigError for a
+    run that is finished or has no checkpoint."""
+    from stabilitylab.train.checkpoint import load_checkpoint
+    from stabilitylab.train.distributed import describe
+    from stabilitylab.train.trainer import Trainer
+
+    world = describe()
+    config = from_dict(read_toml(run_dir / "config.toml"))
+    state = load_checkpoint(run_dir / "checkpoints")
+    trainer = Trainer(config, world)
+    if state["iteration"] >= trainer.total:
+        raise ConfigError(
+            f"run {run_dir.name} is finished: {state['iteration']} of {trainer.total} iterations are made"
+        )
+    trainer.restore(state)
+    if not world.main:
+        return _follow(trainer)
+    meta = provenance() | {"device": str(trainer.device), "processes": str(world.size)}
+    writer = RunWriter.resume(run_dir, state["iteration"], meta=meta)
+    return _train_into(writer, trainer, run_dir, progress, started)
+
+
+def _layer_rows(trainer: Trainer) -> list[LayerRow]:
+    return [LayerRow(i, x.name, x.depth, x.num_params, x.trainable) for i, x in enumerate(trainer.layers())]
+
+
+def _train_into(
+    writer: RunWriter,
+    trainer: Trainer,
+    run_dir: Path,
+    progress: Callable[[Progress], None],
+    started: Callable[[Path], None],
+) -> FinishedRun:
+    from stabilitylab.record.recorder import Recorder
+
+    settings = trainer.config.record
+    with writer:
         started(run_dir)
-        settings = config.record
         recorder = Recorder(
-            layers,
+            trainer.layers(),
             writer,
             log_grads=settings.log_grads,
             every=settings.every,
             flush_every=settings.flush_every,
             flush_seconds=settings.flush_seconds,
+            amp_skips=trainer.config.train.amp == "fp16",
         )
-        for mitigation in config.mitigation:
-            recorder.event(0, "mitigation", mitigation)
         result = trainer.train(recorder, run_dir / "checkpoints", progress)
         writer.close("stopped" if result.stopped else "finished")
     return FinishedRun(run_dir, result)
+
+
+def _follow(trainer: Trainer) -> FinishedRun:
+    """Train as one of several processes that do not record."""
+    from stabilitylab.record.recorder import NullSink, Recorder
+
+    recorder = Recorder([], NullSink(), log_grads=False)
+    return FinishedRun(Path(), trainer.train(recorder, Path()))
 
 
 def provenance() -> dict[str, str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stabilitylab.cli.options import runs_dir
 from stabilitylab.config import Config, parse_override, read_toml, resolve, set_key
+
+if TYPE_CHECKING:
+    from stabilitylab.experiments import FinishedRun
 
 # flag -> configuration key
 _FLAGS = {
@@ -20,6 +24,10 @@ _FLAGS = {
     "iterations": "train.iterations",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
+    "micro_batch": "train.micro_batch",
+    "optimizer": "optim.name",
+    "amp": "train.amp",
+    "on_nan": "train.on_nan",
     "base_lr": "optim.base_lr",
     "seed": "train.seed",
     "device": "train.device",
@@ -28,7 +36,7 @@ _FLAGS = {
 
 @click.command()
 @click.option("--log-grads", is_flag=True, help="Record every layer's gradient at every iteration.")
-@click.option("--method", metavar="NAME", help="mocov3.")
+@click.option("--method", metavar="NAME", help="mocov3, simclr, byol, swav or mocov2.")
 @click.option(
     "--arch",
     metavar="NAME",
@@ -36,7 +44,11 @@ _FLAGS = {
 )
 @click.option("--img-size", type=int, metavar="PIXELS", help="Side of the input image.")
 @click.option("--patch-size", type=int, metavar="PIXELS", help="Side of a patch.")
-@click.option("--data", metavar="NAME[:DIR]", help="digits, fashion-mnist:DIR or imagefolder:DIR.")
+@click.option(
+    "--data",
+    metavar="NAME[:DIR]",
+    help="digits, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, stl10:DIR or imagefolder:DIR.",
+)
 @click.option(
     "--mitigation",
     metavar="NAME[:VALUE]",
@@ -46,9 +58,14 @@ _FLAGS = {
 @click.option("--iterations", type=int, metavar="N", help="Length of the run in iterations.")
 @click.option("--epochs", type=float, metavar="N", help="Length of the run in epochs.")
 @click.option("--batch-size", type=int, metavar="N", help="Images in a batch, over all devices.")
+@click.option("--micro-batch", type=int, metavar="N", help="Hold N images at once; loss and gradient stay exact.")
+@click.option("--optimizer", metavar="NAME", help="adamw, stableadamw, lamb, lars or sgd.")
 @click.option("--base-lr", type=float, metavar="LR", help="lr = base_lr x batch_size / 256.")
 @click.option("--seed", type=int, metavar="N", help="Fixes initialisation, data order and views.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")
+@click.option("--amp", metavar="TYPE", help="Mixed precision: off, bf16 or fp16.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the encoders with torch.compile.")
+@click.option("--on-nan", metavar="WHAT", help="What a non-finite loss does: stop, skip (the update) or continue.")
 @click.option("--config", "config_file", metavar="FILE", help="A TOML file; flags go on top of it.")
 @click.option(
     "--set",
@@ -58,6 +75,7 @@ _FLAGS = {
     help="Any configuration key, e.g. optim.base_lr=1e-3. Repeatable.",
 )
 @click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
+@click.option("--resume", metavar="RUN", help="Go on with a run from its last checkpoint. Takes no other setting.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @runs_dir
 def command(
@@ -66,6 +84,8 @@ def command(
     config_file: str | None,
     overrides: tuple[str, ...],
     name: str | None,
+    resume: str | None,
+    compiled: bool,
     dry_run: bool,
     runs_dir: str | None,
     **flags: Any,
@@ -77,8 +97,17 @@ def command(
 
     \b
     stablab train --log-grads
-    stablab train --log-grads --base-lr 6.4e-2 --mitigation frozen-patch
+    stablab train --log-grads --base-lr 0.17 --mitigation frozen-patch
+    torchrun --nproc-per-node 8 -m stabilitylab train --log-grads --data imagefolder:DIR
     """
+    if resume is not None:
+        given = log_grads or mitigation or config_file or overrides or name or compiled or dry_run
+        if given or any(value is not None for value in flags.values()):
+            raise click.UsageError("--resume goes on with a run's own configuration; give only --runs-dir beside it")
+        _resume(resume, runs_dir)
+        return
+    if compiled:
+        overrides = ("train.compile=true", *overrides)
     config = _configuration(log_grads, mitigation, config_file, overrides, flags)
     if dry_run:
         click.echo(config.to_toml(), nl=False)
@@ -108,18 +137,39 @@ def _configuration(
 
 
 def _train(config: Config, runs_dir: str | None, name: str | None) -> None:
-    from stabilitylab.cli.progress import TrainingProgress
     from stabilitylab.experiments import train_run
     from stabilitylab.store.location import runs_root
+
+    root = runs_root(runs_dir)
+    _show(lambda progress, started: train_run(config, root, name, progress, started), runs_dir)
+
+
+def _resume(run: str, runs_dir: str | None) -> None:
+    from stabilitylab.experiments import resume_run
+    from stabilitylab.store.location import find_run, runs_root
+
+    run_dir = find_run(runs_root(runs_dir), run)
+    _show(lambda progress, started: resume_run(run_dir, progress, started), runs_dir)
+
+
+def _show(train: Callable[..., FinishedRun], runs_dir: str | None) -> None:
+    """Train with a progress bar, then name the run and the next command. Only the process of rank 0 speaks."""
+    from stabilitylab.cli.progress import TrainingProgress
+    from stabilitylab.train.distributed import leave
 
     def started(path: Path) -> None:
         progress.say(f"run {path.name} in {path}")
 
-    with TrainingProgress() as progress:
-        finished = train_run(config, runs_root(runs_dir), name, progress.update, started)
+    try:
+        with TrainingProgress() as progress:
+            finished = train(progress.update, started)
+    finally:
+        leave()
+    if finished.path == Path():
+        return
     result, run = finished.result, finished.path.name
     knn = "" if result.knn_top1 is None else f", kNN top-1 {result.knn_top1:.3f}"
     ending = f"stopped: {result.stopped}" if result.stopped else f"{result.iterations} iterations"
     click.echo(f"{run}: {ending}{knn}")
     where = f" --runs-dir {runs_dir}" if runs_dir else ""
-    click.echo(f"next: stablab {'analyze' if config.record.log_grads else 'report'} {run}{where}")
+    click.echo(f"next: stablab analyze {run}{where}")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from stabilitylab.config import Config, ConfigError
-from stabilitylab.data.datasets import ImageData, Split
-from stabilitylab.data.views import View, augment, two_views
+from stabilitylab.data.datasets import ImageData, Split, read_image
+from stabilitylab.data.views import Draws, View, augment, views_of
 
+Share = tuple[int, int]
 _ORDER, _AUGMENT = 0, 1  # the random streams
 
 
@@ -50,20 +50,22 @@ class BatchOrder:
 class MemoryBatches:
     """Views of images held in memory, augmented as a batch on ``device``."""
 
-    def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
+    def __init__(self, config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)) -> None:
         assert data.train.images is not None
         self.order = BatchOrder(len(data.train), config.train.batch_size, config.train.seed)
-        self.views = two_views(config.data.views, config.data.crop_min)
+        self.views, self.share = views_of(config), share
         self.size, self.seed = config.model.img_size, config.train.seed
         self.images = data.train.images.to(device)
         self.normalize = Normalize(data, device)
 
     def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``stop`` - 1: a list of two (N, C, size, size) tensors."""
+        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors."""
         for iteration in range(start, stop):
-            images = self.images[self.order(iteration).to(self.images.device)].float() / 255
-            generator = stream(self.seed, _AUGMENT, iteration)
-            yield [self.normalize(augment(images, view, self.size, generator)) for view in self.views]
+            batch = self.order(iteration)
+            mine = batch.chunk(self.share[1])[self.share[0]]
+            images = self.images[mine.to(self.images.device)].float() / 255
+            draws = Draws(stream(self.seed, _AUGMENT, iteration), len(batch), self.share[0] * len(mine))
+            yield [self.normalize(augment(images, view, view.size or self.size, draws)) for view in self.views]
 
 
 class Normalize:
@@ -85,24 +87,26 @@ class _FolderViews(torch.utils.data.Dataset[list[Tensor]]):
 
     def __getitem__(self, item: Any) -> list[Tensor]:
         iteration, index = item
-        image = read_image(self.split, index)[None]
-        generator = stream(self.seed, _AUGMENT, iteration, index)
-        return [augment(image, view, self.size, generator)[0] for view in self.views]
+        image = read_image(self.split.paths[index])[None]
+        draws = Draws(stream(self.seed, _AUGMENT, iteration, index))
+        return [augment(image, view, view.size or self.size, draws)[0] for view in self.views]
 
 
 class FolderBatches:
     """Views of images on disk, decoded and augmented in ``workers`` processes."""
 
-    def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
+    def __init__(self, config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)) -> None:
         self.order = BatchOrder(len(data.train), config.train.batch_size, config.train.seed)
-        views = two_views(config.data.views, config.data.crop_min)
+        views = views_of(config)
+        self.share = share
         self.dataset = _FolderViews(data.train, views, config.model.img_size, config.train.seed)
         self.workers, self.device = config.data.workers, device
         self.normalize = Normalize(data, device)
 
     def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``stop`` - 1: a list of two (N, C, size, size) tensors."""
-        plan = ([(t, index) for index in self.order(t).tolist()] for t in range(start, stop))
+        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors."""
+        rank, size = self.share
+        plan = ([(t, i) for i in self.order(t).chunk(size)[rank].tolist()] for t in range(start, stop))
         loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=plan,
@@ -113,21 +117,14 @@ class FolderBatches:
             yield [self.normalize(view.to(self.device, non_blocking=True)) for view in views]
 
 
-def training_batches(config: Config, data: ImageData, device: torch.device) -> MemoryBatches | FolderBatches:
-    """The batches of a run."""
+def training_batches(
+    config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)
+) -> MemoryBatches | FolderBatches:
+    """The batches of a run; with ``share`` the slice of process (rank, number of processes)."""
+    if config.train.batch_size % share[1]:
+        raise ConfigError(f"batch_size {config.train.batch_size} cannot be shared by {share[1]} processes evenly")
     kind = FolderBatches if data.train.images is None else MemoryBatches
-    return kind(config, data, device)
-
-
-def read_image(split: Split, index: int) -> Tensor:
-    """One image of a folder as (3, H, W) in [0, 1]. ConfigError names a file that cannot be decoded."""
-    path = split.paths[index]
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a broken file
-        raise ConfigError(f"cannot decode image {path}: {error}; remove or mend it") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return kind(config, data, device, share)
 
 
 def evaluation_images(data: ImageData, split: Split, size: int, device: torch.device, batch: int) -> Iterator[Tensor]:
@@ -139,7 +136,9 @@ def evaluation_images(data: ImageData, split: Split, size: int, device: torch.de
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
         else:
             stop = min(start + batch, len(split))
-            images = torch.stack([_centre_crop(read_image(split, i), size) for i in range(start, stop)]).to(device)
+            images = torch.stack([_centre_crop(read_image(split.paths[i]), size) for i in range(start, stop)]).to(
+                device
+            )
         yield normalize(images)
 
 

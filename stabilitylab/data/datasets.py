@@ -8,11 +8,14 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stabilitylab.config import ConfigError, DataConfig, check_choice
@@ -41,6 +44,7 @@ class ImageData:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    left_out: tuple[Path, ...] = ()  # images that could not be decoded
 
     @property
     def channels(self) -> int:
@@ -115,6 +119,62 @@ def load_image_folder(folder: str) -> ImageData:
     return ImageData(_split(train, classes), _split(test, classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
+def read_image(path: Path) -> Tensor:
+    """An image file as (3, H, W) in [0, 1]. ConfigError names a file that cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a broken file
+        raise ConfigError(
+            f"cannot decode image {path}: {error}; remove it, mend it, or leave such out with "
+            "--set data.on_bad_image=skip"
+        ) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def without_bad_images(data: ImageData) -> ImageData:
+    """A folder without the images that cannot be decoded. Decodes every one once."""
+    bad: list[Path] = []
+    splits = []
+    for split in (data.train, data.test):
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+            good = list(pool.map(_decodes, split.paths))
+        bad += [path for path, fine in zip(split.paths, good, strict=True) if not fine]
+        kept = tuple(path for path, fine in zip(split.paths, good, strict=True) if fine)
+        splits.append(Split(split.labels[torch.tensor(good)], paths=kept))
+    if not len(splits[0]) or not len(splits[1]):
+        raise ConfigError(f"no image can be decoded; the first that cannot: {bad[0]}")
+    return replace(data, train=splits[0], test=splits[1], left_out=tuple(bad))
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        read_image(path)
+    except ConfigError:
+        return False
+    return True
+
+
+def load_torchvision(name: str, folder: str) -> ImageData:
+    """CIFAR-10, CIFAR-100 or STL-10 as torchvision reads it from ``folder``. Nothing is downloaded."""
+    from torchvision import datasets
+
+    root = _folder(name, folder)
+    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
+    parts: list[Tensor] = []
+    for train in (True, False):
+        try:
+            split = {"split": "train" if train else "test"} if name == "stl10" else {"train": train}
+            found = make(root, download=False, **split)
+        except RuntimeError:
+            raise ConfigError(f"{root} does not hold {name} as torchvision lays it out; fetch it there first") from None
+        images = torch.from_numpy(np.asarray(found.data))
+        images = images if name == "stl10" else images.permute(0, 3, 1, 2).contiguous()
+        labels = found.labels if name == "stl10" else found.targets
+        parts += [images, torch.as_tensor(np.asarray(labels), dtype=torch.long)]
+    return _in_memory(*parts)
+
+
 def _split(root: Path, classes: list[str]) -> Split:
     paths: list[Path] = []
     labels: list[int] = []
@@ -140,10 +200,16 @@ def _folder(kind: str, folder: str) -> Path:
 DATASETS: dict[str, Callable[[str], ImageData]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
+    "cifar10": partial(load_torchvision, "cifar10"),
+    "cifar100": partial(load_torchvision, "cifar100"),
+    "stl10": partial(load_torchvision, "stl10"),
     "imagefolder": load_image_folder,
 }
 
 
 def load_data(config: DataConfig) -> ImageData:
     """The data set that ``config.name`` names. ConfigError says what is missing."""
-    return DATASETS[check_choice("data", config.kind, DATASETS)](config.folder)
+    data = DATASETS[check_choice("data", config.kind, DATASETS)](config.folder)
+    if config.on_bad_image == "skip" and data.train.images is None:
+        return without_bad_images(data)
+    return data

@@ -1,17 +1,19 @@
 """The two views of MoCo v3 (PAPER, Implementation), for a whole batch at once on its own device.
 
 Every random number is drawn on the CPU from one generator, so a batch's views depend on the seed alone and
-not on the device.
+not on the device, nor on how many processes share the batch.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+
+from stabilitylab.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,24 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_p: float = 0.0
     flip_p: float = 0.5
+    size: int | None = None  # pixels; None: the run's
+
+
+class Draws:
+    """Random numbers for a batch of which only the rows ``start`` to ``start`` + n are at hand: every process of
+    a training draws for the whole batch, so that its images get the views they would get in one process."""
+
+    def __init__(self, generator: Generator, total: int | None = None, start: int = 0) -> None:
+        self.generator, self.total, self.start = generator, total, start
+
+    def rand(self, n: int, *shape: int) -> Tensor:
+        """Uniform in [0, 1), (n, *shape)."""
+        drawn = torch.rand(self.total or n, *shape, generator=self.generator)
+        return drawn[self.start : self.start + n]
+
+    def order(self, n: int) -> list[int]:
+        """One permutation for the whole batch."""
+        return torch.randperm(n, generator=self.generator).tolist()
 
 
 def two_views(kind: str, crop_min: float) -> tuple[View, View]:
@@ -38,38 +58,47 @@ def two_views(kind: str, crop_min: float) -> tuple[View, View]:
     return grey, grey
 
 
-def augment(images: Tensor, view: View, size: int, generator: Generator) -> Tensor:
+def views_of(config: Config) -> tuple[View, ...]:
+    """The two views of every method, then SwAV's local crops if there are any."""
+    data, model = config.data, config.model
+    views = two_views(data.views, data.crop_min)
+    half = max(model.img_size // 2 // model.patch_size, 1) * model.patch_size
+    local = replace(views[1], crop=data.local_crop, size=data.local_size or half)
+    return (*views, *[local] * data.local_crops)
+
+
+def augment(images: Tensor, view: View, size: int, draws: Draws) -> Tensor:
     """One random view of each image: (N, C, H, W) in [0, 1] -> (N, C, size, size) in [0, 1]."""
-    x = random_resized_crop(images, view, size, generator)
-    x = colour_jitter(x, view, generator)
+    x = random_resized_crop(images, view, size, draws)
+    x = colour_jitter(x, view, draws)
     if view.grey_p and x.shape[1] == 3:
-        x = torch.where(_chosen(x, view.grey_p, generator), luma(x).expand_as(x), x)
+        x = torch.where(_chosen(x, view.grey_p, draws), luma(x).expand_as(x), x)
     if view.blur_p:
-        x = torch.where(_chosen(x, view.blur_p, generator), gaussian_blur(x, view.blur_sigma, generator), x)
+        x = torch.where(_chosen(x, view.blur_p, draws), gaussian_blur(x, view.blur_sigma, draws), x)
     if view.solarize_p:
-        chosen = _chosen(x, view.solarize_p, generator)
+        chosen = _chosen(x, view.solarize_p, draws)
         x = torch.where(chosen & (x >= 0.5), 1 - x, x)
     return x
 
 
-def _uniform(n: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
-    return (torch.rand(n, generator=generator) * (high - low) + low).to(like.device, like.dtype)
+def _uniform(n: int, low: float, high: float, draws: Draws, like: Tensor) -> Tensor:
+    return (draws.rand(n) * (high - low) + low).to(like.device, like.dtype)
 
 
-def _chosen(x: Tensor, p: float, generator: Generator) -> Tensor:
-    return (torch.rand(len(x), 1, 1, 1, generator=generator) < p).to(x.device)
+def _chosen(x: Tensor, p: float, draws: Draws) -> Tensor:
+    return (draws.rand(len(x), 1, 1, 1) < p).to(x.device)
 
 
-def random_resized_crop(x: Tensor, view: View, size: int, generator: Generator) -> Tensor:
+def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws) -> Tensor:
     """Crop an area fraction in ``view.crop`` with a log-uniform aspect ratio, resize bilinearly, maybe mirror."""
     n = len(x)
-    area = _uniform(n, *view.crop, generator, x)
-    ratio = torch.exp(_uniform(n, math.log(view.ratio[0]), math.log(view.ratio[1]), generator, x))
+    area = _uniform(n, *view.crop, draws, x)
+    ratio = torch.exp(_uniform(n, math.log(view.ratio[0]), math.log(view.ratio[1]), draws, x))
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     # Centres in [-1, 1]; the crop stays inside the image.
-    cx = (1 - width) * _uniform(n, -1, 1, generator, x)
-    cy = (1 - height) * _uniform(n, -1, 1, generator, x)
-    mirror = torch.where(_chosen(x, view.flip_p, generator).flatten(), -1.0, 1.0)
+    cx = (1 - width) * _uniform(n, -1, 1, draws, x)
+    cy = (1 - height) * _uniform(n, -1, 1, draws, x)
+    mirror = torch.where(_chosen(x, view.flip_p, draws).flatten(), -1.0, 1.0)
     zero = torch.zeros_like(cx)
     theta = torch.stack([torch.stack([width * mirror, zero, cx], 1), torch.stack([zero, height, cy], 1)], 1)
     grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
@@ -84,19 +113,19 @@ def luma(x: Tensor) -> Tensor:
     return torch.einsum("nchw,c->nhw", x, weight)[:, None]
 
 
-def colour_jitter(x: Tensor, view: View, generator: Generator) -> Tensor:
+def colour_jitter(x: Tensor, view: View, draws: Draws) -> Tensor:
     """Brightness, contrast, saturation and hue in a random order, one order a batch, one strength an image."""
     if not view.jitter_p:
         return x
     out = x
-    for op in torch.randperm(4, generator=generator).tolist():
+    for op in draws.order(4):
         strength = view.jitter[op]
         if not strength or (op >= 2 and x.shape[1] != 3):
             continue
         if op == 3:
-            out = rotate_hue(out, _uniform(len(x), -strength, strength, generator, x))
+            out = rotate_hue(out, _uniform(len(x), -strength, strength, draws, x))
             continue
-        factor = _uniform(len(x), max(0.0, 1 - strength), 1 + strength, generator, x).view(-1, 1, 1, 1)
+        factor = _uniform(len(x), max(0.0, 1 - strength), 1 + strength, draws, x).view(-1, 1, 1, 1)
         if op == 0:
             other = torch.zeros_like(out)
         elif op == 1:
@@ -104,7 +133,7 @@ def colour_jitter(x: Tensor, view: View, generator: Generator) -> Tensor:
         else:
             other = luma(out)
         out = (other + factor * (out - other)).clamp(0, 1)
-    return torch.where(_chosen(x, view.jitter_p, generator), out, x)
+    return torch.where(_chosen(x, view.jitter_p, draws), out, x)
 
 
 def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -121,10 +150,10 @@ def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def gaussian_blur(x: Tensor, sigma: tuple[float, float], generator: Generator) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: tuple[float, float], draws: Draws) -> Tensor:
     """Blur each image with its own sigma, in pixels; separable, reflected at the border."""
     n, channels, height, width = x.shape
-    widths = _uniform(n, *sigma, generator, x)
+    widths = _uniform(n, *sigma, draws, x)
     radius = min(math.ceil(3 * sigma[1]), height - 1, width - 1)
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * widths[:, None] ** 2))

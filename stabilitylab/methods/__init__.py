@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from stabilitylab.config import Config, check_choice
+from stabilitylab.config import Config, ConfigError, check_choice
 
 METHODS = {
     "mocov3": "stabilitylab.methods.mocov3:MoCoV3",
+    "simclr": "stabilitylab.methods.simclr:SimCLR",
+    "byol": "stabilitylab.methods.byol:BYOL",
+    "swav": "stabilitylab.methods.swav:SwAV",
+    "mocov2": "stabilitylab.methods.mocov2:MoCoV2",
 }
 
 
@@ -16,5 +20,11 @@ def build_method(config: Config, channels: int) -> object:
     from stabilitylab.models import build_encoder
 
     module, name = METHODS[check_choice("method", config.method.name, METHODS)].split(":")
-    encoder = build_encoder(config.model, channels)
-    return getattr(import_module(module), name)(encoder, config.method, vit=config.model.is_vit)
+    kind = getattr(import_module(module), name)
+    crops = config.data.local_crops
+    if crops and not kind.takes_local_crops:
+        raise ConfigError(f"data.local_crops = {crops}: only swav takes local crops, not {config.method.name}")
+    if crops and not config.model.is_vit:
+        raise ConfigError(f"data.local_crops = {crops} needs a ViT; {config.model.arch} has BatchNorm over each view")
+    encoder = build_encoder(config.model, channels, any_size=crops > 0)
+    return kind(encoder, config.method, vit=config.model.is_vit)

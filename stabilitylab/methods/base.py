@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -24,11 +25,17 @@ class Method(nn.Module):
 
     base_encoder: nn.Module
     uses_momentum_encoder = False
+    takes_local_crops = False
 
     def __init__(self, base_encoder: nn.Module, config: MethodConfig) -> None:
         super().__init__()
         self.base_encoder = base_encoder
         self.config = config
+
+    @property
+    def features(self) -> int:
+        """Width of the backbone's features."""
+        return int(self.base_encoder.num_features)  # type: ignore[arg-type]
 
     def add_momentum_copies(self, *names: str) -> None:
         """For each module name an EMA copy ``momentum_<name>`` that takes no gradient."""
@@ -58,11 +65,22 @@ class Method(nn.Module):
         """The loss of the whole batch, from one (N, D) tensor a view."""
         raise NotImplementedError
 
+    def before_update(self, iteration: int) -> None:
+        """Called when gradients are known and recorded, before the optimizer."""
+
 
 def encode(encoder: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """Each view through the encoder. Where no layer mixes images the views go in one batch, which is the same
-    mathematics and faster; with BatchNorm they go apart, so that statistics are per view."""
-    mixes_images = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
-    if mixes_images or len({view.shape[1:] for view in views}) > 1:
+    """Each view through the encoder. Where no layer mixes images, views of one size go in one batch, which is the
+    same mathematics and faster; with BatchNorm they go apart, so that statistics are per view."""
+    if mixes_images(encoder):
         return [encoder(view) for view in views]
-    return list(encoder(torch.cat(views)).chunk(len(views)))
+    features: list[Tensor] = []
+    for _, same in groupby(views, key=lambda view: view.shape):
+        group = list(same)
+        features += encoder(torch.cat(group)).chunk(len(group))
+    return features
+
+
+def mixes_images(encoder: nn.Module) -> bool:
+    """Whether an image's features depend on the others of its batch."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())

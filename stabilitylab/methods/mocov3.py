@@ -16,9 +16,9 @@ class MoCoV3(Method):
 
     def __init__(self, base_encoder: nn.Module, config: MethodConfig, *, vit: bool = True) -> None:
         super().__init__(base_encoder, config)
-        dim, hidden, out, bn = base_encoder.num_features, config.hidden_dim, config.out_dim, config.head_bn
+        hidden, out, bn = config.hidden_dim, config.out_dim, config.head_bn
         # ResNets: a projector of two layers, a predictor without the last BN (PAPER, Implementation).
-        self.projector = mlp_head(3 if vit else 2, dim, hidden, out, bn=bn)  # type: ignore[arg-type]
+        self.projector = mlp_head(3 if vit else 2, self.features, hidden, out, bn=bn)
         self.predictor = mlp_head(2, out, hidden, out, bn=bn, last_bn=vit) if config.predictor else nn.Identity()
         self.add_momentum_copies("base_encoder", "projector")
 

@@ -9,6 +9,7 @@ from stabilitylab.models.resnet import build_resnet
 from stabilitylab.models.vit import build_vit
 
 
-def build_encoder(config: ModelConfig, channels: int) -> nn.Module:
-    """The backbone that ``config.arch`` names: images (N, channels, S, S) -> features (N, ``num_features``)."""
-    return build_vit(config, channels) if config.is_vit else build_resnet(config, channels)
+def build_encoder(config: ModelConfig, channels: int, *, any_size: bool = False) -> nn.Module:
+    """The backbone that ``config.arch`` names: images (N, channels, S, S) -> features (N, ``num_features``).
+    ``any_size``: a ViT that also takes images of other sizes, resampling its position embedding."""
+    return build_vit(config, channels, any_size=any_size) if config.is_vit else build_resnet(config, channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,11 +19,28 @@ _POOLS: dict[str, dict[str, Any]] = {
 }
 
 
-class TokenBatchNorm(nn.BatchNorm1d):
+class TokenBatchNorm(nn.Module):
     """BatchNorm over images and tokens: (N, L, D) -> (N, L, D)."""
 
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim)  # a child, so that torch can turn it into SyncBatchNorm
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, 1)).view_as(x)
+        return self.bn(x.flatten(0, 1)).view_as(x)
+
+
+class ConvStem(nn.Sequential):
+    """Stacked 3x3 convolutions of stride 2 with BN and ReLU, then 1x1, in place of one patch projection
+    (arXiv 2106.14881): (N, C, S, S) -> (N, dim, S / patch, S / patch)."""
+
+    def __init__(self, channels: int, dim: int, patch: int) -> None:
+        steps = patch.bit_length() - 1
+        widths = [channels] + [max(dim >> (steps - i), 8) for i in range(steps)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(widths[-1], dim, 1))
 
 
 def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: int) -> Tensor:
@@ -37,7 +55,7 @@ def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: in
     return torch.cat([patches.new_zeros(prefix_tokens, dim), patches])[None].float()
 
 
-def build_vit(config: ModelConfig, channels: int) -> VisionTransformer:
+def build_vit(config: ModelConfig, channels: int, *, any_size: bool = False) -> VisionTransformer:
     """An encoder (N, channels, S, S) -> (N, ``num_features``) with the paper's initialisation."""
     dim, depth, heads = config.vit_size
     vit = VisionTransformer(
@@ -50,8 +68,11 @@ def build_vit(config: ModelConfig, channels: int) -> VisionTransformer:
         num_heads=heads,
         pos_embed="none" if config.pos_embed == "none" else "learn",
         weight_init="",
+        dynamic_img_size=any_size,
         **_POOLS[config.pool],
     )
+    if config.stem == "conv":
+        vit.patch_embed.proj = ConvStem(channels, dim, config.patch_size)
     if config.mlp_norm == "bn":
         for block in vit.blocks:
             block.norm2 = TokenBatchNorm(dim)
@@ -76,6 +97,8 @@ def _initialise(vit: VisionTransformer) -> None:
     if vit.cls_token is not None:
         nn.init.normal_(vit.cls_token, std=1e-6)
     projection = vit.patch_embed.proj
+    if isinstance(projection, ConvStem):
+        return  # torch's own initialisation
     fan_in = projection.weight[0].numel()  # channels x patch x patch
     bound = math.sqrt(6 / (fan_in + vit.embed_dim))
     nn.init.uniform_(projection.weight, -bound, bound)

@@ -24,6 +24,14 @@ class Sink(Protocol):
     def publish(self, wait: bool = False) -> None: ...
 
 
+class NullSink:
+    """Keeps nothing: for the processes of a training that do not record."""
+
+    def append(self, table: str, columns: Mapping[str, object]) -> None: ...
+    def event(self, iteration: int, kind: str, detail: str) -> None: ...
+    def publish(self, wait: bool = False) -> None: ...
+
+
 class Recorder:
     """Records layer statistics between ``backward()`` and the optimizer's step.
 
@@ -31,7 +39,8 @@ class Recorder:
     an iteration has NULL there. Gradients must be unscaled (AMP) and not yet clipped.
 
     ``layers``: as `group_layers` gives them. ``every``: record each how many iterations. ``flush_every`` and
-    ``flush_seconds`` bound what a crash may cost.
+    ``flush_seconds`` bound what a crash may cost. ``amp_skips``: a loss scaler skips updates whose gradient is
+    not finite; such an iteration is an event, ``amp-skip``, and its statistics are NULL.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class Recorder:
         every: int = 1,
         flush_every: int = 200,
         flush_seconds: float = 5.0,
+        amp_skips: bool = False,
     ) -> None:
         recorded = [(i, layer) for i, layer in enumerate(layers) if layer.trainable and log_grads]
         self.layer_ids = np.array([i for i, _ in recorded], np.int16)
@@ -53,6 +63,7 @@ class Recorder:
         self._rows: list[dict[str, float | int | Tensor]] = []
         self._evals: list[tuple[int, str, float, int]] = []
         self._last_flush = time.monotonic()
+        self._amp_skips = amp_skips
         self._owners: dict[tuple[int, ...], Tensor] = {}
 
     @torch.no_grad()
@@ -81,11 +92,14 @@ class Recorder:
         """Record that something happened."""
         self._sink.event(iteration, kind, detail)
 
-    def flush(self) -> None:
-        """Hand everything to the sink: one transfer for the layers' statistics, one for the scalars."""
+    def flush(self, *, wait: bool = False) -> None:
+        """Hand everything to the sink: one transfer for the layers' statistics, one for the scalars. ``wait``:
+        until it is on disk."""
         if self._stats:
             iterations = np.array([t for t, _ in self._stats], np.int32)
             values = torch.stack([s for _, s in self._stats]).cpu().numpy()  # (T, signals, layers)
+            if self._amp_skips:
+                self._mask_skips(iterations, values)
             num_layers = len(self.layer_ids)
             columns: dict[str, object] = {
                 "iteration": np.repeat(iterations, num_layers),
@@ -102,7 +116,17 @@ class Recorder:
             self._sink.append("evals", dict(zip(names, map(list, zip(*self._evals, strict=True)), strict=True)))
         self._stats, self._rows, self._evals = [], [], []
         self._last_flush = time.monotonic()
-        self._sink.publish()
+        self._sink.publish(wait)
+
+    def _mask_skips(self, iterations: np.ndarray, values: np.ndarray) -> None:
+        skipped = ~np.isfinite(values[:, :2]).all(axis=(1, 2))
+        for iteration in iterations[skipped].tolist():
+            self.event(iteration, "amp-skip", "the loss scaler skipped this update: a gradient was not finite")
+        values[skipped, :2] = -1.0
+        by_iteration = dict(zip(iterations.tolist(), skipped.tolist(), strict=True))
+        for row in self._rows:
+            if by_iteration.get(int(row["iteration"])):
+                row.pop("grad_norm", None)
 
     def _measure(self, with_gradient: list[int]) -> Tensor:
         """(signals, layers); -1 marks a layer that got no gradient."""

@@ -1,30 +1,109 @@
-"""Optimizers by name."""
+"""Optimizers by name. timm's where torch has none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import timm.optim
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stabilitylab.config import OptimConfig, check_choice
 
-
-def _adamw(parameters: list[nn.Parameter], config: OptimConfig) -> Optimizer:
-    # One parameter group: the paper decays every parameter alike.
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
+Groups = list[dict[str, Any]]
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], OptimConfig], Optimizer]] = {"adamw": _adamw}
+class StableAdamW(torch.optim.AdamW):
+    """AdamW whose learning rate is divided, tensor by tensor, by max(1, RMS_t), RMS_t = sqrt(mean(g^2 / max(v_t,
+    eps^2))) (arXiv 2304.13013, algorithm 2): a gradient that outgrows its second moment moves little."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [self.state[p] for p in params]
+        for state in states:
+            state["step"] += 1
+        means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        # Debiased betas, as the paper writes them: the averages are unbiased at every step.
+        t = int(states[0]["step"])  # a CPU tensor once it came from a checkpoint
+        b1, b2 = beta1 * (1 - beta1 ** (t - 1)) / (1 - beta1**t), beta2 * (1 - beta2 ** (t - 1)) / (1 - beta2**t)
+        torch._foreach_lerp_(means, grads, 1 - b1)
+        torch._foreach_mul_(squares, b2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - b2)
+        ratios = torch._foreach_div(
+            torch._foreach_mul(grads, grads), torch._foreach_clamp_min(squares, group["eps"] ** 2)
+        )
+        rms = torch._foreach_sqrt([r.mean() for r in ratios])
+        lr = [group["lr"] / r.clamp(min=1) for r in rms]
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, [1 - rate * group["weight_decay"] for rate in lr])
+        updates = torch._foreach_div(means, torch._foreach_add(torch._foreach_sqrt(squares), group["eps"]))
+        torch._foreach_mul_(updates, lr)
+        torch._foreach_sub_(params, list(updates))
+
+
+def _adamw(groups: Groups, config: OptimConfig) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _stableadamw(groups: Groups, config: OptimConfig) -> Optimizer:
+    return StableAdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
+
+
+def _lamb(groups: Groups, config: OptimConfig) -> Optimizer:
+    # No clipping inside: what clips is a mitigation, and recorded as one.
+    return timm.optim.Lamb(groups, lr=0.0, betas=(config.beta1, config.beta2), max_grad_norm=None)
+
+
+def _lars(groups: Groups, config: OptimConfig) -> Optimizer:
+    return timm.optim.Lars(groups, lr=0.0, momentum=config.momentum)
+
+
+def _sgd(groups: Groups, config: OptimConfig) -> Optimizer:
+    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], Optimizer]] = {
+    "adamw": _adamw,
+    "stableadamw": _stableadamw,
+    "lamb": _lamb,
+    "lars": _lars,
+    "sgd": _sgd,
+}
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
-    """The optimizer over the parameters that take a gradient. The trainer sets the learning rate."""
+    """The optimizer over the parameters that take a gradient. The trainer sets the learning rate.
+
+    One parameter group: the paper decays every parameter alike. LARS has two: parameters of at most one
+    dimension get no decay and no scaling (PAPER, Implementation; timm's LARS scales only what decays).
+    """
     make = OPTIMIZERS[check_choice("optimizer", config.name, OPTIMIZERS)]
-    return make([p for p in parameters if p.requires_grad], config)
+    trained = [p for p in parameters if p.requires_grad]
+    groups: Groups = [{"params": trained, "weight_decay": config.weight_decay}]
+    if config.name == "lars":
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay, "always_adapt": True},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    return make([group for group in groups if group["params"]], config)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

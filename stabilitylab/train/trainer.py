@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,16 @@ from stabilitylab.methods import build_method
 from stabilitylab.methods.base import Method
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.record.recorder import Recorder
-from stabilitylab.train.checkpoint import save_checkpoint
+from stabilitylab.train.checkpoint import Checkpoint, make_checkpoint, restore_checkpoint, save_checkpoint
+from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
+from stabilitylab.train.large_batch import CutStep
 from stabilitylab.train.mitigations import AppliedMitigations, parse_mitigations
 from stabilitylab.train.optim import build_optimizer, set_learning_rate
 from stabilitylab.train.schedules import ema_momentum, learning_rate
+
+_LOOK_EVERY = 20
+"""Iterations between looks at the loss on an accelerator: each waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,13 @@ class TrainResult:
     stopped: str = ""
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU."""
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU. On CUDA each process takes the device of its local rank."""
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu") if _accelerated() else torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        name = found.type if found is not None else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -58,27 +67,27 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _accelerated() -> bool:
-    return torch.accelerator.is_available()
-
-
 class Trainer:
     """A run, ready to train: data, method with mitigations applied, optimizer, schedules.
 
     Everything random is drawn from ``config.train.seed``: initialisation, order and views. Runs that differ
-    in the mitigation alone start from the same weights and see the same batches.
+    in the mitigation alone start from the same weights and see the same batches. ``world``: this process's
+    place among several; each takes its slice of every batch.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
         parse_mitigations(config.mitigation)  # fail before the data is read
-        self.config = config
-        self.device = pick_device(config.train.device)
+        self.config, self.world = config, world
+        self.device = pick_device(config.train.device, world.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        join(world, self.device)
         self.data: ImageData = load_data(config.data)
         torch.manual_seed(config.train.seed)
         self.method = cast(Method, build_method(config, self.data.channels)).to(self.device)
         self.mitigations = AppliedMitigations(self.method, config.mitigation)
         self.optimizer = build_optimizer(self.method.parameters(), config.optim)
-        self.batches = training_batches(config, self.data, self.device)
+        self.batches = training_batches(config, self.data, self.device, (world.rank, world.size))
         self.monitor = KnnMonitor(config, self.data, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.amp == "fp16")
         per_epoch = self.batches.order.iterations_per_epoch
@@ -86,10 +95,21 @@ class Trainer:
         self.total = config.train.iterations or math.ceil(cast(float, config.train.epochs) * per_epoch)
         self.warmup = config.optim.warmup_iterations or round((config.optim.warmup_epochs or 0) * per_epoch)
         self.peak_lr = config.optim.base_lr * config.train.batch_size / 256
+        self.start = 0
+        if config.train.compile:
+            self.method.base_encoder.compile()  # in place: parameters keep their names
+            if self.method.uses_momentum_encoder:
+                self.method.get_submodule("momentum_encoder").compile()
+        self.cut_step = CutStep(self.method, world, config.train.micro_batch, self._autocast)
 
     def layers(self) -> list[Layer]:
         """The layers to record, from input to output."""
         return group_layers(self.method.named_parameters(), self.config.record.granularity)
+
+    def restore(self, state: Checkpoint) -> None:
+        """Go on from a checkpoint: `train` then starts at its iteration."""
+        restore_checkpoint(state, self.method, self.optimizer, self.scaler)
+        self.start = state["iteration"]
 
     def train(
         self, recorder: Recorder, checkpoints: Path, progress: Callable[[Progress], None] = lambda _: None
@@ -100,16 +120,17 @@ class Trainer:
         """
         knn_top1 = None
         stopped = ""
-        iteration = 0
+        iteration = self.start - 1
         self.method.train()
         try:
-            for iteration, views in enumerate(self.batches.iterate(0, self.total)):
+            for iteration, views in enumerate(self.batches.iterate(self.start, self.total), self.start):
                 if self._evaluates(iteration):
                     knn_top1 = self._evaluate(recorder, iteration)
                 loss = self._step(recorder, iteration, views)
-                # On the CPU the value is at hand; on an accelerator only a flush waits for it.
-                known = loss.item() if recorder.flush_if_due() or self.device.type == "cpu" else None
-                if known is not None and not math.isfinite(known):
+                # On the CPU the value is at hand; an accelerator is waited for now and then, all processes alike.
+                known = loss.item() if self.device.type == "cpu" or iteration % _LOOK_EVERY == 0 else None
+                recorder.flush_if_due()
+                if known is not None and not math.isfinite(known) and self.config.train.on_nan != "skip":
                     recorder.event(iteration, "nonfinite", f"loss is {known}")
                     if self.config.train.on_nan == "stop":
                         stopped = f"the loss was {known} at iteration {iteration}"
@@ -130,30 +151,30 @@ class Trainer:
         lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup)
         set_learning_rate(self.optimizer, lr)
         scalars: dict[str, float] = {"lr": lr}
-        momentum_features = None
-        with self._autocast():
-            if self.method.uses_momentum_encoder:
-                settings = self.config.method
-                momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
-                scalars["ema_momentum"] = momentum
-                self.method.update_momentum_encoder(momentum)
-                momentum_features = self.method.encode_momentum(views)
-            loss = self.method.loss(self.method.encode(views), momentum_features)
-        self.scaler.scale(loss).backward()
+        if self.method.uses_momentum_encoder:
+            settings = self.config.method
+            momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
+            scalars["ema_momentum"] = momentum
+            self.method.update_momentum_encoder(momentum)
+        loss = self.cut_step(views, self.scaler.scale)
         self.scaler.unscale_(self.optimizer)
         recorder.step(
             iteration,
             epoch=iteration / self.iterations_per_epoch,
-            loss=loss.detach(),
+            loss=loss,
             seconds=time.perf_counter() - started,
             images=self.config.train.batch_size,
             **scalars,
         )
         self.mitigations.before_update()
-        self.scaler.step(self.optimizer)
+        self.method.before_update(iteration)
+        if self.config.train.on_nan == "skip" and not math.isfinite(loss.item()):
+            recorder.event(iteration, "nonfinite", f"loss is {loss.item()}; the update was skipped")
+        else:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return loss
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -164,7 +185,9 @@ class Trainer:
         every = self.config.eval.knn_every
         return every > 0 and iteration % every == 0
 
-    def _evaluate(self, recorder: Recorder, iteration: int) -> float:
+    def _evaluate(self, recorder: Recorder, iteration: int) -> float | None:
+        if not self.world.main:
+            return None
         value = self.monitor(self.method.base_encoder).item()
         recorder.log(iteration, "knn_top1", value, self.monitor.num_samples)
         return value
@@ -175,11 +198,15 @@ class Trainer:
             self._checkpoint(recorder, folder, iteration)
 
     def _checkpoint(self, recorder: Recorder, folder: Path, iteration: int) -> None:
-        state = {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "config": self.config.model_dump(mode="json"),
-        }
-        path = save_checkpoint(folder, iteration, state)
-        recorder.event(iteration, "checkpoint", path.name)
+        """The rows before it are on disk first: a run resumed from it lacks none."""
+        if not self.world.main:
+            return
+        recorder.flush(wait=True)
+        state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
+        try:
+            path = save_checkpoint(folder, state, keep=self.config.train.checkpoint_keep)
+        except OSError as error:  # a full disk must not end the training
+            recorder.event(iteration, "checkpoint-failed", str(error.strerror))
+            warnings.warn(f"no checkpoint at iteration {iteration}: {error.strerror}; training goes on", stacklevel=2)
+        else:
+            recorder.event(iteration, "checkpoint", path.name)

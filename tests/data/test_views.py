@@ -9,13 +9,13 @@ import torch
 from stabilitylab.config import ConfigError, resolve
 from stabilitylab.data.batches import BatchOrder, training_batches
 from stabilitylab.data.datasets import load_data
-from stabilitylab.data.views import View, augment, gaussian_blur, luma, rotate_hue, two_views
+from stabilitylab.data.views import Draws, View, augment, gaussian_blur, luma, rotate_hue, two_views
 
 OFF = {"jitter_p": 0.0, "grey_p": 0.0, "flip_p": 0.0}
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def generator(seed: int = 0) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed))
 
 
 def test_the_papers_two_views() -> None:

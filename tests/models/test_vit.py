@@ -83,7 +83,7 @@ def test_pooling_reads_what_it_says(pool: str) -> None:
 
 def test_vit_bn_replaces_only_the_norm_before_the_mlp() -> None:
     vit = build_encoder(resolve({"model": {"mlp_norm": "bn"}}).model, channels=1)
-    assert all(isinstance(block.norm2, torch.nn.BatchNorm1d) for block in vit.blocks)
+    assert all(isinstance(block.norm2.bn, torch.nn.BatchNorm1d) for block in vit.blocks)
     assert all(isinstance(block.norm1, torch.nn.LayerNorm) for block in vit.blocks)
     assert vit(torch.randn(3, 1, 16, 16)).shape == (3, 64)
 

@@ -1,19 +1,13 @@
-"""What a run is: frozen, checked once, TOML in and out. Every rule about a value lives here.
-
-A configuration is layered: the recipe of the data set, then a file, then flags. `resolve` does that.
-"""
+"""What a run is: frozen, checked once. Every rule about a value lives here."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class ConfigError(ValueError):
@@ -37,6 +31,10 @@ class DataConfig(Section):
     name: str = Field("digits", description="digits | fashion-mnist:DIR | imagefolder:DIR")
     views: Literal["photo", "grey"] = Field("grey", description="augmentation pipeline")
     crop_min: float = Field(0.3, gt=0, le=1, description="smallest area of a random crop")
+    local_crops: int = Field(0, ge=0, description="swav: smaller views beside the two (the paper: 6)")
+    local_size: int | None = Field(None, ge=4, description="side of a local crop, pixels; default: half the image")
+    local_crop: tuple[float, float] = Field((0.05, 0.14), description="area fractions of a local crop")
+    on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
     workers: int = Field(0, ge=0, description="processes that decode images")
 
     @property
@@ -58,7 +56,6 @@ VIT_SIZES: dict[str, tuple[int, int, int]] = {
     "vit_huge": (1280, 32, 16),
 }
 RESNETS = ("resnet18", "resnet50")
-_ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
 
 
 class ModelConfig(Section):
@@ -70,6 +67,7 @@ class ModelConfig(Section):
     num_heads: int | None = Field(None, ge=1, description="overrides the arch's attention heads")
     pos_embed: Literal["sincos", "learned", "none"] = "sincos"
     pool: Literal["cls", "avg_ln", "avg"] = Field("cls", description="class token, LN + average, average without LN")
+    stem: Literal["patch", "conv"] = Field("patch", description="one patch projection, or stacked convolutions")
     mlp_norm: Literal["ln", "bn"] = Field("ln", description="norm in the MLP blocks; bn is the paper's ViT-BN")
 
     @field_validator("arch")
@@ -87,6 +85,8 @@ class ModelConfig(Section):
             raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
         if dim % heads:
             raise ValueError(f"num_heads {heads} does not divide embed_dim {dim}")
+        if self.stem == "conv" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
+            raise ValueError(f"the conv stem halves step by step: patch_size {self.patch_size} must be a power of 2")
         if self.pos_embed == "sincos" and dim % 4:
             raise ValueError(f"the sin-cos position embedding needs embed_dim divisible by 4, not {dim}")
         return self
@@ -110,13 +110,19 @@ class MethodConfig(Section):
     hidden_dim: int = Field(256, ge=1, description="width of the heads (the paper: 4096)")
     out_dim: int = Field(64, ge=1, description="width of the embedding (the paper: 256)")
     predictor: bool = True
-    head_bn: bool = Field(True, description="BatchNorm in the heads")
+    head_bn: bool = Field(True, description="BatchNorm in the heads (byol: in their hidden layers)")
+    queue_size: int = Field(65536, ge=1, description="mocov2: keys in the queue")
+    num_prototypes: int = Field(3000, ge=2, description="swav: clusters")
+    sinkhorn_epsilon: float = Field(0.05, gt=0, description="swav: smoothness of the codes")
+    sinkhorn_iterations: int = Field(3, ge=1)
+    freeze_prototypes_iterations: int = Field(0, ge=0, description="swav: prototypes stand still so long")
 
 
 class OptimConfig(Section):
     name: str = "adamw"
     base_lr: float = Field(4e-3, ge=0, description="lr = base_lr x batch_size / 256")
     weight_decay: float = Field(0.1, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     warmup_iterations: int | None = Field(None, ge=0)
@@ -133,11 +139,14 @@ class TrainConfig(Section):
     iterations: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(128, ge=2, description="total over all devices")
+    micro_batch: int | None = Field(None, ge=1, description="images a device holds at once; the loss stays exact")
     seed: int = Field(0, ge=0)
     amp: Literal["off", "bf16", "fp16"] = "off"
     device: str = Field("auto", description="auto | cpu | cuda | mps")
-    on_nan: Literal["stop", "continue"] = Field("stop", description="what a non-finite loss does")
-    checkpoint_every: int = Field(0, ge=0, description="iterations between checkpoints; 0: only the last")
+    compile: bool = Field(False, description="torch.compile the encoders")
+    on_nan: Literal["stop", "skip", "continue"] = Field("stop", description="what a non-finite loss does")
+    checkpoint_every: int = Field(500, ge=0, description="iterations between checkpoints; 0: only the last")
+    checkpoint_keep: int = Field(2, ge=1, description="how many of the latest stay")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -190,109 +199,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """A configuration file as nested dicts; ConfigError names the file and the line."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def recipes() -> dict[str, Path]:
-    """Kind of data -> the file with its starting values. Adding a file adds a kind."""
-    folder = Path(str(resources.files("stabilitylab"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """``optim.base_lr=1e-3`` -> (["optim", "base_lr"], 0.001). A bare word is a string."""
-    key, equals, raw = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. optim.base_lr=1e-3")
-    try:
-        return path, tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return path, raw.strip()
-
-
-def set_key(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a nested key in place."""
-    for part in path[:-1]:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{'.'.join(path)}: {part} is a value, not a section")
-    values[path[-1]] = value
-
-
-# Two ways to say one thing: a later layer that says one drops what an earlier layer said with the other.
-_ALTERNATIVES = {"iterations": "epochs", "epochs": "iterations"} | {
-    "warmup_iterations": "warmup_epochs",
-    "warmup_epochs": "warmup_iterations",
-}
-
-
-def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        other = _ALTERNATIVES.get(key)
-        if other is not None and other not in top:
-            merged.pop(other, None)
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``vit_small_patch16_224`` also says patch_size 16 and img_size 224, for its own layer."""
-    model = layer.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("arch"), str):
-        return layer
-    match = _ARCH.fullmatch(model["arch"])
-    if match is None or not match["patch"]:
-        return layer
-    sizes = {key: int(text) for key, text in (("patch_size", match["patch"]), ("img_size", match["img"])) if text}
-    for key, size in sizes.items():
-        if model.get(key, size) != size:
-            raise ConfigError(f"model.arch {model['arch']!r} says {key} {size}, but {key} = {model[key]} is given too")
-    return {**layer, "model": {**model, "arch": match["family"], **sizes}}
-
-
-def resolve(*layers: Mapping[str, Any]) -> Config:
-    """Merge the data set's recipe and ``layers``, later ones winning, and check the result."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merge(merged, _sizes_from_arch(layer))
-    section = merged.get("data", {})
-    data = section.get("name", "digits") if isinstance(section, Mapping) else "digits"
-    kind = check_choice("data", str(data).partition(":")[0], recipes())
-    return from_dict(_merge(read_toml(recipes()[kind]), merged))
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """Check a complete configuration. ConfigError names the field, its value and what is allowed."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors()[:3])) from None
-
-
-def _explain(item: Any) -> str:
-    field = ".".join(map(str, item["loc"])) or "configuration"
-    cause = item.get("ctx", {}).get("error")
-    if isinstance(cause, ValueError):
-        return f"{field}: {cause}"
-    if item["type"] == "extra_forbidden":
-        section = Config.model_fields.get(str(item["loc"][0]))
-        in_section = section is not None and len(item["loc"]) > 1
-        known = section.annotation.model_fields if in_section else Config.model_fields  # type: ignore[union-attr]
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2) or sorted(known)
-        return f"unknown key {field}; did you mean {' or '.join(near)}?"
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{field} = {item['input']!r}: {message}"

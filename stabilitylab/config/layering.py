@@ -1,0 +1,134 @@
+"""From recipe, file and flags to one checked `Config`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stabilitylab.config.sections import Config, ConfigError, check_choice
+
+_ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A configuration file as nested dicts; ConfigError names the file and the line."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def recipes() -> dict[str, Path]:
+    """Kind of data -> the file with its starting values. Adding a file adds a kind."""
+    folder = Path(str(resources.files("stabilitylab"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """``optim.base_lr=1e-3`` -> (["optim", "base_lr"], 0.001). A bare word is a string."""
+    key, equals, raw = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. optim.base_lr=1e-3")
+    try:
+        return path, tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, raw.strip()
+
+
+def set_key(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set a nested key in place."""
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{'.'.join(path)}: {part} is a value, not a section")
+    values[path[-1]] = value
+
+
+# Two ways to say one thing: a later layer that says one drops what an earlier layer said with the other.
+_ALTERNATIVES = {"iterations": "epochs", "epochs": "iterations"} | {
+    "warmup_iterations": "warmup_epochs",
+    "warmup_epochs": "warmup_iterations",
+}
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        other = _ALTERNATIVES.get(key)
+        if other is not None and other not in top:
+            merged.pop(other, None)
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``vit_small_patch16_224`` also says patch_size 16 and img_size 224, for its own layer."""
+    model = layer.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("arch"), str):
+        return layer
+    match = _ARCH.fullmatch(model["arch"])
+    if match is None or not match["patch"]:
+        return layer
+    sizes = {key: int(text) for key, text in (("patch_size", match["patch"]), ("img_size", match["img"])) if text}
+    for key, size in sizes.items():
+        if model.get(key, size) != size:
+            raise ConfigError(f"model.arch {model['arch']!r} says {key} {size}, but {key} = {model[key]} is given too")
+    return {**layer, "model": {**model, "arch": match["family"], **sizes}}
+
+
+# Where a method's papers differ from MoCo v3's values. PAPER: SwAV's heads have no BN; MoCo v2's neither.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "swav": {"temperature": 0.1, "head_bn": False},
+    "mocov2": {"head_bn": False},
+}
+
+
+def resolve(*layers: Mapping[str, Any]) -> Config:
+    """Merge the data set's recipe and ``layers``, later ones winning, and check the result."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, _sizes_from_arch(layer))
+    section = merged.get("data", {})
+    data = section.get("name", "digits") if isinstance(section, Mapping) else "digits"
+    kind = check_choice("data", str(data).partition(":")[0], recipes())
+    recipe = read_toml(recipes()[kind])
+    chosen = merged.get("method", {})
+    method = chosen.get("name") if isinstance(chosen, Mapping) else None
+    recipe = _merge(recipe, {"method": METHOD_DEFAULTS.get(str(method), {})})
+    return from_dict(_merge(recipe, merged))
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Check a complete configuration. ConfigError names the field, its value and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors()[:3])) from None
+
+
+def _explain(item: Any) -> str:
+    field = ".".join(map(str, item["loc"])) or "configuration"
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):
+        return f"{field}: {cause}"
+    if item["type"] == "extra_forbidden":
+        section = Config.model_fields.get(str(item["loc"][0]))
+        in_section = section is not None and len(item["loc"]) > 1
+        known = section.annotation.model_fields if in_section else Config.model_fields  # type: ignore[union-attr]
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2) or sorted(known)
+        return f"unknown key {field}; did you mean {' or '.join(near)}?"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{field} = {item['input']!r}: {message}"

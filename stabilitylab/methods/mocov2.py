@@ -1,0 +1,49 @@
+"""MoCo v2 (arXiv 2003.04297): one direction, negatives from a queue. What v3 removed; it works at small batches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stabilitylab.config import MethodConfig
+from stabilitylab.methods.base import Method
+from stabilitylab.models.heads import mlp_head
+
+
+class MoCoV2(Method):
+    uses_momentum_encoder = True
+    queue: Tensor
+    queue_position: Tensor
+
+    def __init__(self, base_encoder: nn.Module, config: MethodConfig, *, vit: bool = True) -> None:
+        super().__init__(base_encoder, config)
+        self.projector = mlp_head(2, self.features, config.hidden_dim, config.out_dim, bn=config.head_bn)
+        self.add_momentum_copies("base_encoder", "projector")
+        self.register_buffer("queue", F.normalize(torch.randn(config.queue_size, config.out_dim), dim=1))
+        self.register_buffer("queue_position", torch.zeros((), dtype=torch.long))
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:
+        return super().encode(views[:1])  # the query's view
+
+    def encode_momentum(self, views: list[Tensor]) -> list[Tensor]:
+        return super().encode_momentum(views[1:2])  # the key's
+
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
+        assert momentum_features is not None
+        q = F.normalize(self.projector(features[0]), dim=1)  # (N, D)
+        with torch.no_grad():
+            k = F.normalize(self.momentum_projector(momentum_features[0]), dim=1)  # type: ignore[operator]
+        positive = (q * k).sum(1, keepdim=True)  # (N, 1)
+        negative = q @ self.queue.clone().T.to(q.dtype)  # (N, K); a copy, since the queue changes before backward
+        logits = torch.cat([positive, negative], 1) / self.config.temperature
+        self.enqueue(k)
+        return F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
+
+    @torch.no_grad()
+    def enqueue(self, k: Tensor) -> None:
+        """The newest keys (N, D) replace the oldest."""
+        k = k[-len(self.queue) :].to(self.queue.dtype)
+        places = (self.queue_position + torch.arange(len(k), device=k.device)) % len(self.queue)
+        self.queue[places] = k
+        self.queue_position.add_(len(k)).remainder_(len(self.queue))

@@ -1,0 +1,89 @@
+"""The processes of one training: one a device, each with its slice of every batch.
+
+Backbone features are gathered before the heads, so that every process computes the loss of the whole batch:
+heads with BatchNorm see what one process would see, on any backend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stabilitylab.config import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is. A training in one process is a world of size 1."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """The process that records, evaluates and saves."""
+        return self.rank == 0
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """This process's rows of a tensor (N, ...) over the whole batch."""
+        return tensor.chunk(self.size)[self.rank] if self.size > 1 else tensor
+
+    @torch.no_grad()
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all processes (size x n, ...) in order of rank, without gradient."""
+        if self.size == 1:
+            return tensor.detach()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Every process's mean gradient. Keeps processes that compute the same from drifting apart."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not grads:
+            return
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        flat /= self.size
+        torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(_split(flat, grads), grads, strict=True)])
+
+
+def _split(flat: Tensor, like: list[Tensor]) -> tuple[Tensor, ...]:
+    return flat.split([g.numel() for g in like])
+
+
+def describe(environment: Mapping[str, str] = os.environ) -> World:
+    """The world that ``torchrun`` or ``srun`` set up, from the environment."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", 0)))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun, not by sbatch
+        rank, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
+        return World(rank, int(environment["SLURM_STEP_NUM_TASKS"]), local)
+    return World()
+
+
+def join(world: World, device: torch.device) -> None:
+    """Meet the other processes. Under Slurm the first node's address and a port from the job's number are used."""
+    if world.size == 1 or dist.is_initialized():
+        return
+    if "MASTER_ADDR" not in os.environ:
+        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
+        if address is None:
+            raise ConfigError("several processes but no MASTER_ADDR; start them with torchrun or srun")
+        os.environ["MASTER_ADDR"] = address
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20_000))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+
+
+def leave() -> None:
+    """The end of ``join``."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
