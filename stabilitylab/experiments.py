@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
 from stabilitylab.config import Config, ConfigError, from_dict, read_toml
 from stabilitylab.store.location import claim_run
-from stabilitylab.store.reader import RunReader
+from stabilitylab.store.reader import RunReader, open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
 if TYPE_CHECKING:
+    from stabilitylab.methods.base import Method
+    from stabilitylab.train.probe import ProbeResult
     from stabilitylab.train.trainer import Progress, Trainer, TrainResult
 
 _LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
@@ -88,6 +90,50 @@ def resume_run(
     meta = provenance() | {"device": str(trainer.device), "processes": str(world.size)}
     writer = RunWriter.resume(run_dir, state["iteration"], meta=meta)
     return _train_into(writer, trainer, run_dir, progress, started)
+
+
+def probe_run(
+    run_dir: Path,
+    *,
+    shares: Sequence[float],
+    knn: bool,
+    epochs: int,
+    batch_size: int,
+    device: str = "auto",
+) -> list[ProbeResult]:
+    """Evaluate the encoder of a run's last checkpoint and add the results to the run. What the run already holds
+    is not written again. ``shares``: of the labels, for linear classifiers."""
+    from stabilitylab.data.datasets import load_data
+    from stabilitylab.methods import build_method
+    from stabilitylab.train.checkpoint import load_checkpoint, restore_method
+    from stabilitylab.train.probe import knn_probe, linear_probe
+    from stabilitylab.train.trainer import pick_device
+
+    config = from_dict(read_toml(run_dir / "config.toml"))
+    state = load_checkpoint(run_dir / "checkpoints")
+    at = pick_device(device)
+    data = load_data(config.data)
+    method = cast("Method", build_method(config, data.channels)).to(at)
+    restore_method(state, method)
+    encoder = method.base_encoder
+    results = [knn_probe(config, data, encoder, at)] if knn else []
+    for share in shares:
+        results.append(linear_probe(config, data, encoder, at, share=share, epochs=epochs, batch_size=batch_size))
+    with open_run(run_dir) as reader:
+        known = {name for name, curve in reader.evals().items() if state["iteration"] in curve["iteration"]}
+    new = [result for result in results if result.metric not in known]
+    if new:
+        with RunWriter.annotate(run_dir) as writer:
+            writer.append(
+                "evals",
+                {
+                    "iteration": [state["iteration"]] * len(new),
+                    "metric": [result.metric for result in new],
+                    "value": [result.value for result in new],
+                    "num_samples": [result.num_samples for result in new],
+                },
+            )
+    return results
 
 
 def _layer_rows(trainer: Trainer) -> list[LayerRow]:

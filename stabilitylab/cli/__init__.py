@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train",
     "analyze": "analyze",
     "report": "report",
+    "probe": "probe",
     "runs": "runs",
     "sql": "sql",
     "import": "imports",

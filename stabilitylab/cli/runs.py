@@ -44,10 +44,13 @@ def command(form: str, runs_dir: str | None) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("run", "status", "iterations", "method", "encoder", "data", "mitigation", "kNN top-1"):
-        table.add_column(title, justify="right" if title in ("iterations", "kNN top-1") else "left")
+        table.add_column(title, overflow="fold", justify="right" if title in ("iterations", "kNN top-1") else "left")
     for run in found:
         knn = "" if run.knn_top1 is None else f"{run.knn_top1:.3f}"
         mitigation = ", ".join(run.mitigation) or "none"
         cells = (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, mitigation, knn)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # into a pipe or a file nothing is cut
+    console.print(table)

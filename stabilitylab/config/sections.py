@@ -35,6 +35,7 @@ class DataConfig(Section):
     local_size: int | None = Field(None, ge=4, description="side of a local crop, pixels; default: half the image")
     local_crop: tuple[float, float] = Field((0.05, 0.14), description="area fractions of a local crop")
     on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
+    limit: int | None = Field(None, ge=2, description="use this many training images, drawn once for all runs")
     workers: int = Field(0, ge=0, description="processes that decode images")
 
     @property

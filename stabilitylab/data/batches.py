@@ -50,6 +50,10 @@ class BatchOrder:
 class MemoryBatches:
     """Views of images held in memory, augmented as a batch on ``device``."""
 
+    def set_views(self, views: tuple[View, ...]) -> None:
+        """Other views than the configuration's."""
+        self.views = views
+
     def __init__(self, config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)) -> None:
         assert data.train.images is not None
         self.order = BatchOrder(len(data.train), config.train.batch_size, config.train.seed)
@@ -94,6 +98,10 @@ class _FolderViews(torch.utils.data.Dataset[list[Tensor]]):
 
 class FolderBatches:
     """Views of images on disk, decoded and augmented in ``workers`` processes."""
+
+    def set_views(self, views: tuple[View, ...]) -> None:
+        """Other views than the configuration's."""
+        self.dataset.views = views
 
     def __init__(self, config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)) -> None:
         self.order = BatchOrder(len(data.train), config.train.batch_size, config.train.seed)

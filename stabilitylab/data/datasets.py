@@ -35,6 +35,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, index: Tensor) -> Split:
+        """The images of ``index`` (n,), in that order."""
+        images = None if self.images is None else self.images[index]
+        paths = tuple(self.paths[i] for i in index.tolist()) if self.paths else ()
+        return Split(self.labels[index], images, paths)
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -140,8 +146,7 @@ def without_bad_images(data: ImageData) -> ImageData:
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
             good = list(pool.map(_decodes, split.paths))
         bad += [path for path, fine in zip(split.paths, good, strict=True) if not fine]
-        kept = tuple(path for path, fine in zip(split.paths, good, strict=True) if fine)
-        splits.append(Split(split.labels[torch.tensor(good)], paths=kept))
+        splits.append(split.subset(torch.tensor(good).nonzero().flatten()))
     if not len(splits[0]) or not len(splits[1]):
         raise ConfigError(f"no image can be decoded; the first that cannot: {bad[0]}")
     return replace(data, train=splits[0], test=splits[1], left_out=tuple(bad))
@@ -211,5 +216,13 @@ def load_data(config: DataConfig) -> ImageData:
     """The data set that ``config.name`` names. ConfigError says what is missing."""
     data = DATASETS[check_choice("data", config.kind, DATASETS)](config.folder)
     if config.on_bad_image == "skip" and data.train.images is None:
-        return without_bad_images(data)
-    return data
+        data = without_bad_images(data)
+    return data if config.limit is None else _limited(data, config.limit)
+
+
+def _limited(data: ImageData, limit: int) -> ImageData:
+    """A fixed random choice of training images, not the run's: runs of different seeds see the same."""
+    if limit > len(data.train):
+        raise ConfigError(f"data.limit = {limit}, but there are {len(data.train)} training images")
+    index = torch.from_numpy(np.random.default_rng(0).permutation(len(data.train))[:limit]).sort().values
+    return replace(data, train=data.train.subset(index))

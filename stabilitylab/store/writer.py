@@ -27,6 +27,7 @@ from stabilitylab.store.publisher import Publisher, loss_events
 from stabilitylab.store.rows import Rows, make_rows
 from stabilitylab.store.schema import STATUSES, LayerRow
 
+_NEVER = 2**31 - 1  # an iteration that no run reaches
 _WRITE_ERRORS = (OSError, duckdb.Error, MemoryError)
 
 
@@ -57,6 +58,7 @@ class RunWriter:
         self._retry_seconds = retry_seconds
         self._warned: set[str] = set()
         self._closed = False
+        self._status_before = ""  # of a run that is added to
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._write_all, name=f"store {run_dir.name}", daemon=True)
         self._thread.start()
@@ -106,6 +108,16 @@ class RunWriter:
         writer = cls._begin(run_dir, manifest, layers, lock, options)
         writer.event(at_iteration, "resume", f"resumed at iteration {at_iteration}; it was {was}")
         writer.publish(wait=True)
+        return writer
+
+    @classmethod
+    def annotate(cls, run_dir: Path, **options: Any) -> RunWriter:
+        """Add to a run that has ended, e.g. an evaluation made later. Nothing is dropped and ``close`` leaves the
+        status as it was. Raises RunBusy if the run is being written, RunBroken if there is none."""
+        run_dir = Path(run_dir)
+        manifest, lock, was = reopen(run_dir, _NEVER, None, {})
+        writer = cls._begin(run_dir, manifest, None, lock, options)
+        writer._status_before = was
         return writer
 
     @classmethod
@@ -161,6 +173,7 @@ class RunWriter:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        status = self._status_before or status
         atexit.unregister(self._at_exit)
         with self._outbox.changed:
             self._outbox.closing = True

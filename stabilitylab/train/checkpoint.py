@@ -35,6 +35,16 @@ def restore_checkpoint(
     state: Checkpoint, method: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
 ) -> None:
     """Load a checkpoint in place. ConfigError where it belongs to another architecture."""
+    restore_method(state, method)
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] and torch.cuda.device_count() == len(state["cuda_rng"]):
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def restore_method(state: Checkpoint, method: nn.Module) -> None:
+    """The weights alone."""
     own, saved = method.state_dict(), state["method"]
     differ = sorted(k for k in own.keys() | saved.keys() if k not in own or k not in saved)
     differ += [k for k in own if k in saved and own[k].shape != saved[k].shape]
@@ -44,11 +54,6 @@ def restore_checkpoint(
             "differ; use the configuration that the run was started with"
         )
     method.load_state_dict(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and torch.cuda.device_count() == len(state["cuda_rng"]):
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
 
 
 def save_checkpoint(folder: Path, state: Checkpoint, keep: int) -> Path:

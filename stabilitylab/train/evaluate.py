@@ -47,7 +47,7 @@ class KnnMonitor:
         """The fraction of held-out images classified rightly, a 0-d tensor on the device."""
         was_training = encoder.training
         encoder.eval()
-        bank, queries = self._features(encoder, self.data.train), self._features(encoder, self.data.test)
+        bank, queries = self.features(encoder, self.data.train), self.features(encoder, self.data.test)
         encoder.train(was_training)
         predicted = knn_predict(
             bank,
@@ -59,7 +59,8 @@ class KnnMonitor:
         )
         return (predicted == self.labels).float().mean()
 
-    def _features(self, encoder: nn.Module, split: Split) -> Tensor:
+    def features(self, encoder: nn.Module, split: Split) -> Tensor:
+        """Features (N, D) of a split, unaugmented, as the encoder's mode has it."""
         return torch.cat([encoder(images).float() for images in self._images(split)])
 
     def _images(self, split: Split) -> list[Tensor]:

@@ -18,11 +18,13 @@ class MemorySink:
     def __init__(self) -> None:
         self.tables: dict[str, list[Mapping[str, object]]] = {}
         self.published = 0
+        self.events: list[tuple[int, str, str]] = []
 
     def append(self, table: str, columns: Mapping[str, object]) -> None:
         self.tables.setdefault(table, []).append(columns)
 
-    def event(self, iteration: int, kind: str, detail: str) -> None: ...
+    def event(self, iteration: int, kind: str, detail: str) -> None:
+        self.events.append((iteration, kind, detail))
 
     def publish(self, wait: bool = False) -> None:
         self.published += 1
@@ -148,3 +150,16 @@ def test_flushes_when_full() -> None:
         recorder.step(iteration)
         recorder.flush_if_due()
     assert sink.published == 2
+
+
+def test_a_step_that_the_loss_scaler_skips_is_an_event_and_no_spike() -> None:
+    model, sink = torch.nn.Linear(3, 2), MemorySink()
+    recorder = Recorder(group_layers(model.named_parameters()), sink, amp_skips=True)
+    for iteration in range(3):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, float("inf") if iteration == 1 else 1.0)
+        recorder.step(iteration, loss=1.0)
+    recorder.flush()
+    assert np.ma.getmaskarray(sink.column("layer_stats", "grad_norm")).reshape(3, -1).all(axis=1).tolist() == [False, True, False]
+    assert not np.ma.getmaskarray(sink.column("layer_stats", "weight_norm")).any()
+    assert [(t, kind) for t, kind, _ in sink.events] == [(1, "amp-skip")]

@@ -1,0 +1,79 @@
+"""``stablab probe``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from stabilitylab.cli.options import runs_dir
+
+if TYPE_CHECKING:
+    from stabilitylab.train.probe import ProbeResult
+
+
+def _share(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise click.BadParameter(f"{text!r} is no share of the labels; write 1%, 10% or 0.1")
+    return share
+
+
+@click.command()
+@click.argument("run")
+@click.option("--linear", is_flag=True, help="A linear classifier on the frozen features, all labels.")
+@click.option("--labels", metavar="SHARE", callback=_share, help="The same with a share of the labels: 1%, 10%.")
+@click.option("--knn", is_flag=True, help="Weighted kNN, as the monitor has it.")
+@click.option("--epochs", default=90, show_default=True, type=click.IntRange(1), help="Of the linear classifier.")
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Of the linear classifier.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or mps.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@runs_dir
+def command(
+    run: str,
+    linear: bool,
+    labels: float | None,
+    knn: bool,
+    epochs: int,
+    batch_size: int,
+    device: str,
+    form: str,
+    runs_dir: str | None,
+) -> None:
+    """Measure what the features of RUN's last checkpoint are worth. With none named: --linear and --knn.
+
+    The linear classifier is trained for a sweep of learning rates at once; the best on the held-out images counts.
+    Results go to the run's table evals.
+    """
+    from stabilitylab.experiments import probe_run
+    from stabilitylab.store.location import find_run, runs_root
+
+    everything = not (linear or labels is not None or knn)
+    shares = ([1.0] if linear or everything else []) + ([labels] if labels is not None else [])
+    results = probe_run(
+        find_run(runs_root(runs_dir), run),
+        shares=shares,
+        knn=knn or everything,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+    )
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, "run": run, "results": [asdict(r) for r in results]}, indent=2))
+        return
+    for result in results:
+        click.echo(_line(result))
+
+
+def _line(result: ProbeResult) -> str:
+    lr = "" if result.base_lr is None else f"  base lr {result.base_lr:g}"
+    edge = result.sweep and result.base_lr in (result.sweep[0][0], result.sweep[-1][0])
+    note = " (the end of the sweep)" if edge else ""
+    return f"{result.metric:<20}{result.value:.4f}  {result.num_samples} images, {result.num_labels} labels{lr}{note}"
