@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stabilitylab.config import Config, resolve
-from stabilitylab.record.recorder import Recorder
+from stabilitylab.recording.recorder import Recorder
 from stabilitylab.store.writer import LayerRow, RunWriter
 from stabilitylab.train.trainer import Trainer
 

@@ -147,7 +147,7 @@ def _train_into(
     progress: Callable[[Progress], None],
     started: Callable[[Path], None],
 ) -> FinishedRun:
-    from stabilitylab.record.recorder import Recorder
+    from stabilitylab.recording.recorder import Recorder
 
     settings = trainer.config.record
     with writer:
@@ -168,7 +168,7 @@ def _train_into(
 
 def _follow(trainer: Trainer) -> FinishedRun:
     """Train as one of several processes that do not record."""
-    from stabilitylab.record.recorder import NullSink, Recorder
+    from stabilitylab.recording.recorder import NullSink, Recorder
 
     recorder = Recorder([], NullSink(), log_grads=False)
     return FinishedRun(Path(), trainer.train(recorder, Path()))

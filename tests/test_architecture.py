@@ -19,9 +19,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": ("config",),
     "models": ("config",),
     "methods": ("config", "models"),
-    "record": ("models.layers",),
+    "recording": ("models.layers",),
     "store": (),
-    "train": ("config", "data", "models", "methods", "record"),
+    "train": ("config", "data", "models", "methods", "recording"),
     "analysis": (),
     "report": ("analysis.results",),
 }

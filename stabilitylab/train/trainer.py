@@ -20,7 +20,7 @@ from stabilitylab.data.datasets import ImageData, load_data
 from stabilitylab.methods import build_method
 from stabilitylab.methods.base import Method
 from stabilitylab.models.layers import Layer, group_layers
-from stabilitylab.record.recorder import Recorder
+from stabilitylab.recording.recorder import Recorder
 from stabilitylab.train.checkpoint import Checkpoint, make_checkpoint, restore_checkpoint, save_checkpoint
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stabilitylab.models.layers import group_layers
-from stabilitylab.record.recorder import Recorder
+from stabilitylab.recording.recorder import Recorder
 
 
 class MemorySink:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabilitylab.models.layers import Layer
-from stabilitylab.record.signals import LayerIndex, l2, largest, norms
+from stabilitylab.recording.signals import LayerIndex, l2, largest, norms
 
 SIGNALS = ("grad_norm", "grad_max", "weight_norm")
 
