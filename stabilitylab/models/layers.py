@@ -32,10 +32,15 @@ class Layer:
         return any(p.requires_grad for p in self.parameters)
 
 
+def without_wrappers(path: str) -> str:
+    """``_orig_mod.base_encoder.blocks.0`` -> ``blocks.0``: what compiling, DDP and the method put in front is gone."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
 def layer_name(parameter: str, granularity: str = "block") -> str:
     """The layer that a parameter belongs to: ``base_encoder.blocks.0.attn.qkv.weight`` -> ``blocks.0`` at
     ``block``, ``blocks.0.attn.qkv`` at ``module``, the name without wrappers at ``param``."""
-    parts = [part for part in parameter.split(".") if part not in _WRAPPERS]
+    parts = without_wrappers(parameter).split(".")
     if granularity == "param":
         return ".".join(parts)
     if parts[0] in _TOKENS:

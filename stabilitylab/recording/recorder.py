@@ -9,11 +9,14 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stabilitylab.models.layers import Layer
-from stabilitylab.recording.signals import LayerIndex, l2, largest, norms
+from stabilitylab.recording.activations import ForwardMaxima
+from stabilitylab.recording.signals import DEFAULT, OF_FORWARD, SIGNALS, LayerIndex, Step, local
 
-SIGNALS = ("grad_norm", "grad_max", "weight_norm")
+Scalar = float | int | Tensor
+_OF_WEIGHTS = ("weight_norm", "update_ratio")
 
 
 class Sink(Protocol):
@@ -38,9 +41,10 @@ class Recorder:
     A layer without a trainable parameter has no rows. A trainable layer whose parameters got no gradient in
     an iteration has NULL there. Gradients must be unscaled (AMP) and not yet clipped.
 
-    ``layers``: as `group_layers` gives them. ``every``: record each how many iterations. ``flush_every`` and
+    ``layers``: as `group_layers` gives them. ``signals``: names of `SIGNALS` and `OF_FORWARD`; the latter need
+    ``model``, ``adam_rms`` needs ``optimizer``. ``every``: record each how many iterations. ``flush_every`` and
     ``flush_seconds`` bound what a crash may cost. ``amp_skips``: a loss scaler skips updates whose gradient is
-    not finite; such an iteration is an event, ``amp-skip``, and its statistics are NULL.
+    not finite; such an iteration is an event, ``amp-skip``, and its gradient statistics are NULL.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class Recorder:
         layers: Sequence[Layer],
         sink: Sink,
         *,
+        signals: Sequence[str] = DEFAULT,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
         log_grads: bool = True,
         every: int = 1,
         flush_every: int = 200,
@@ -56,26 +63,82 @@ class Recorder:
     ) -> None:
         recorded = [(i, layer) for i, layer in enumerate(layers) if layer.trainable and log_grads]
         self.layer_ids = np.array([i for i, _ in recorded], np.int16)
+        self.signals = tuple(signals)
         self._index = LayerIndex([_trainable(layer) for _, layer in recorded])
         self._sink, self._log_grads = sink, log_grads and bool(recorded)
+        self._optimizer = optimizer
         self.every, self.flush_every, self.flush_seconds = every, flush_every, flush_seconds
         self._stats: list[tuple[int, Tensor]] = []
         self._rows: list[dict[str, float | int | Tensor]] = []
         self._evals: list[tuple[int, str, float, int]] = []
+        self._scalars: list[tuple[int, str, float | Tensor]] = []
         self._last_flush = time.monotonic()
         self._amp_skips = amp_skips
-        self._owners: dict[tuple[int, ...], Tensor] = {}
+        self._before: list[Tensor] | None = None
+        of_forward = [name for name in signals if name in OF_FORWARD]
+        self._forward = None
+        if of_forward:
+            assert model is not None, "activation and attention maxima need the model"
+            self._forward = ForwardMaxima(model, [layer.name for _, layer in recorded], of_forward)
+
+    def has_gradient(self) -> bool:
+        """Whether any recorded parameter has a gradient now."""
+        return any(p.grad is not None for p in self._index.parameters)
 
     @torch.no_grad()
-    def step(self, iteration: int, **scalars: float | int | Tensor) -> None:
-        """Record one iteration. ``scalars`` are columns of the table ``iterations``; a tensor stays on the device."""
-        row: dict[str, float | int | Tensor] = {"iteration": iteration, **scalars}
-        with_gradient = [i for i, p in enumerate(self._index.parameters) if p.grad is not None]
-        if self._log_grads and iteration % self.every == 0 and with_gradient:
-            stats = self._measure(with_gradient)
-            self._stats.append((iteration, stats))
-            row["grad_norm"] = torch.linalg.vector_norm(stats[0].clamp(min=0))
+    def step(
+        self, iteration: int, *, stats: Tensor | None = None, grad_scale: float | Tensor = 1.0, **scalars: Scalar
+    ) -> None:
+        """Record one iteration. ``scalars`` are columns of the table ``iterations``; a tensor stays on the device.
+        ``stats``: what `measure` gave, where the gradients are no longer what they were. ``grad_scale``: by how
+        much the gradients are scaled still."""
+        row: dict[str, Scalar] = {"iteration": iteration, **scalars}
+        self._fill_update()
+        if self._log_grads and iteration % self.every == 0:
+            stats = self.measure() if stats is None else stats
+            if stats is not None:
+                for index, name in enumerate(self.signals):
+                    if name in ("grad_norm", "grad_max"):
+                        stats[index] = torch.where(stats[index] < 0, -1.0, stats[index] / grad_scale)
+                self._stats.append((iteration, stats))
+                if "grad_norm" in self.signals:
+                    norms_now = stats[self.signals.index("grad_norm")]
+                    row["grad_norm"] = torch.linalg.vector_norm(norms_now.clamp(min=0))
+                if "update_ratio" in self.signals:
+                    self._before = [local(p).clone() for p in self._index.parameters]
         self._rows.append(row)
+
+    @torch.no_grad()
+    def measure(self) -> Tensor | None:
+        """(signals, layers) on the device; -1 marks what is not measured. None where no parameter has a gradient."""
+        which = [i for i, p in enumerate(self._index.parameters) if p.grad is not None]
+        if not which:
+            return None
+        step = Step(self._index, which, self._optimizer)
+        rows = []
+        for name in self.signals:
+            if name == "update_ratio":
+                rows.append(step.owner.new_full((self._index.num_layers,), -1.0, dtype=torch.float32))
+            elif name in OF_FORWARD:
+                assert self._forward is not None
+                rows.append(self._forward.take(name, step.owner.device))
+            else:
+                rows.append(SIGNALS[name](step))
+        stats = torch.stack(rows)
+        if len(which) < len(self._index.parameters):
+            seen = torch.zeros(self._index.num_layers, dtype=torch.bool, device=stats.device)
+            seen.index_fill_(0, step.owner, True)
+            kept = torch.tensor([name in _OF_WEIGHTS for name in self.signals], device=stats.device)[:, None]
+            stats = torch.where(seen | kept, stats, -1.0)
+        return stats
+
+    def _fill_update(self) -> None:
+        """The size of an update is known at the next iteration."""
+        if self._before is None or not self._stats:
+            return
+        step = Step(self._index, [], before=self._before)
+        self._stats[-1][1][self.signals.index("update_ratio")] = SIGNALS["update_ratio"](step)
+        self._before = None
 
     def flush_if_due(self) -> bool:
         """Flush when ``flush_every`` iterations or ``flush_seconds`` have gone by. True if it did."""
@@ -85,8 +148,20 @@ class Recorder:
         return due
 
     def log(self, iteration: int, metric: str, value: float, num_samples: int) -> None:
-        """Record an evaluation, e.g. ``knn_top1`` as a fraction of ``num_samples`` images."""
+        """Record an evaluation, e.g. ``knn_top1`` as a fraction of ``num_samples`` images (0: unknown)."""
         self._evals.append((iteration, metric, value, num_samples))
+
+    def scalar(self, iteration: int, name: str, value: float | Tensor) -> None:
+        """Record a number of the user's own. A tensor stays on the device."""
+        self._scalars.append((iteration, name, value))
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Flush all there is and take hooks away."""
+        self._fill_update()
+        self.flush()
+        if self._forward is not None:
+            self._forward.remove()
 
     def event(self, iteration: int, kind: str, detail: str) -> None:
         """Record that something happened."""
@@ -95,9 +170,12 @@ class Recorder:
     def flush(self, *, wait: bool = False) -> None:
         """Hand everything to the sink: one transfer for the layers' statistics, one for the scalars. ``wait``:
         until it is on disk."""
-        if self._stats:
-            iterations = np.array([t for t, _ in self._stats], np.int32)
-            values = torch.stack([s for _, s in self._stats]).cpu().numpy()  # (T, signals, layers)
+        # An update whose size is not known yet waits for it.
+        held = self._stats[-1:] if self._before is not None else []
+        stats = self._stats[: len(self._stats) - len(held)]
+        if stats:
+            iterations = np.array([t for t, _ in stats], np.int32)
+            values = torch.stack([s for _, s in stats]).cpu().numpy()  # (T, signals, layers)
             if self._amp_skips:
                 self._mask_skips(iterations, values)
             num_layers = len(self.layer_ids)
@@ -105,48 +183,35 @@ class Recorder:
                 "iteration": np.repeat(iterations, num_layers),
                 "layer_id": np.tile(self.layer_ids, len(iterations)),
             }
-            missing = values[:, 0].ravel() < 0
-            for index, name in enumerate(SIGNALS):
-                columns[name] = np.ma.masked_array(values[:, index].ravel(), missing & (name != "weight_norm"))
+            for index, name in enumerate(self.signals):
+                column = values[:, index].ravel()
+                columns[name] = np.ma.masked_array(column, column < 0)
             self._sink.append("layer_stats", columns)
         if self._rows:
             self._sink.append("iterations", _columns(self._rows))
         if self._evals:
             names = ("iteration", "metric", "value", "num_samples")
             self._sink.append("evals", dict(zip(names, map(list, zip(*self._evals, strict=True)), strict=True)))
-        self._stats, self._rows, self._evals = [], [], []
+        if self._scalars:
+            self._sink.append(
+                "scalars",
+                _columns([{"iteration": t, "value": v} for t, _, v in self._scalars])
+                | {"name": [name for _, name, _ in self._scalars]},
+            )
+        self._stats, self._rows, self._evals, self._scalars = held, [], [], []
         self._last_flush = time.monotonic()
         self._sink.publish(wait)
 
     def _mask_skips(self, iterations: np.ndarray, values: np.ndarray) -> None:
-        skipped = ~np.isfinite(values[:, :2]).all(axis=(1, 2))
+        of_gradient = [i for i, name in enumerate(self.signals) if name not in _OF_WEIGHTS]
+        skipped = ~np.isfinite(values[:, of_gradient]).all(axis=(1, 2))
         for iteration in iterations[skipped].tolist():
             self.event(iteration, "amp-skip", "the loss scaler skipped this update: a gradient was not finite")
-        values[skipped, :2] = -1.0
+        values[np.ix_(skipped, of_gradient)] = -1.0
         by_iteration = dict(zip(iterations.tolist(), skipped.tolist(), strict=True))
         for row in self._rows:
             if by_iteration.get(int(row["iteration"])):
                 row.pop("grad_norm", None)
-
-    def _measure(self, with_gradient: list[int]) -> Tensor:
-        """(signals, layers); -1 marks a layer that got no gradient."""
-        parameters = self._index.parameters
-        grads = [parameters[i].grad for i in with_gradient]
-        owner = self._owner(with_gradient)
-        count = self._index.num_layers
-        grad_norm = l2(norms(grads, 2), owner, count)  # type: ignore[arg-type]
-        grad_max = largest(norms(grads, float("inf")), owner, count)  # type: ignore[arg-type]
-        if len(with_gradient) < len(parameters):
-            seen = torch.zeros(count, dtype=torch.bool, device=owner.device).index_fill_(0, owner, True)
-            grad_norm, grad_max = torch.where(seen, grad_norm, -1.0), torch.where(seen, grad_max, -1.0)
-        every = self._owner(range(len(parameters)))
-        return torch.stack([grad_norm, grad_max, l2(norms(parameters, 2), every, count)])
-
-    def _owner(self, which: Sequence[int]) -> Tensor:
-        key = tuple(which)
-        if key not in self._owners:
-            self._owners[key] = self._index.owner(which, self._index.parameters[0].device)
-        return self._owners[key]
 
 
 def _trainable(layer: Layer) -> list[nn.Parameter]:

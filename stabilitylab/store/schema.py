@@ -65,6 +65,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
             ("grad_max", "FLOAT"),
             ("weight_norm", "FLOAT"),
             ("adam_rms", "FLOAT"),
+            ("update_ratio", "FLOAT"),
+            ("nonfinite", "FLOAT"),
+            ("activation_max", "FLOAT"),
+            ("attention_max", "FLOAT"),
         ),
     ),
     "iterations": _columns(
@@ -101,7 +105,7 @@ ORDER_BY = {
     "events": "iteration",
 }
 
-SIGNALS = ("grad_norm", "grad_max", "weight_norm", "adam_rms")
+SIGNALS = tuple(column.name for column in TABLES["layer_stats"] if not column.required)
 
 
 def column_list(table: str) -> str:

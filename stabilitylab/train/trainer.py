@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class Trainer:
         started = time.perf_counter()
         lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup)
         set_learning_rate(self.optimizer, lr)
-        scalars: dict[str, float] = {"lr": lr}
+        scalars: dict[str, Any] = {"lr": lr}
         if self.method.uses_momentum_encoder:
             settings = self.config.method
             momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
