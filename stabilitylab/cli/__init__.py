@@ -19,6 +19,7 @@ COMMANDS = {
     "runs": "runs",
     "sql": "sql",
     "import": "imports",
+    "export": "export",
     "demo": "demo",
 }
 

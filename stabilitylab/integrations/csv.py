@@ -106,12 +106,19 @@ def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: s
     """Write the files as a finished run under ``runs_dir`` and return its folder."""
     table = read_grads(grads)
     logged = read_scalars(scalars) if scalars is not None else []
+    source = {"source": "csv", "grads": grads.name, "scalars": scalars.name if scalars else ""}
+    return write_run(runs_dir, table, logged, config=source, name=name)
+
+
+def write_run(
+    runs_dir: Path, table: GradsTable, logged: list[Scalar], *, config: dict[str, str], name: str | None
+) -> Path:
+    """Checked logs as a finished run. Returns its folder."""
     order = sorted(range(len(table.layers)), key=table.depths.__getitem__)
     layer_id = {layer: position for position, layer in enumerate(order)}
     rows = [LayerRow(i, table.layers[layer], table.depths[layer], 0, True) for i, layer in enumerate(order)]
     run_dir = claim_run(runs_dir, name)
-    source = {"source": "csv", "grads": grads.name, "scalars": scalars.name if scalars else ""}
-    with RunWriter.create(run_dir, config=source, meta={"source": "csv"}, layers=rows) as writer:
+    with RunWriter.create(run_dir, config=config, meta={"source": config["source"]}, layers=rows) as writer:
         absent = [value is None for value in table.grad_max]
         writer.append(
             "layer_stats",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -67,9 +67,12 @@ def group_layers(named_parameters: Iterable[tuple[str, nn.Parameter]], granulari
         if top.startswith("momentum_") or (not parameter.requires_grad and name.split(".")[-1] in _TOKENS):
             continue
         groups.setdefault(layer_name(name, granularity), []).append(parameter)
-    order = list(groups)
-    rank = {name: (_rank(name), order.index(name)) for name in order}
-    return [Layer(name, depth, tuple(groups[name])) for depth, name in enumerate(sorted(order, key=rank.__getitem__))]
+    return [Layer(name, depth, tuple(groups[name])) for depth, name in enumerate(depth_order(list(groups)))]
+
+
+def depth_order(names: Sequence[str]) -> list[str]:
+    """Layer names from input to output, as far as names tell; the order given decides the rest."""
+    return sorted(names, key=lambda name: (_rank(name), list(names).index(name)))
 
 
 def _rank(name: str) -> int:

@@ -1,0 +1,23 @@
+"""``stablab export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stabilitylab.cli.options import runs_dir
+
+
+@click.command()
+@click.argument("run")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The folder to write to. Made if it is missing.")
+@click.option("--format", "form", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True)
+@runs_dir
+def command(run: str, output: str, form: str, runs_dir: str | None) -> None:
+    """Write RUN's tables as Parquet or CSV files, one a table."""
+    from stabilitylab.store.export import export_run
+    from stabilitylab.store.location import find_run, runs_root
+
+    for path in export_run(find_run(runs_root(runs_dir), run), Path(output), form):
+        click.echo(path)
