@@ -12,7 +12,7 @@ demo: $(STAMP)  ## the whole chain on real digits, then a report
 	$(BIN)/stablab demo
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(STAMP)  ## the slow tests and the browser tests
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -155,6 +155,9 @@ def _train_into(
         recorder = Recorder(
             trainer.layers(),
             writer,
+            signals=settings.signals,
+            model=trainer.method,
+            optimizer=trainer.optimizer,
             log_grads=settings.log_grads,
             every=settings.every,
             flush_every=settings.flush_every,

@@ -67,6 +67,26 @@ class Spike:
 
 
 @dataclass(frozen=True, slots=True)
+class Episode:
+    """Spikes of several layers that belong together. Iterations are inclusive.
+
+    ``leader`` is the layer whose spike opens it, ``order`` (layer, onset) of each layer that takes part, by onset,
+    ``reach`` the share of trained layers among them. ``peak_layer``, ``peak``, ``ratio`` and ``z`` are those of its
+    largest spike.
+    """
+
+    start: int
+    end: int
+    leader: str
+    order: tuple[tuple[str, int], ...]
+    reach: float
+    peak_layer: str
+    peak: int
+    ratio: float
+    z: float
+
+
+@dataclass(frozen=True, slots=True)
 class FalseAlarms:
     """What chance alone flags: the same detector on the mirrored series, summed over layers."""
 
@@ -147,6 +167,7 @@ class RunAnalysis:
     layers: tuple[tuple[str, int], ...]
     spikes: tuple[Spike, ...] | None = None
     false_alarms: FalseAlarms | None = None
+    episodes: tuple[Episode, ...] | None = None
     lag: Lag | None = None
     propagation: tuple[LayerLag, ...] | None = None
     dips: tuple[Dip, ...] | None = None

@@ -156,9 +156,17 @@ class TrainConfig(Section):
         return self
 
 
+Signal = Literal[
+    "grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms", "update_ratio", "activation_max", "attention_max"
+]
+
+
 class RecordConfig(Section):
     log_grads: bool = False
     granularity: Literal["param", "module", "block"] = "block"
+    signals: tuple[Signal, ...] = Field(
+        ("grad_norm", "grad_max", "weight_norm"), min_length=1, description="what is measured per layer"
+    )
     every: int = Field(1, ge=1, description="record each how many iterations")
     flush_every: int = Field(200, ge=1, description="iterations kept in memory, at most")
     flush_seconds: float = Field(5.0, gt=0, description="seconds kept in memory, at most")

@@ -24,7 +24,9 @@ def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[t
             yield from commands(command, (*path, name))
 
 
-@pytest.mark.parametrize(("path", "command"), commands(), ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
+)
 def test_every_command_and_option_is_explained(path: tuple[str, ...], command: click.Command) -> None:
     done = CliRunner().invoke(cli, [*path, "--help"])
     assert done.exit_code == 0

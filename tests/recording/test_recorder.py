@@ -38,9 +38,12 @@ def small_net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.LayerNorm(3))
 
 
+SIGNALS = ("grad_norm", "grad_max", "weight_norm")
+
+
 def record(net: nn.Module, losses: list[torch.Tensor], **options: int) -> tuple[MemorySink, Recorder]:
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink, **options)  # type: ignore[arg-type]
+    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=SIGNALS, **options)  # type: ignore[arg-type]
     for iteration, loss in enumerate(losses):
         net.zero_grad()
         loss.backward()
@@ -80,7 +83,7 @@ def test_a_frozen_layer_is_absent_and_a_layer_without_gradient_is_null() -> None
     net = small_net()
     net[0].requires_grad_(False)
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink)
+    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=SIGNALS)
     net[2](torch.randn(2, 7)).sum().backward()  # the LayerNorm is not used
     recorder.step(0)
     recorder.flush()
@@ -154,7 +157,7 @@ def test_flushes_when_full() -> None:
 
 def test_a_step_that_the_loss_scaler_skips_is_an_event_and_no_spike() -> None:
     model, sink = torch.nn.Linear(3, 2), MemorySink()
-    recorder = Recorder(group_layers(model.named_parameters()), sink, amp_skips=True)
+    recorder = Recorder(group_layers(model.named_parameters()), sink, amp_skips=True, signals=SIGNALS)
     for iteration in range(3):
         for p in model.parameters():
             p.grad = torch.full_like(p, float("inf") if iteration == 1 else 1.0)

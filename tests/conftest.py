@@ -1,0 +1,7 @@
+"""One thread a process: tests run side by side (``-n auto``), and on one thread a run is repeatable to the bit."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch or numpy
