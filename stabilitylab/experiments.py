@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
 from stabilitylab.config import Config, ConfigError, from_dict, read_toml
@@ -21,7 +21,6 @@ from stabilitylab.store.reader import RunReader, open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
 if TYPE_CHECKING:
-    from stabilitylab.methods.base import Method
     from stabilitylab.train.probe import ProbeResult
     from stabilitylab.train.trainer import Progress, Trainer, TrainResult
 
@@ -104,16 +103,17 @@ def probe_run(
     """Evaluate the encoder of a run's last checkpoint and add the results to the run. What the run already holds
     is not written again. ``shares``: of the labels, for linear classifiers."""
     from stabilitylab.data.datasets import load_data
-    from stabilitylab.methods import build_method
     from stabilitylab.train.checkpoint import load_checkpoint, restore_method
+    from stabilitylab.train.mitigations import configured
+    from stabilitylab.train.mitigations.applied import build_mitigated
     from stabilitylab.train.probe import knn_probe, linear_probe
     from stabilitylab.train.trainer import pick_device
 
-    config = from_dict(read_toml(run_dir / "config.toml"))
+    config = configured(from_dict(read_toml(run_dir / "config.toml")))
     state = load_checkpoint(run_dir / "checkpoints")
     at = pick_device(device)
     data = load_data(config.data)
-    method = cast("Method", build_method(config, data.channels)).to(at)
+    method, _ = build_mitigated(config, data.channels, at)
     restore_method(state, method)
     encoder = method.base_encoder
     results = [knn_probe(config, data, encoder, at)] if knn else []

@@ -53,7 +53,8 @@ _FLAGS = {
     "--mitigation",
     metavar="NAME[:VALUE]",
     multiple=True,
-    help="frozen-patch, clip-patch:T, clip-global:T or none. Repeatable.",
+    help="frozen-patch, clip-patch:T, clip-global:T, agc:T, bn-patch, wn-patch, stable-adamw, beta2:B, conv-stem, "
+    "qk-norm, zclip, skip-spike, longer-warmup:N or none. Repeatable.",
 )
 @click.option("--iterations", type=int, metavar="N", help="Length of the run in iterations.")
 @click.option("--epochs", type=float, metavar="N", help="Length of the run in epochs.")

@@ -70,6 +70,7 @@ class ModelConfig(Section):
     pool: Literal["cls", "avg_ln", "avg"] = Field("cls", description="class token, LN + average, average without LN")
     stem: Literal["patch", "conv"] = Field("patch", description="one patch projection, or stacked convolutions")
     mlp_norm: Literal["ln", "bn"] = Field("ln", description="norm in the MLP blocks; bn is the paper's ViT-BN")
+    qk_norm: bool = Field(False, description="LayerNorm on queries and keys")
 
     @field_validator("arch")
     @classmethod

@@ -66,6 +66,7 @@ def build_vit(config: ModelConfig, channels: int, *, any_size: bool = False) -> 
         embed_dim=dim,
         depth=depth,
         num_heads=heads,
+        qk_norm=config.qk_norm,
         pos_embed="none" if config.pos_embed == "none" else "learn",
         weight_init="",
         dynamic_img_size=any_size,

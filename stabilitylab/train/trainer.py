@@ -17,15 +17,14 @@ from torch import Tensor
 from stabilitylab.config import Config, ConfigError
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, load_data
-from stabilitylab.methods import build_method
-from stabilitylab.methods.base import Method
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
 from stabilitylab.train.checkpoint import Checkpoint, make_checkpoint, restore_checkpoint, save_checkpoint
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.large_batch import CutStep
-from stabilitylab.train.mitigations import AppliedMitigations, parse_mitigations
+from stabilitylab.train.mitigations import configured
+from stabilitylab.train.mitigations.applied import build_mitigated
 from stabilitylab.train.optim import build_optimizer, set_learning_rate
 from stabilitylab.train.schedules import ema_momentum, learning_rate
 
@@ -71,12 +70,12 @@ class Trainer:
     """A run, ready to train: data, method with mitigations applied, optimizer, schedules.
 
     Everything random is drawn from ``config.train.seed``: initialisation, order and views. Runs that differ
-    in the mitigation alone start from the same weights and see the same batches. ``world``: this process's
-    place among several; each takes its slice of every batch.
+    in the mitigation alone start from the same weights and see the same batches. ``config`` is as its mitigations
+    leave it. ``world``: this process's place among several; each takes its slice of every batch.
     """
 
     def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
-        parse_mitigations(config.mitigation)  # fail before the data is read
+        config = configured(config)  # fails before the data is read
         self.config, self.world = config, world
         self.device = pick_device(config.train.device, world.local_rank)
         if self.device.type == "cuda":
@@ -84,8 +83,7 @@ class Trainer:
         join(world, self.device)
         self.data: ImageData = load_data(config.data)
         torch.manual_seed(config.train.seed)
-        self.method = cast(Method, build_method(config, self.data.channels)).to(self.device)
-        self.mitigations = AppliedMitigations(self.method, config.mitigation)
+        self.method, self.mitigations = build_mitigated(config, self.data.channels, self.device)
         self.optimizer = build_optimizer(self.method.parameters(), config.optim)
         self.batches = training_batches(config, self.data, self.device, (world.rank, world.size))
         self.monitor = KnnMonitor(config, self.data, self.device)
@@ -109,6 +107,7 @@ class Trainer:
     def restore(self, state: Checkpoint) -> None:
         """Go on from a checkpoint: `train` then starts at its iteration."""
         restore_checkpoint(state, self.method, self.optimizer, self.scaler)
+        self.mitigations.load_state_dict(state.get("mitigations", {}), self.device)
         self.start = state["iteration"]
 
     def train(
@@ -142,6 +141,7 @@ class Trainer:
                 knn_top1 = self._evaluate(recorder, done)
             self._checkpoint(recorder, checkpoints, done)
         finally:
+            self.mitigations.report(recorder.event)
             recorder.flush()
         return TrainResult(done, knn_top1, stopped)
 
@@ -166,11 +166,12 @@ class Trainer:
             images=self.config.train.batch_size,
             **scalars,
         )
-        self.mitigations.before_update()
+        goes_on = self.mitigations.before_update(iteration)
+        self.mitigations.report_if_due(recorder.event)
         self.method.before_update(iteration)
         if self.config.train.on_nan == "skip" and not math.isfinite(loss.item()):
             recorder.event(iteration, "nonfinite", f"loss is {loss.item()}; the update was skipped")
-        else:
+        elif goes_on:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -201,8 +202,10 @@ class Trainer:
         """The rows before it are on disk first: a run resumed from it lacks none."""
         if not self.world.main:
             return
+        self.mitigations.report(recorder.event)
         recorder.flush(wait=True)
         state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
+        state["mitigations"] = self.mitigations.state_dict()
         try:
             path = save_checkpoint(folder, state, keep=self.config.train.checkpoint_keep)
         except OSError as error:  # a full disk must not end the training

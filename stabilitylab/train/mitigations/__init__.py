@@ -1,0 +1,85 @@
+"""Mitigations: name -> what it does. A new one is a function and a line.
+
+A mitigation is written ``name`` or ``name:value`` and works at one stage: on the configuration before anything is
+built, on the model before the optimizer is made, on the gradient after it is recorded, or on the update, which
+it may refuse. Those of a run are applied in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stabilitylab.config import Config, ConfigError, check_choice
+from stabilitylab.train.mitigations import configuration, gradient, model, update
+from stabilitylab.train.mitigations.stages import Given, Mitigation
+
+__all__ = ["MITIGATIONS", "Given", "Mitigation", "configured", "describe_mitigations", "parse_mitigations"]
+
+MITIGATIONS: dict[str, Mitigation] = {
+    "frozen-patch": Mitigation(
+        "keeps the patch projection's random initialisation: the paper's cure", model=model.freeze, patch=True
+    ),
+    "bn-patch": Mitigation("normalises the projected patches with BatchNorm", model=model.add_batch_norm, patch=True),
+    "wn-patch": Mitigation("weight-normalises the patch projection", model=model.add_weight_norm, patch=True),
+    "clip-patch": Mitigation(
+        "clips the patch projection's gradient to L2 norm T", "T", gradient=gradient.clip_patch, patch=True
+    ),
+    "clip-global": Mitigation("clips the whole gradient to L2 norm T", "T", gradient=gradient.clip_global),
+    "agc": Mitigation("clips each unit's gradient to T times its weight norm", "T", gradient=gradient.clip_adaptively),
+    "zclip": Mitigation("clips the whole gradient where its norm is 2.5 sd above its mean", gradient=gradient.zclip),
+    "skip-spike": Mitigation("skips an update whose gradient norm is thrice its median", update=update.is_spike),
+    "stable-adamw": Mitigation("AdamW divides each tensor's rate by max(1, RMS_t)", configure=configuration.stable),
+    "beta2": Mitigation("sets AdamW's second-moment decay to B", "B", configure=configuration.set_beta2),
+    "longer-warmup": Mitigation("warms up over N iterations", "N", configure=configuration.lengthen_warmup),
+    "conv-stem": Mitigation("stacked convolutions in place of the projection", configure=configuration.use_conv_stem),
+    "qk-norm": Mitigation("normalises queries and keys", configure=configuration.use_qk_norm),
+}
+
+
+def describe_mitigations() -> str:
+    """How each is written, for a help page."""
+    return ", ".join(f"{name}:{entry.value}" if entry.value else name for name, entry in MITIGATIONS.items())
+
+
+def parse_mitigations(names: Iterable[str]) -> list[Given]:
+    """``["frozen-patch", "clip-patch:0.01"]`` -> entries with their values. ``none`` stands for nothing."""
+    parsed: list[Given] = []
+    for text in names:
+        if text == "none":
+            continue
+        name, colon, raw = text.partition(":")
+        entry = MITIGATIONS[check_choice("mitigation", name, [*MITIGATIONS, "none"])]
+        if bool(colon) != bool(entry.value):
+            form = f"{name}:{entry.value}" if entry.value else name
+            raise ConfigError(f"mitigation {text!r} is written {form}")
+        if any(given.name == name for given in parsed):
+            raise ConfigError(f"mitigation {name!r} is given twice")
+        parsed.append(Given(text, name, entry, _positive(text, raw) if colon else None))
+    return parsed
+
+
+def _positive(text: str, raw: str) -> float:
+    try:
+        value = float(raw)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"mitigation {text!r}: {raw!r} is not a positive number")
+    return value
+
+
+def configured(config: Config) -> Config:
+    """The configuration that is trained: what the mitigations change in it is changed. ConfigError where one does
+    not fit the encoder or the optimizer. Applying it again changes nothing."""
+    given = parse_mitigations(config.mitigation)
+    for item in given:
+        if item.entry.configure is not None:
+            config = item.entry.configure(config, item.value)
+    for item in given:
+        if item.entry.patch and not (config.model.is_vit and config.model.stem == "patch"):
+            stem = config.model.arch if not config.model.is_vit else "a conv stem"
+            raise ConfigError(f"mitigation {item.text!r} needs a patch projection, and {stem} has none")
+    names = {item.name for item in given}
+    if {"frozen-patch", "clip-patch"} <= names:
+        raise ConfigError("mitigation 'clip-patch' has nothing to clip: 'frozen-patch' leaves no gradient there")
+    return config

@@ -1,0 +1,45 @@
+"""Mitigations that are another configuration."""
+
+from __future__ import annotations
+
+from stabilitylab.config import Config, ConfigError, from_dict, set_key
+
+
+def _with(config: Config, **changes: object) -> Config:
+    """``section__key=value``, checked like any other configuration."""
+    values = config.model_dump()
+    for key, value in changes.items():
+        set_key(values, key.split("__"), value)
+    return from_dict(values)
+
+
+def stable(config: Config, value: float | None) -> Config:
+    if config.optim.name not in ("adamw", "stableadamw"):
+        raise ConfigError(f"mitigation 'stable-adamw' takes AdamW's place; optim.name is {config.optim.name}")
+    return _with(config, optim__name="stableadamw")
+
+
+def set_beta2(config: Config, value: float | None) -> Config:
+    if config.optim.name in ("sgd", "lars"):
+        raise ConfigError(f"mitigation 'beta2' needs an Adam; optim.name is {config.optim.name}")
+    return _with(config, optim__beta2=value)
+
+
+def lengthen_warmup(config: Config, value: float | None) -> Config:
+    assert value is not None
+    now = config.optim.warmup_iterations
+    if value != int(value) or (now is not None and value < now):
+        raise ConfigError(f"mitigation 'longer-warmup:{value:g}' needs whole iterations, no fewer than {now or 0}")
+    return _with(config, optim__warmup_iterations=int(value), optim__warmup_epochs=None)
+
+
+def use_conv_stem(config: Config, value: float | None) -> Config:
+    if not config.model.is_vit:
+        raise ConfigError(f"mitigation 'conv-stem' needs a ViT; {config.model.arch} is one stem of convolutions")
+    return _with(config, model__stem="conv")
+
+
+def use_qk_norm(config: Config, value: float | None) -> Config:
+    if not config.model.is_vit:
+        raise ConfigError(f"mitigation 'qk-norm' needs attention; {config.model.arch} has none")
+    return _with(config, model__qk_norm=True)

@@ -1,0 +1,67 @@
+"""Mitigations that clip gradients, after they are recorded and before the update. Nothing waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from timm.utils.agc import adaptive_clip_grad
+from torch import Tensor, nn
+
+from stabilitylab.methods.base import Method
+from stabilitylab.train.mitigations.model import patch_projection
+from stabilitylab.train.mitigations.stages import State
+
+# ZClip (arXiv 2504.02507): decay of the running mean and variance, the z-score above which it clips, the
+# iterations it only watches.
+ZCLIP_DECAY, ZCLIP_Z, ZCLIP_WARMUP = 0.97, 2.5, 25
+
+
+def clip_patch(method: Method, value: float | None, state: State) -> Tensor:
+    return _clip(patch_projection(method), value)
+
+
+def clip_global(method: Method, value: float | None, state: State) -> Tensor:
+    return _clip(method, value)
+
+
+def _clip(module: nn.Module, value: float | None) -> Tensor:
+    assert value is not None
+    norm = nn.utils.clip_grad_norm_(module.parameters(), value)
+    return (value / (norm + 1e-6)).clamp(max=1.0)  # torch's own factor
+
+
+def clip_adaptively(method: Method, value: float | None, state: State) -> Tensor:
+    """Adaptive gradient clipping (arXiv 2102.06171), over all trained parameters."""
+    assert value is not None
+    trained = [p for p in method.parameters() if p.requires_grad]
+    before = global_norm(method)
+    adaptive_clip_grad(trained, clip_factor=value)
+    # What is not clipped keeps its bits, so the norms differ only where something was.
+    return (global_norm(method) / before.clamp(min=1e-30)).clamp(max=1.0)
+
+
+def zclip(method: Method, value: float | None, state: State) -> Tensor:
+    """A norm at z > 2.5 running standard deviations above the running mean is brought back to 2.5^2 / z of them."""
+    norm = global_norm(method)
+    if not state:
+        state |= {"mean": norm.clone(), "variance": torch.zeros_like(norm), "seen": torch.zeros_like(norm)}
+    deviation = state["variance"].sqrt()
+    z = (norm - state["mean"]) / deviation.clamp(min=1e-12)
+    allowed = state["mean"] + ZCLIP_Z**2 / z * deviation
+    spikes = (z > ZCLIP_Z) & (state["seen"] >= ZCLIP_WARMUP) & norm.isfinite()
+    factor = torch.where(spikes, allowed / norm, torch.ones_like(norm))
+    torch._foreach_mul_(gradients(method), factor)
+    clipped, known = norm * factor, norm.isfinite()  # what is not finite must not poison the averages
+    mean = torch.lerp(clipped, state["mean"], ZCLIP_DECAY)
+    variance = torch.lerp((clipped - mean).square(), state["variance"], ZCLIP_DECAY)
+    state["mean"] = torch.where(known, mean, state["mean"])
+    state["variance"] = torch.where(known, variance, state["variance"])
+    state["seen"] = state["seen"] + 1
+    return factor
+
+
+def gradients(method: Method) -> list[Tensor]:
+    return [p.grad for p in method.parameters() if p.grad is not None]
+
+
+def global_norm(method: Method) -> Tensor:
+    return nn.utils.get_total_norm(gradients(method))
