@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 import stabilitylab
 
-Log = Callable[[int, Tensor], None]
+Log = Callable[[int, Tensor], object]
+Start = tuple[str, Callable[[nn.Module, Path], contextlib.AbstractContextManager[Log]]]
 
 
 class Wide(nn.Module):
@@ -97,13 +98,55 @@ def wandb_watch(model: nn.Module, folder: Path) -> Iterator[Log]:
     run.finish()
 
 
+@contextlib.contextmanager
+def trainscope(model: nn.Module, folder: Path) -> Iterator[Log]:
+    from trainscope import TrainScope, TrainScopeConfig
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    scope = TrainScope(model, optimizer, config=TrainScopeConfig(run_dir=str(folder / "trainscope"))).attach()
+    yield lambda iteration, loss: scope.step(loss.item(), batch_index=iteration)
+    scope.detach()
+
+
+PEERS: dict[str, Start] = {
+    "tensorboard": ("TensorBoard scalars", tensorboard),
+    "wandb": ("wandb.watch (offline)", wandb_watch),
+    "trainscope": ("trainscope", trainscope),
+}
+SLOW = ("wandb.watch (offline)", "trainscope")
+"""Seconds a step: one step in each of two rounds says enough."""
+
+
 def contestants() -> dict[str, Callable[[nn.Module, Path], contextlib.AbstractContextManager[Log]]]:
-    found: dict[str, Any] = {"bare loop": bare, "stabilitylab": ours, "foreach kernels + copy": foreach}
-    if importlib.util.find_spec("tensorboard"):
-        found["TensorBoard scalars"] = tensorboard
-    if importlib.util.find_spec("wandb"):
-        found["wandb.watch (offline)"] = wandb_watch
-    return found
+    found = {"bare loop": bare, "stabilitylab": ours, "foreach kernels + copy": foreach}
+    return found | {name: start for module, (name, start) in PEERS.items() if importlib.util.find_spec(module)}
+
+
+class Loop:
+    """A training loop of its own with one way to log."""
+
+    def __init__(self, model: nn.Module, x: Tensor, start: Any, folder: Path, close: ExitStack) -> None:
+        self.model, self.x = copy.deepcopy(model).to(x.device), x
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.log: Log = close.enter_context(start(self.model, folder))
+        self.iteration = 0
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds a step, and of those in the call that logs."""
+        inside = 0.0
+        started = time.perf_counter()
+        for _ in range(steps):
+            loss = self.model(self.x).square().mean()
+            loss.backward()
+            before = time.perf_counter()
+            self.log(self.iteration, loss.detach())
+            inside += time.perf_counter() - before
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.iteration += 1
+        if self.x.is_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / steps, inside / steps
 
 
 def compare(title: str, model: nn.Module, x: Tensor, rounds: int, steps: int) -> dict[str, float]:
@@ -112,33 +155,17 @@ def compare(title: str, model: nn.Module, x: Tensor, rounds: int, steps: int) ->
     device = x.device
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        loops = {}
-        for name, start in contestants().items():
-            mine = copy.deepcopy(model).to(device)
-            optimizer = torch.optim.AdamW(mine.parameters(), lr=1e-4, fused=True)
-            loops[name] = (mine, optimizer, stack.enter_context(start(mine, folder)))
-        iteration = 0
-        for round_number in range(rounds + 1):
-            spent, called = {}, {}
-            for name, (mine, optimizer, log) in loops.items():
-                inside = 0.0
-                started = time.perf_counter()
-                for i in range(steps):
-                    loss = mine(x).square().mean()
-                    loss.backward()
-                    before = time.perf_counter()
-                    log(iteration + i, loss.detach())
-                    inside += time.perf_counter() - before
-                    optimizer.step()
-                    optimizer.zero_grad()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                spent[name], called[name] = time.perf_counter() - started, inside
-            iteration += steps
-            if round_number:  # the first warms up
-                for name, seconds in spent.items():
-                    ratios.setdefault(name, []).append(seconds / spent["bare loop"])
-                    own.setdefault(name, []).append(called[name] / steps)
+        loops = {name: Loop(model, x, start, folder, stack) for name, start in contestants().items()}
+        for round_number in range(rounds + 1):  # the first warms up
+            bare_step = 0.0
+            for name, loop in loops.items():
+                if name in SLOW and round_number > 2:
+                    continue
+                step, inside = loop.run(1 if name in SLOW else steps)
+                bare_step = bare_step or step
+                if round_number:
+                    ratios.setdefault(name, []).append(step / bare_step)
+                    own.setdefault(name, []).append(inside)
         stack.close()
         with stabilitylab.open_run(folder / "ours") as reader:
             rows = len(reader.table("layer_stats")["iteration"])

@@ -182,7 +182,7 @@ class LoopRecorder:
                 raise RecordError(f"iteration {iteration} is recorded already; the next is {self.iteration}")
             self.iteration = iteration
         self._settle_order()
-        columns: dict[str, float | Tensor] = {}
+        columns: dict[str, Any] = {}
         if loss is not None:
             columns["loss"] = loss.detach() if isinstance(loss, Tensor) else float(loss)
         if lr is not None:

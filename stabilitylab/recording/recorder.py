@@ -74,6 +74,8 @@ class Recorder:
         self._scalars: list[tuple[int, str, float | Tensor]] = []
         self._last_flush = time.monotonic()
         self._amp_skips = amp_skips
+        self._skips: list[tuple[int, Tensor]] = []
+        self._skipped: set[int] = set()
         self._before: list[Tensor] | None = None
         of_forward = [name for name in signals if name in OF_FORWARD]
         self._forward = None
@@ -87,13 +89,21 @@ class Recorder:
 
     @torch.no_grad()
     def step(
-        self, iteration: int, *, stats: Tensor | None = None, grad_scale: float | Tensor = 1.0, **scalars: Scalar
+        self,
+        iteration: int,
+        *,
+        stats: Tensor | None = None,
+        grad_scale: float | Tensor = 1.0,
+        skipped: Tensor | None = None,
+        **scalars: Scalar,
     ) -> None:
         """Record one iteration. ``scalars`` are columns of the table ``iterations``; a tensor stays on the device.
         ``stats``: what `measure` gave, where the gradients are no longer what they were. ``grad_scale``: by how
-        much the gradients are scaled still."""
+        much the gradients are scaled still. ``skipped``: whether a loss scaler skips this update, where it is known."""
         row: dict[str, Scalar] = {"iteration": iteration, **scalars}
-        self._fill_update()
+        if skipped is not None:
+            self._skips.append((iteration, skipped))
+        self.settle()
         if self._log_grads and iteration % self.every == 0:
             stats = self.measure() if stats is None else stats
             if stats is not None:
@@ -132,8 +142,9 @@ class Recorder:
             stats = torch.where(seen | kept, stats, -1.0)
         return stats
 
-    def _fill_update(self) -> None:
-        """The size of an update is known at the next iteration."""
+    @torch.no_grad()
+    def settle(self) -> None:
+        """The last update is made: its size is known now. Called by the next ``step`` at the latest."""
         if self._before is None or not self._stats:
             return
         step = Step(self._index, [], before=self._before)
@@ -158,7 +169,7 @@ class Recorder:
     @torch.no_grad()
     def close(self) -> None:
         """Flush all there is and take hooks away."""
-        self._fill_update()
+        self.settle()
         self.flush()
         if self._forward is not None:
             self._forward.remove()
@@ -173,11 +184,11 @@ class Recorder:
         # An update whose size is not known yet waits for it.
         held = self._stats[-1:] if self._before is not None else []
         stats = self._stats[: len(self._stats) - len(held)]
+        self._note_skips()
         if stats:
             iterations = np.array([t for t, _ in stats], np.int32)
             values = torch.stack([s for _, s in stats]).cpu().numpy()  # (T, signals, layers)
-            if self._amp_skips:
-                self._mask_skips(iterations, values)
+            self._mask_skips(iterations, values)
             num_layers = len(self.layer_ids)
             columns: dict[str, object] = {
                 "iteration": np.repeat(iterations, num_layers),
@@ -202,16 +213,33 @@ class Recorder:
         self._last_flush = time.monotonic()
         self._sink.publish(wait)
 
+    def _note_skips(self) -> None:
+        """Updates that a loss scaler is known to have skipped are events."""
+        if self._skips:
+            flags = torch.stack([flag for _, flag in self._skips]).tolist()
+            for (iteration, _), skipped in zip(self._skips, flags, strict=True):
+                if skipped:
+                    self._skip(iteration)
+            self._skips = []
+
     def _mask_skips(self, iterations: np.ndarray, values: np.ndarray) -> None:
+        """What was measured of a gradient whose update was skipped is no spike: NULL."""
         of_gradient = [i for i, name in enumerate(self.signals) if name not in _OF_WEIGHTS]
-        skipped = ~np.isfinite(values[:, of_gradient]).all(axis=(1, 2))
-        for iteration in iterations[skipped].tolist():
-            self.event(iteration, "amp-skip", "the loss scaler skipped this update: a gradient was not finite")
-        values[np.ix_(skipped, of_gradient)] = -1.0
-        by_iteration = dict(zip(iterations.tolist(), skipped.tolist(), strict=True))
+        if self._amp_skips:
+            infinite = ~np.isfinite(values[:, of_gradient]).all(axis=(1, 2))
+            for iteration in iterations[infinite].tolist():
+                self._skip(iteration)
+        skipped = np.isin(iterations, list(self._skipped))
+        values[np.ix_(np.flatnonzero(skipped), np.array(of_gradient, np.int64))] = -1.0
         for row in self._rows:
-            if by_iteration.get(int(row["iteration"])):
+            if row["iteration"] in self._skipped:
                 row.pop("grad_norm", None)
+        self._skipped -= set(iterations.tolist())
+
+    def _skip(self, iteration: int) -> None:
+        if iteration not in self._skipped:
+            self._skipped.add(iteration)
+            self.event(iteration, "amp-skip", "the loss scaler skipped this update: a gradient was not finite")
 
 
 def _trainable(layer: Layer) -> list[nn.Parameter]:

@@ -25,11 +25,14 @@ from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.large_batch import CutStep
 from stabilitylab.train.mitigations import configured
 from stabilitylab.train.mitigations.applied import build_mitigated
+from stabilitylab.train.nonfinite import LossWatch, all_finite
 from stabilitylab.train.optim import build_optimizer, set_learning_rate
 from stabilitylab.train.schedules import ema_momentum, learning_rate
 
 _LOOK_EVERY = 20
 """Iterations between looks at the loss on an accelerator: each waits for the device."""
+_MAX_SKIPS = 50
+"""So many updates skipped in a row are no accident: the training is over."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ class Trainer:
         self.warmup = config.optim.warmup_iterations or round((config.optim.warmup_epochs or 0) * per_epoch)
         self.peak_lr = config.optim.base_lr * config.train.batch_size / 256
         self.start = 0
+        self._skipped, self._last_bad = 0, -2
+        if self.warmup >= self.total > 1:
+            warnings.warn(
+                f"warm-up takes {self.warmup} iterations and the run {self.total}: the learning rate never comes down",
+                stacklevel=2,
+            )
         if config.train.compile:
             self.method.base_encoder.compile()  # in place: parameters keep their names
             if self.method.uses_momentum_encoder:
@@ -120,28 +129,29 @@ class Trainer:
         knn_top1 = None
         stopped = ""
         iteration = self.start - 1
+        # On the CPU a loss is at hand; an accelerator is waited for now and then, all processes alike.
+        watch = LossWatch(1 if self.device.type == "cpu" else _LOOK_EVERY)
         self.method.train()
         try:
             for iteration, views in enumerate(self.batches.iterate(self.start, self.total), self.start):
                 if self._evaluates(iteration):
                     knn_top1 = self._evaluate(recorder, iteration)
                 loss = self._step(recorder, iteration, views)
-                # On the CPU the value is at hand; an accelerator is waited for now and then, all processes alike.
-                known = loss.item() if self.device.type == "cpu" or iteration % _LOOK_EVERY == 0 else None
                 recorder.flush_if_due()
-                if known is not None and not math.isfinite(known) and self.config.train.on_nan != "skip":
-                    recorder.event(iteration, "nonfinite", f"loss is {known}")
-                    if self.config.train.on_nan == "stop":
-                        stopped = f"the loss was {known} at iteration {iteration}"
-                        break
+                stopped = self._judge(recorder, watch.note(iteration, loss))
+                if stopped:
+                    break
                 self._checkpoint_if_due(recorder, checkpoints, iteration + 1)
-                progress(Progress(iteration + 1, self.total, known, knn_top1))
+                progress(Progress(iteration + 1, self.total, watch.latest, knn_top1))
             done = iteration + 1
-            if not stopped and self.config.eval.knn_every:
-                knn_top1 = self._evaluate(recorder, done)
-            self._checkpoint(recorder, checkpoints, done)
+            stopped = stopped or self._judge(recorder, watch.look())
+            if not stopped:
+                if self.config.eval.knn_every:
+                    knn_top1 = self._evaluate(recorder, done)
+                self._checkpoint(recorder, checkpoints, done)
         finally:
             self.mitigations.report(recorder.event)
+            recorder.settle()
             recorder.flush()
         return TrainResult(done, knn_top1, stopped)
 
@@ -164,18 +174,48 @@ class Trainer:
             loss=loss,
             seconds=time.perf_counter() - started,
             images=self.config.train.batch_size,
+            skipped=~all_finite(self._gradients()) if self.scaler.is_enabled() else None,
             **scalars,
         )
+        self.method.before_update(iteration)
         goes_on = self.mitigations.before_update(iteration)
         self.mitigations.report_if_due(recorder.event)
-        self.method.before_update(iteration)
-        if self.config.train.on_nan == "skip" and not math.isfinite(loss.item()):
-            recorder.event(iteration, "nonfinite", f"loss is {loss.item()}; the update was skipped")
-        elif goes_on:
+        if goes_on and self._may_update(recorder, iteration, loss):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return loss
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.method.parameters() if p.grad is not None]
+
+    def _may_update(self, recorder: Recorder, iteration: int, loss: Tensor) -> bool:
+        """Whether the update is made. One that would put NaN into the weights is not, where that is known in time."""
+        policy = self.config.train.on_nan
+        if policy == "continue" or (policy == "stop" and self.device.type != "cpu"):
+            return True
+        value = loss.item()
+        # A loss scaler looks at the gradients itself.
+        if math.isfinite(value) and (policy == "stop" or self.scaler.is_enabled() or all_finite(self._gradients())):
+            self._skipped = 0
+            return True
+        if policy == "skip":
+            what = "a gradient is not finite" if math.isfinite(value) else f"loss is {value}"
+            recorder.event(iteration, "nonfinite", f"{what}; the update was skipped")
+            self._skipped += 1
+        return False
+
+    def _judge(self, recorder: Recorder, found: list[tuple[int, float]]) -> str:
+        """Note losses that are not finite, a stretch of them once. Returns why training stops, or nothing."""
+        policy = self.config.train.on_nan
+        if policy == "skip":
+            too_many = f"{_MAX_SKIPS} updates in a row were skipped: loss or gradient is not finite any more"
+            return too_many if self._skipped >= _MAX_SKIPS else ""
+        for iteration, value in found:
+            if iteration != self._last_bad + 1:
+                recorder.event(iteration, "nonfinite", f"loss is {value}")
+            self._last_bad = iteration
+        return f"the loss was {found[0][1]} at iteration {found[0][0]}" if found and policy == "stop" else ""
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -203,7 +243,11 @@ class Trainer:
         if not self.world.main:
             return
         self.mitigations.report(recorder.event)
+        recorder.settle()
         recorder.flush(wait=True)
+        if not all_finite(self.method.parameters()):
+            recorder.event(iteration, "checkpoint-failed", "a weight is not finite: the last good checkpoint stays")
+            return
         state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
         state["mitigations"] = self.mitigations.state_dict()
         try:
