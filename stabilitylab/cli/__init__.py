@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from importlib import import_module
 
 import click
@@ -61,6 +62,7 @@ def main() -> None:
     from stabilitylab.config import ConfigError
     from stabilitylab.store.errors import StoreError
 
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"stablab: warning: {message}", err=True)
     try:
         code = cli.main(standalone_mode=False)
     except click.UsageError as error:

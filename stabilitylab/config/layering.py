@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stabilitylab.config.sections import Config, ConfigError, check_choice
+from stabilitylab.config.sections import RESNETS, Config, ConfigError, check_choice
 
 _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
 
@@ -108,7 +108,19 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     chosen = merged.get("method", {})
     method = chosen.get("name") if isinstance(chosen, Mapping) else None
     recipe = _merge(recipe, {"method": METHOD_DEFAULTS.get(str(method), {})})
+    model = merged.get("model", {})
+    if isinstance(model, Mapping) and str(model.get("arch")) in RESNETS:
+        recipe = _merge(recipe, _resnet_defaults(kind, str(method or "mocov3")))
     return from_dict(_merge(recipe, merged))
+
+
+def _resnet_defaults(kind: str, method: str) -> dict[str, Any]:
+    """Where the ResNet recipes of MoCo v3 differ (PAPER, Implementation: the authors' 300 epochs)."""
+    found: dict[str, Any] = {"method": {"temperature": 1.0}} if method == "mocov3" else {}
+    if kind == "imagefolder":
+        found["optim"] = {"name": "lars", "base_lr": 0.3, "weight_decay": 1e-6}
+        found["data"] = {"crop_min": 0.2}
+    return found
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

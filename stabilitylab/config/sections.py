@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    name: str = Field("digits", description="digits | fashion-mnist:DIR | imagefolder:DIR")
+    name: str = Field("digits", description="digits | {fashion-mnist,cifar10,cifar100,stl10,imagefolder}:DIR")
     views: Literal["photo", "grey"] = Field("grey", description="augmentation pipeline")
     crop_min: float = Field(0.3, gt=0, le=1, description="smallest area of a random crop")
     local_crops: int = Field(0, ge=0, description="swav: smaller views beside the two (the paper: 6)")
@@ -37,6 +37,13 @@ class DataConfig(Section):
     on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
     limit: int | None = Field(None, ge=2, description="use this many training images, drawn once for all runs")
     workers: int = Field(0, ge=0, description="processes that decode images")
+
+    @field_validator("local_crop")
+    @classmethod
+    def _fractions(cls, local_crop: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < local_crop[0] <= local_crop[1] <= 1:
+            raise ValueError(f"{local_crop} are no area fractions: 0 < smallest <= largest <= 1")
+        return local_crop
 
     @property
     def kind(self) -> str:
@@ -142,7 +149,7 @@ class TrainConfig(Section):
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(128, ge=2, description="total over all devices")
     micro_batch: int | None = Field(None, ge=1, description="images a device holds at once; the loss stays exact")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     amp: Literal["off", "bf16", "fp16"] = "off"
     device: str = Field("auto", description="auto | cpu | cuda | mps")
     compile: bool = Field(False, description="torch.compile the encoders")
@@ -175,6 +182,8 @@ class RecordConfig(Section):
 
 class EvalConfig(Section):
     knn_every: int = Field(10, ge=0, description="iterations between kNN evaluations; 0: never")
+    knn_bank: int | None = Field(None, ge=1, description="training images in the bank, a fixed part; default: all")
+    knn_queries: int | None = Field(None, ge=1, description="held-out images asked, a fixed part; default: all")
     knn_k: int = Field(20, ge=1)
     knn_temperature: float = Field(0.07, gt=0)
 
@@ -188,6 +197,13 @@ class Config(Section):
     record: RecordConfig = RecordConfig()
     eval: EvalConfig = EvalConfig()
     mitigation: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _local_crops_fit(self) -> Config:
+        size, patch = self.data.local_size, self.model.patch_size
+        if self.data.local_crops and self.model.is_vit and size is not None and size % patch:
+            raise ValueError(f"data.local_size {size} is not a multiple of model.patch_size {patch}")
+        return self
 
     def to_toml(self) -> str:
         """The configuration as TOML; ``load_toml`` reads it back to an equal one."""

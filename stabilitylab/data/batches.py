@@ -6,6 +6,9 @@ That makes a resumed run exact, and runs that share a seed share their data orde
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from stabilitylab.config import Config, ConfigError
 from stabilitylab.data.datasets import ImageData, Split, read_image
-from stabilitylab.data.views import Draws, View, augment, views_of
+from stabilitylab.data.views import Draws, View, augment, moved, views_of
 
 Share = tuple[int, int]
 _ORDER, _AUGMENT = 0, 1  # the random streams
@@ -67,7 +70,7 @@ class MemoryBatches:
         for iteration in range(start, stop):
             batch = self.order(iteration)
             mine = batch.chunk(self.share[1])[self.share[0]]
-            images = self.images[mine.to(self.images.device)].float() / 255
+            images = self.images[moved(mine, self.images.device)].float() / 255
             draws = Draws(stream(self.seed, _AUGMENT, iteration), len(batch), self.share[0] * len(mine))
             yield [self.normalize(augment(images, view, view.size or self.size, draws)) for view in self.views]
 
@@ -83,17 +86,27 @@ class Normalize:
         return (x - self.mean) / self.std
 
 
-class _FolderViews(torch.utils.data.Dataset[list[Tensor]]):
+class _FolderViews(torch.utils.data.Dataset[list[Tensor] | ConfigError]):
     """One image's views. An item is (iteration, index): the augmentation depends on both, not on the worker."""
 
     def __init__(self, split: Split, views: tuple[View, ...], size: int, seed: int) -> None:
         self.split, self.views, self.size, self.seed = split, views, size, seed
 
-    def __getitem__(self, item: Any) -> list[Tensor]:
+    def __getitem__(self, item: Any) -> list[Tensor] | ConfigError:
         iteration, index = item
-        image = read_image(self.split.paths[index])[None]
+        try:
+            image = read_image(self.split.paths[index])[None]
+        except ConfigError as error:  # returned, for a worker would wrap it in its traceback
+            return error
         draws = Draws(stream(self.seed, _AUGMENT, iteration, index))
-        return [augment(image, view, view.size or self.size, draws)[0] for view in self.views]
+        return [augment(image, view, view.size or self.size, draws, antialias=True)[0] for view in self.views]
+
+
+def _collate(items: list[list[Tensor] | ConfigError]) -> list[Tensor] | ConfigError:
+    views = [item for item in items if not isinstance(item, ConfigError)]
+    if len(views) < len(items):
+        return next(item for item in items if isinstance(item, ConfigError))
+    return [torch.stack(parts) for parts in zip(*views, strict=True)]
 
 
 class FolderBatches:
@@ -118,10 +131,13 @@ class FolderBatches:
         loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=plan,
+            collate_fn=_collate,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
         for views in loader:
+            if isinstance(views, ConfigError):
+                raise views
             yield [self.normalize(view.to(self.device, non_blocking=True)) for view in views]
 
 
@@ -136,18 +152,28 @@ def training_batches(
 
 
 def evaluation_images(data: ImageData, split: Split, size: int, device: torch.device, batch: int) -> Iterator[Tensor]:
-    """A split in order, unaugmented: resized (folders: shorter side, centre crop), normalised, ``batch`` at a time."""
+    """A split in order, unaugmented, resized and normalised, ``batch`` at a time."""
     normalize = Normalize(data, device)
-    for start in range(0, len(split), batch):
-        if split.images is not None:
-            images = split.images[start : start + batch].to(device).float() / 255
+    for some in torch.arange(len(split)).split(batch):
+        part = decoded(split.subset(some), size)
+        assert part.images is not None
+        images = part.images.to(device).float() / 255
+        if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        else:
-            stop = min(start + batch, len(split))
-            images = torch.stack([_centre_crop(read_image(split.paths[i]), size) for i in range(start, stop)]).to(
-                device
-            )
         yield normalize(images)
+
+
+def decoded(split: Split, size: int) -> Split:
+    """A split of files as images in memory, (N, 3, size, size) uint8: shorter side, then centre crop. Pillow decodes
+    outside the interpreter's lock, so threads help. What is in memory stays as it is."""
+    if split.images is not None:
+        return split
+
+    def read(path: Path) -> Tensor:
+        return (_centre_crop(read_image(path), size) * 255).round().to(torch.uint8)
+
+    with ThreadPoolExecutor() as pool:
+        return replace(split, images=torch.stack(list(pool.map(read, split.paths))), paths=())
 
 
 def _centre_crop(image: Tensor, size: int) -> Tensor:

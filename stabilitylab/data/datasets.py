@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ def read_idx(path: Path) -> np.ndarray:
             raw = gzip.decompress(raw)
         zeros, kind, dims = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{dims}I", raw, 4)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims)
     if zeros or kind != 8 or body.size != int(np.prod(shape)):
@@ -101,14 +102,18 @@ def read_idx(path: Path) -> np.ndarray:
 def load_fashion_mnist(folder: str) -> ImageData:
     """Fashion-MNIST (60,000 + 10,000 grey 28x28 images) from its four IDX files, gzipped or not."""
     root = _folder("fashion-mnist", folder)
-    parts = []
+    parts: list[Tensor] = []
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         found = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
         if not found:
             raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files")
-        parts.append(torch.from_numpy(read_idx(found[0]).copy()))
-    images, labels, test_images, test_labels = parts
-    return _in_memory(images[:, None], labels.long(), test_images[:, None], test_labels.long())
+        array = read_idx(found[0])
+        images = stem.endswith("idx3")
+        if array.ndim != (3 if images else 1) or (not images and len(array) != len(parts[-1])):
+            what = "images" if images else f"labels of {len(parts[-1])} images"
+            raise ConfigError(f"{found[0]} does not hold {what}: its shape is {array.shape}")
+        parts.append(torch.from_numpy(array.copy()))
+    return _in_memory(parts[0][:, None], parts[1].long(), parts[2][:, None], parts[3].long())
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -130,7 +135,7 @@ def read_image(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a broken file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise ConfigError(
             f"cannot decode image {path}: {error}; remove it, mend it, or leave such out with "
             "--set data.on_bad_image=skip"

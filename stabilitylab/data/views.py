@@ -49,6 +49,11 @@ class Draws:
         return torch.randperm(n, generator=self.generator).tolist()
 
 
+def moved(drawn: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``. CUDA is not waited for: only a copy from pinned memory does not."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
+
+
 def two_views(kind: str, crop_min: float) -> tuple[View, View]:
     """``photo``: the paper's asymmetric pair. ``grey``: crops and light only, since a mirrored digit is no digit."""
     crop = (crop_min, 1.0)
@@ -67,9 +72,10 @@ def views_of(config: Config) -> tuple[View, ...]:
     return (*views, *[local] * data.local_crops)
 
 
-def augment(images: Tensor, view: View, size: int, draws: Draws) -> Tensor:
-    """One random view of each image: (N, C, H, W) in [0, 1] -> (N, C, size, size) in [0, 1]."""
-    x = random_resized_crop(images, view, size, draws)
+def augment(images: Tensor, view: View, size: int, draws: Draws, *, antialias: bool = False) -> Tensor:
+    """One random view of each image: (N, C, H, W) in [0, 1] -> (N, C, size, size) in [0, 1]. ``antialias``: for one
+    image at a time, as large as a photo is."""
+    x = random_resized_crop(images, view, size, draws, antialias=antialias)
     x = colour_jitter(x, view, draws)
     if view.grey_p and x.shape[1] == 3:
         x = torch.where(_chosen(x, view.grey_p, draws), luma(x).expand_as(x), x)
@@ -82,27 +88,43 @@ def augment(images: Tensor, view: View, size: int, draws: Draws) -> Tensor:
 
 
 def _uniform(n: int, low: float, high: float, draws: Draws, like: Tensor) -> Tensor:
-    return (draws.rand(n) * (high - low) + low).to(like.device, like.dtype)
+    return moved(draws.rand(n) * (high - low) + low, like.device).to(like.dtype)
 
 
 def _chosen(x: Tensor, p: float, draws: Draws) -> Tensor:
-    return (draws.rand(len(x), 1, 1, 1) < p).to(x.device)
+    return moved(draws.rand(len(x), 1, 1, 1) < p, x.device)
 
 
-def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws) -> Tensor:
-    """Crop an area fraction in ``view.crop`` with a log-uniform aspect ratio, resize bilinearly, maybe mirror."""
+def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws, *, antialias: bool = False) -> Tensor:
+    """Crop an area fraction in ``view.crop`` with a log-uniform aspect ratio in pixels, resize bilinearly, maybe
+    mirror. ``antialias`` takes one image, and cuts at whole pixels as torchvision does."""
     n = len(x)
     area = _uniform(n, *view.crop, draws, x)
     ratio = torch.exp(_uniform(n, math.log(view.ratio[0]), math.log(view.ratio[1]), draws, x))
+    ratio = ratio * (x.shape[2] / x.shape[3])  # of pixels -> of shares of the image's sides
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     # Centres in [-1, 1]; the crop stays inside the image.
     cx = (1 - width) * _uniform(n, -1, 1, draws, x)
     cy = (1 - height) * _uniform(n, -1, 1, draws, x)
     mirror = torch.where(_chosen(x, view.flip_p, draws).flatten(), -1.0, 1.0)
+    if antialias:
+        (image,) = x
+        top, bottom = _pixels(cy.item(), height.item(), image.shape[1])
+        left, right = _pixels(cx.item(), width.item(), image.shape[2])
+        cut = image[None, :, top:bottom, left:right]
+        cut = F.interpolate(cut, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return cut.flip(3) if mirror.item() < 0 else cut
     zero = torch.zeros_like(cx)
     theta = torch.stack([torch.stack([width * mirror, zero, cx], 1), torch.stack([zero, height, cy], 1)], 1)
     grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _pixels(centre: float, share: float, side: int) -> tuple[int, int]:
+    """A stretch given by its centre in [-1, 1] and its share of the side -> first pixel, one past the last."""
+    length = max(1, round(share * side))
+    start = min(max(round((centre + 1) / 2 * side - length / 2), 0), side - length)
+    return start, start + length
 
 
 def luma(x: Tensor) -> Tensor:

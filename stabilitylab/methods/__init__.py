@@ -24,7 +24,5 @@ def build_method(config: Config, channels: int) -> object:
     crops = config.data.local_crops
     if crops and not kind.takes_local_crops:
         raise ConfigError(f"data.local_crops = {crops}: only swav takes local crops, not {config.method.name}")
-    if crops and not config.model.is_vit:
-        raise ConfigError(f"data.local_crops = {crops} needs a ViT; {config.model.arch} has BatchNorm over each view")
     encoder = build_encoder(config.model, channels, any_size=crops > 0)
     return kind(encoder, config.method, vit=config.model.is_vit)

@@ -1,4 +1,9 @@
-"""MoCo v2 (arXiv 2003.04297): one direction, negatives from a queue. What v3 removed; it works at small batches."""
+"""MoCo v2 (arXiv 2003.04297): one direction, negatives from a queue. What v3 removed; it works at small batches.
+
+Keys are not shuffled over devices: a ResNet's BatchNorm sees the whole batch here (SyncBN), on every device alike.
+The paper's EMA momentum is a constant 0.999, for 200 epochs of ImageNet: ``--set method.ema_momentum=0.999 --set
+method.ema_schedule=constant``. The default is that of the other methods.
+"""
 
 from __future__ import annotations
 
@@ -45,5 +50,6 @@ class MoCoV2(Method):
         """The newest keys (N, D) replace the oldest."""
         k = k[-len(self.queue) :].to(self.queue.dtype)
         places = (self.queue_position + torch.arange(len(k), device=k.device)) % len(self.queue)
-        self.queue[places] = k
+        # A key that is not finite would spoil every loss until it leaves the queue.
+        self.queue[places] = torch.where(k.isfinite().all(1, keepdim=True), k, self.queue[places])
         self.queue_position.add_(len(k)).remainder_(len(self.queue))

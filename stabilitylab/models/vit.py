@@ -32,11 +32,12 @@ class TokenBatchNorm(nn.Module):
 
 class ConvStem(nn.Sequential):
     """Stacked 3x3 convolutions of stride 2 with BN and ReLU, then 1x1, in place of one patch projection
-    (arXiv 2106.14881): (N, C, S, S) -> (N, dim, S / patch, S / patch)."""
+    (arXiv 2106.14881; the last has ``dim`` channels, each before it half as many): (N, C, S, S) -> (N, dim,
+    S / patch, S / patch)."""
 
     def __init__(self, channels: int, dim: int, patch: int) -> None:
         steps = patch.bit_length() - 1
-        widths = [channels] + [max(dim >> (steps - i), 8) for i in range(steps)]
+        widths = [channels] + [max(dim >> (steps - 1 - i), 8) for i in range(steps)]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ def make_checkpoint(
         "iteration": iteration,
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "optimizer_name": type(optimizer).__name__,
         "scaler": scaler.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -36,7 +38,13 @@ def restore_checkpoint(
 ) -> None:
     """Load a checkpoint in place. ConfigError where it belongs to another architecture."""
     restore_method(state, method)
-    optimizer.load_state_dict(state["optimizer"])
+    was = state["optimizer_name"]
+    try:
+        if was != type(optimizer).__name__:  # torch would load the groups of another, to fail at the first update
+            raise ValueError(f"it holds the state of {was}")
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise ConfigError(f"the checkpoint belongs to another optimizer or mitigation: {error}") from None
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and torch.cuda.device_count() == len(state["cuda_rng"]):
@@ -64,7 +72,10 @@ def save_checkpoint(folder: Path, state: Checkpoint, keep: int) -> Path:
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's zip writer names a position where the disk is full
+                raise OSError(errno.ENOSPC, f"it could not be written whole ({str(error).splitlines()[0]})") from error
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -7,6 +7,7 @@ heads with BatchNorm see what one process would see, on any backend.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -70,17 +71,25 @@ def describe(environment: Mapping[str, str] = os.environ) -> World:
 
 
 def join(world: World, device: torch.device) -> None:
-    """Meet the other processes. Under Slurm the first node's address and a port from the job's number are used."""
+    """Meet the other processes. Under Slurm at the step's first node, on a port from the job's and step's numbers."""
     if world.size == 1 or dist.is_initialized():
         return
     if "MASTER_ADDR" not in os.environ:
-        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
-        if address is None:
+        nodes = os.environ.get("SLURM_STEP_NODELIST")
+        if nodes is None:
             raise ConfigError("several processes but no MASTER_ADDR; start them with torchrun or srun")
-        os.environ["MASTER_ADDR"] = address
-        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20_000))
+        os.environ["MASTER_ADDR"] = first_node(nodes)
+        step = int(os.environ.get("SLURM_JOB_ID", 0)) + 7919 * int(os.environ.get("SLURM_STEP_ID", 0))
+        os.environ.setdefault("MASTER_PORT", str(20_000 + step % 20_000))  # two steps of a job must not meet
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+
+
+def first_node(nodes: str) -> str:
+    """Of Slurm's list of nodes: ``gpu[07-09,12],cpu1`` -> ``gpu07``."""
+    first = re.match(r"[^,\[]+(?:\[(\d+)[^\]]*\])?", nodes)
+    assert first is not None, nodes
+    return first[0].split("[")[0] + (first[1] or "")
 
 
 def leave() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from stabilitylab.data.batches import evaluation_images
 from stabilitylab.data.datasets import ImageData, Split
 
 _EVAL_BATCH = 512
+_CACHE_BYTES = 4 << 30
 
 
 def knn_predict(
@@ -22,20 +26,23 @@ def knn_predict(
     for chunk in queries.split(1024):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = chunk.new_zeros(len(chunk), num_classes)
-        votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()  # of the nearest 1: no overflow
+        votes.scatter_add_(1, bank_labels[nearest], weight)
         predictions.append(votes.argmax(1))
     return torch.cat(predictions)
 
 
 class KnnMonitor:
-    """kNN top-1 of the base encoder's features: training images as the bank, held-out images as queries."""
+    """kNN top-1 of the base encoder's features: training images as the bank, held-out images as queries. Both may be
+    fixed random parts of them (``eval.knn_bank``, ``eval.knn_queries``), the same for every run."""
 
     def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
         self.data, self.device, self.config = data, device, config.eval
         self.size = config.model.img_size
-        self.bank_labels = data.train.labels.to(device)
-        self.labels = data.test.labels.to(device)
-        # A small set's resized images stay on the device: they are the same at every evaluation.
+        self.bank = part_of(data.train, config.eval.knn_bank)
+        self.queries = part_of(data.test, config.eval.knn_queries)
+        self.bank_labels, self.labels = self.bank.labels.to(device), self.queries.labels.to(device)
+        # The images are the same at every evaluation: those of a small set stay on the device, resized.
         self._cache: dict[int, list[Tensor]] = {}
 
     @property
@@ -47,7 +54,7 @@ class KnnMonitor:
         """The fraction of held-out images classified rightly, a 0-d tensor on the device."""
         was_training = encoder.training
         encoder.eval()
-        bank, queries = self.features(encoder, self.data.train), self.features(encoder, self.data.test)
+        bank, queries = self._features(encoder, self.bank), self._features(encoder, self.queries)
         encoder.train(was_training)
         predicted = knn_predict(
             bank,
@@ -59,14 +66,28 @@ class KnnMonitor:
         )
         return (predicted == self.labels).float().mean()
 
-    def features(self, encoder: nn.Module, split: Split) -> Tensor:
-        """Features (N, D) of a split, unaugmented, as the encoder's mode has it."""
+    def _features(self, encoder: nn.Module, split: Split) -> Tensor:
         return torch.cat([encoder(images).float() for images in self._images(split)])
 
-    def _images(self, split: Split) -> list[Tensor]:
-        batches = self._cache.get(id(split))
-        if batches is None:
-            batches = list(evaluation_images(self.data, split, self.size, self.device, _EVAL_BATCH))
-            if split.images is not None:
-                self._cache[id(split)] = batches
-        return batches
+    def _images(self, split: Split) -> Iterable[Tensor]:
+        known = self._cache.get(id(split))
+        if known is not None:
+            return known
+        batches = evaluation_images(self.data, split, self.size, self.device, _EVAL_BATCH)
+        if len(split) * self.data.channels * self.size**2 * 4 > _CACHE_BYTES:
+            return batches
+        return self._cache.setdefault(id(split), list(batches))
+
+
+def part_of(split: Split, count: int | None) -> Split:
+    """``count`` images of a split, drawn once for all runs; all of them where it has no more."""
+    if count is None or count >= len(split):
+        return split
+    chosen = np.random.default_rng(0).permutation(len(split))[:count]
+    return split.subset(torch.from_numpy(chosen).sort().values)
+
+
+@torch.inference_mode()
+def features_of(encoder: nn.Module, data: ImageData, split: Split, size: int, device: torch.device) -> Tensor:
+    """Features (N, D) of a split, unaugmented, as the encoder's mode has it."""
+    return torch.cat([encoder(x).float() for x in evaluation_images(data, split, size, device, _EVAL_BATCH)])

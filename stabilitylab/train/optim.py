@@ -73,6 +73,7 @@ def _lamb(groups: Groups, config: OptimConfig) -> Optimizer:
 
 
 def _lars(groups: Groups, config: OptimConfig) -> Optimizer:
+    # timm's trust ratio is |w| / (|g| + wd |w|), the authors' |w| / |g + wd w|: the same at their decay of 1e-6.
     return timm.optim.Lars(groups, lr=0.0, momentum=config.momentum)
 
 

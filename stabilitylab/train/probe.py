@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from stabilitylab.config import Config, ConfigError
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, Split
 from stabilitylab.data.views import View
-from stabilitylab.train.evaluate import KnnMonitor
+from stabilitylab.train.evaluate import KnnMonitor, features_of
 from stabilitylab.train.schedules import learning_rate
 
 LR_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -88,7 +88,7 @@ def linear_probe(
     n = len(data.test)
     sweep = tuple((lr, c / n) for lr, c in zip(base_lrs, correct, strict=True))
     base_lr, value = max(sweep, key=lambda pair: pair[1])
-    metric = "linear_top1" if share == 1 else f"linear_top1_{share:.0%}".replace("%", "pct")
+    metric = "linear_top1" if share == 1 else f"linear_top1_{100 * share:g}pct"
     return ProbeResult(metric, value, n, len(labels), base_lr, sweep)
 
 
@@ -116,6 +116,6 @@ def _view(config: Config) -> View:
 def _correct(
     heads: list[nn.Linear], config: Config, data: ImageData, encoder: nn.Module, device: torch.device
 ) -> list[int]:
-    monitor = KnnMonitor(config, data, device)
-    features: Tensor = monitor.features(encoder, data.test)
-    return [int((head(features).argmax(1) == monitor.labels).sum()) for head in heads]
+    features = features_of(encoder, data, data.test, config.model.img_size, device)
+    labels = data.test.labels.to(device)
+    return [int((head(features).argmax(1) == labels).sum()) for head in heads]

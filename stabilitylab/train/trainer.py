@@ -60,7 +60,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = found.type if found is not None else "cpu"
     if name == "cuda" and torch.cuda.is_available():
-        name = f"cuda:{local_rank}"
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"  # Slurm may show each task its own device alone
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

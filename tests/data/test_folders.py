@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stabilitylab.config import Config, ConfigError, resolve
+from stabilitylab.config import Config, ConfigError, EvalConfig, resolve
 from stabilitylab.data.batches import evaluation_images, training_batches
 from stabilitylab.data.datasets import load_data
+from stabilitylab.train.evaluate import KnnMonitor, features_of
 
 CPU = torch.device("cpu")
 
@@ -43,6 +44,16 @@ def test_a_cut_idx_file_is_named(fashion: Path) -> None:
     path = fashion / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ConfigError, match="t10k-images-idx3-ubyte is not a whole IDX file"):
+        load_data(resolve({"data": {"name": f"fashion-mnist:{fashion}"}}).data)
+
+
+def test_files_in_each_others_place_are_named(fashion: Path) -> None:
+    labels = fashion / "t10k-labels-idx1-ubyte"
+    write_idx(labels, np.arange(7))
+    with pytest.raises(ConfigError, match=r"t10k-labels-idx1-ubyte does not hold labels of 10 images: its shape is"):
+        load_data(resolve({"data": {"name": f"fashion-mnist:{fashion}"}}).data)
+    (fashion / "t10k-images-idx3-ubyte").write_bytes(labels.read_bytes())
+    with pytest.raises(ConfigError, match=r"t10k-images-idx3-ubyte does not hold images"):
         load_data(resolve({"data": {"name": f"fashion-mnist:{fashion}"}}).data)
 
 
@@ -82,10 +93,11 @@ def test_an_image_folder_gives_views_that_no_worker_count_changes(photos: Path) 
     assert images.shape == (4, 3, 32, 32)
 
 
-def test_a_corrupt_image_is_named(photos: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named(photos: Path, workers: int) -> None:
     (photos / "train" / "cat" / "0.jpg").write_bytes(b"not a jpeg")
-    config = folder_config(photos)
-    with pytest.raises(ConfigError, match=r"cannot decode image .*cat/0\.jpg"):
+    config = folder_config(photos, workers=workers)
+    with pytest.raises(ConfigError, match=r"^cannot decode image .*cat/0\.jpg"):
         list(training_batches(config, load_data(config.data), CPU).iterate(0, 3))
 
 
@@ -93,6 +105,20 @@ def test_an_empty_class_folder_is_named(photos: Path) -> None:
     (photos / "train" / "emu").mkdir()
     with pytest.raises(ConfigError, match=r"class folder .*emu has no image"):
         load_data(folder_config(photos).data)
+
+
+def test_the_monitor_takes_a_fixed_part_of_a_folder(photos: Path) -> None:
+    config = folder_config(photos)
+    data = load_data(config.data)
+    asked = config.model_copy(update={"eval": EvalConfig(knn_bank=5, knn_queries=3, knn_k=1)})
+    monitors = [KnnMonitor(asked, data, CPU) for _ in range(2)]
+    assert (len(monitors[0].bank), monitors[0].num_samples) == (5, 3)
+    assert monitors[0].bank.paths == monitors[1].bank.paths
+    encoder = torch.nn.Flatten()
+    bank = torch.nn.functional.normalize(features_of(encoder, data, monitors[0].bank, 32, CPU))
+    queries = torch.nn.functional.normalize(features_of(encoder, data, monitors[0].queries, 32, CPU))
+    right = monitors[0].bank.labels[(queries @ bank.T).argmax(1)] == monitors[0].queries.labels
+    assert monitors[0](encoder).item() == pytest.approx(right.float().mean().item())
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "imagefolder"])

@@ -131,3 +131,34 @@ def test_digits_are_the_real_ones() -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ConfigError, match="batch_size 4096 is larger than the data set \\(1400 images\\)"):
         BatchOrder(1400, 4096, 0)
+
+
+def stretched(boxes: torch.Tensor) -> torch.Tensor:
+    """Pixel aspect ratios of crops, read off ramps in x and y: the value range of each is what the crop spans."""
+    spans = boxes.flatten(2).amax(2) - boxes.flatten(2).amin(2)
+    return spans[:, 0] / spans[:, 1]
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_crops_of_a_photo_keep_the_papers_aspect_ratios(antialias: bool) -> None:
+    """On a photo twice as wide as it is high, in pixels and not in shares of its sides."""
+    height, width = 120, 240
+    ramps = torch.stack(
+        [torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)]
+    )
+    image, draws = (ramps / width)[None].float(), generator()
+    view = View(crop=(0.05, 0.15), **OFF)  # small enough to fit at any ratio
+    crops = torch.cat([augment(image, view, 32, draws, antialias=antialias) for _ in range(200)])
+    ratio = stretched(crops)
+    assert ratio.min() > 0.75 * 0.94
+    assert ratio.max() < 4 / 3 * 1.06
+    assert 0.93 < ratio.median() < 1.07
+
+
+def test_a_photos_crop_equals_torchvisions_resize() -> None:
+    from torchvision.transforms.v2.functional import resized_crop
+
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 90, 120)
+    whole = augment(image, View(crop=(1.0, 1.0), ratio=(4 / 3, 4 / 3), **OFF), 24, generator(), antialias=True)
+    torch.testing.assert_close(whole, resized_crop(image, 0, 0, 90, 120, [24, 24], antialias=True))

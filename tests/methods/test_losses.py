@@ -163,3 +163,16 @@ def test_every_method_gives_every_trainable_parameter_a_gradient(name: str, arch
     assert isinstance(method, Method)
     loss_of(method, [torch.randn(4, 1, 16, 16) for _ in range(2)]).backward()
     assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_key_that_is_not_finite_does_not_enter_the_queue() -> None:
+    torch.manual_seed(0)
+    method = build_method(resolve({"method": {"name": "mocov2", "queue_size": 8}}), channels=1)
+    assert isinstance(method, MoCoV2)
+    before = method.queue.clone()
+    keys = torch.ones(3, 64)
+    keys[1, 5] = float("nan")
+    method.enqueue(keys)
+    assert torch.equal(method.queue[[0, 2]], torch.ones(2, 64))
+    assert torch.equal(method.queue[1], before[1])
+    assert method.queue_position == 3

@@ -107,12 +107,18 @@ def test_a_nan_loss_stops_the_run_and_closes_the_store(tmp_path: Path, monkeypat
         return value * float("nan") if calls == 13 else value
 
     monkeypatch.setattr(MoCoV3, "loss", loss)
-    run = train_run(golden_config(), tmp_path).path
+    config = golden_config()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_every": 5})})
+    run = train_run(config, tmp_path).path
     with open_run(run) as reader:
         assert reader.status == "stopped"
         assert ("nonfinite", "loss is nan") in [(e.kind, e.detail) for e in reader.events()]
         assert reader.num_iterations == 13
         assert np.isnan(reader.table("iterations")["loss"][12])
+    # What was poisoned is not kept: the run can go on from where it was whole.
+    kept = torch.load(max(run.glob("checkpoints/*.pt")), weights_only=True)
+    assert kept["iteration"] == 10
+    assert all(x.isfinite().all() for x in kept["method"].values())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 from stabilitylab.config import ConfigError, resolve
 from stabilitylab.methods import METHODS, build_method
 from stabilitylab.methods.base import Method
-from stabilitylab.train.distributed import World, describe
+from stabilitylab.train.distributed import World, describe, first_node
 from stabilitylab.train.large_batch import CutStep
 
 
@@ -108,3 +108,11 @@ def test_a_backbone_with_batchnorm_is_refused(model: dict[str, object]) -> None:
 )
 def test_the_world_is_read_from_the_environment(environment: dict[str, str], world: World) -> None:
     assert describe(environment) == world
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("cpu1", "cpu1"), ("gpu[07-09,12],cpu1", "gpu07"), ("a-b-3,c", "a-b-3"), ("n[1,3]", "n1")],
+)
+def test_slurms_first_node(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first

@@ -118,6 +118,29 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
         assert reader.status == "finished"
 
 
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    run = tiny(tmp_path)
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("iterations = 4", "iterations = 8").replace('"adamw"', '"lamb"'))
+    with pytest.raises(ConfigError, match="belongs to another optimizer or mitigation"):
+        resume_run(run)
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_the_last(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"iteration": 2}, keep=1)
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path\n"
+        "from stabilitylab.train.checkpoint import save_checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: save_checkpoint(Path(sys.argv[1]), {'iteration': 4, 'x': torch.ones(1 << 20)}, keep=1)\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["iteration-000002.pt"]
+
+
 def test_the_last_good_checkpoint_is_taken(tmp_path: Path) -> None:
     for iteration in (2, 4, 6):
         save_checkpoint(tmp_path, {"iteration": iteration}, keep=2)
