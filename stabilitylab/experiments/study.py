@@ -11,17 +11,18 @@ its whole configuration, so that studies that share a run train it once.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stabilitylab.analysis.claims import Claim
-from stabilitylab.config import Config, ConfigError, check_choice, read_toml, resolve, set_key
+from stabilitylab.config import Config, ConfigError, read_toml, resolve, set_key
 
 AXES = {
     "method": "method.name",
@@ -65,7 +66,8 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     """Read and check a study, down to every run's configuration. ConfigError says what is wrong with it."""
     path = Path(path)
     values = read_toml(path)
-    _known(path, "", values, _KEYS)
+    for key in values:
+        _known(path, "a study", key, _KEYS)
     base = _base(path, values.get("base", {}))
     grids = values.get("grid", [{}])
     grids = [grids] if isinstance(grids, Mapping) else grids
@@ -90,12 +92,10 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     )
 
 
-def _known(path: Path, where: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in values:
-        try:
-            check_choice(f"key in {where or 'a study'}", key, keys)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+def _known(path: Path, where: str, key: str, keys: Sequence[str]) -> None:
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5) or list(keys)[:8]
+        raise ConfigError(f"{path}: unknown key {key!r} in {where}; did you mean {' or '.join(near)}?")
 
 
 def _base(path: Path, given: Any) -> Mapping[str, Any]:
@@ -106,26 +106,25 @@ def _base(path: Path, given: Any) -> Mapping[str, Any]:
     return given
 
 
-def _axes(path: Path, grid: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Full configuration key -> values. A table is a section: [grid.model] depth = [2, 4]."""
+def _axes(path: Path, grid: Mapping[str, Any], section: str = "") -> dict[str, list[Any]]:
+    """Full configuration key -> values. ``model.depth = [2, 4]`` is a table within the grid to TOML."""
     found: dict[str, list[Any]] = {}
     for key, value in grid.items():
         if isinstance(value, Mapping):
-            found |= {f"{key}.{inner}": v for inner, v in _axes(path, value).items()}
+            found |= _axes(path, value, f"{section}{key}.")
             continue
-        full = AXES.get(key, key)
+        full = section + key if section else AXES.get(key, key)
+        _known(path, "the grid", full, [*AXES, *_config_keys()])
         values = value if isinstance(value, list) else [value]
         if not values:
-            raise ConfigError(f"{path}: grid key {key} has no value")
-        if full not in _config_keys():
-            _known(path, "grid", {key: value}, (*AXES, *_config_keys()))
+            raise ConfigError(f"{path}: grid key {full} has no value")
         found[full] = [_mitigations(v) for v in values] if full == "mitigation" else values
     return found
 
 
 def _config_keys() -> list[str]:
     sections = {name: Config.model_fields[name].annotation for name in Config.model_fields if name != "mitigation"}
-    return ["mitigation", *(f"{name}.{key}" for name, kind in sections.items() for key in kind.model_fields)]  # type: ignore[union-attr]
+    return [f"{name}.{key}" for name, kind in sections.items() for key in kind.model_fields]  # type: ignore[union-attr]
 
 
 def _mitigations(value: Any) -> list[str]:
