@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "export",
     "study": "study",
     "branch": "branch",
+    "claims": "claims",
     "demo": "demo",
 }
 

@@ -38,8 +38,8 @@ def run_on_cluster(
     failures: dict[str, str] = {}
     while submitted:
         for name in [name for name, job in submitted.items() if job.done()]:
-            error = submitted.pop(name).exception()
-            why = "" if error is None else str(error).strip().splitlines()[-1]
+            failure = submitted.pop(name).exception()
+            why = "" if failure is None else str(failure).strip().splitlines()[-1]
             if why:
                 failures[name] = why
             ended(name, why)
