@@ -21,6 +21,9 @@ COMMANDS = {
     "sql": "sql",
     "import": "imports",
     "export": "export",
+    "study": "study",
+    "branch": "branch",
+    "claims": "claims",
     "demo": "demo",
 }
 

@@ -75,6 +75,7 @@ _FLAGS = {
     multiple=True,
     help="Any configuration key, e.g. optim.base_lr=1e-3. Repeatable.",
 )
+@click.option("--keep-before-spikes", is_flag=True, help="Keep the checkpoints that precede a gradient spike.")
 @click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
 @click.option("--resume", metavar="RUN", help="Go on with a run from its last checkpoint. Takes no other setting.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
@@ -87,6 +88,7 @@ def command(
     name: str | None,
     resume: str | None,
     compiled: bool,
+    keep_before_spikes: bool,
     dry_run: bool,
     runs_dir: str | None,
     **flags: Any,
@@ -102,13 +104,15 @@ def command(
     torchrun --nproc-per-node 8 -m stabilitylab train --log-grads --data imagefolder:DIR
     """
     if resume is not None:
-        given = log_grads or mitigation or config_file or overrides or name or compiled or dry_run
+        given = log_grads or mitigation or config_file or overrides or name or compiled or keep_before_spikes or dry_run
         if given or any(value is not None for value in flags.values()):
             raise click.UsageError("--resume goes on with a run's own configuration; give only --runs-dir beside it")
         _resume(resume, runs_dir)
         return
     if compiled:
         overrides = ("train.compile=true", *overrides)
+    if keep_before_spikes:
+        overrides = ("train.keep_before_spikes=true", *overrides)
     config = _configuration(log_grads, mitigation, config_file, overrides, flags)
     if dry_run:
         click.echo(config.to_toml(), nl=False)

@@ -1,0 +1,37 @@
+"""``stablab claims``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stabilitylab.config import ConfigError
+
+
+@click.command()
+@click.argument("studies", default="experiments/small", metavar="[DIR]")
+@click.option(
+    "--reports", default="reports", show_default=True, metavar="DIR", help="Where the studies' summaries are."
+)
+@click.option("--check", is_flag=True, help="Write nothing: exit with 1 where the table is not what it should be.")
+def command(studies: str, reports: str, check: bool) -> None:
+    """Rebuild the table of every claim and its verdict, REPORTS/README.md, from the studies' summaries.
+
+    DIR holds the study files, experiments/small if not given.
+    """
+    from stabilitylab.experiments.verdicts import claims_table, find_studies
+
+    folder = Path(reports)
+    table = claims_table(find_studies(studies), folder)
+    target = folder / "README.md"
+    if check:
+        same = target.is_file() and target.read_text(encoding="utf-8") == table
+        click.echo(f"{target} is {'up to date' if same else 'not what the summaries say; run stablab claims'}")
+        raise SystemExit(0 if same else 1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_text(table, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}") from None
+    click.echo(f"table: {target}")

@@ -1,0 +1,74 @@
+"""One table of every claim, from the summaries that are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stabilitylab.analysis.claims import Verdict
+from stabilitylab.config import ConfigError
+from stabilitylab.experiments.collect import read_summary, verdicts
+from stabilitylab.experiments.study import Study, load_study
+
+_POINTS = ("final_knn", "best_knn", "max_dip_depth")
+"""Metrics that are fractions of images: told in points."""
+
+_HEAD = """# The paper's claims, put to the test
+
+At small scale: scikit-learn's digits at 12 x 12, a ViT of width 64 and depth 4, 400 iterations
+(`experiments/recipes/small.toml`). It says what happens there, not on ImageNet. `stablab claims` rebuilds this table
+from the `runs.csv` beside it; each claim stands in its study's file, with its metric, direction and smallest effect of
+interest.
+
+A claim is **reproduced** where the 95% interval of the difference, over seeds, lies on the claimed side of 0 and
+reaches the smallest effect of interest, **contradicted** where it excludes such an effect, else **inconclusive**. A
+claimed absence is the mirror image. Differences in accuracy and depth are in points.
+"""
+
+
+def find_studies(folder: Path | str) -> list[Study]:
+    """The studies of a folder, by name. ConfigError where there is none."""
+    files = sorted(Path(folder).glob("*.toml"))
+    if not files:
+        raise ConfigError(f"no study file (*.toml) in {folder}")
+    return [load_study(path, yes=True) for path in files]
+
+
+def claims_table(studies: Sequence[Study], reports: Path) -> str:
+    """Markdown: every claim of ``studies``, decided by ``reports/<study>/runs.csv``."""
+    found = [(study, read_summary(reports / study.name)) for study in studies]
+    judged = [(study, rows, verdicts(study, rows)) for study, rows in found]
+    counts = [verdict.verdict for _, _, all_of_it in judged for verdict in all_of_it]
+    tally = ", ".join(f"{counts.count(kind)} {kind}" for kind in ("reproduced", "contradicted", "inconclusive"))
+    runs = len({row["run"] for _, rows in found for row in rows})
+    lines = [_HEAD, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
+    lines += [
+        "| study | claim | the paper | here: difference [95%], seeds | smallest | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for study, rows, judgements in judged:
+        where = f"[{study.name}]({study.name}/)" if rows else f"{study.name} (not run)"
+        if len(rows) < len(study.runs):
+            where += f", {len(rows)} of {len(study.runs)} runs"
+        for verdict in judgements:
+            lines.append(f"| {where} | {_row(verdict)} |")
+            where = ""
+    return "\n".join(lines) + "\n"
+
+
+def _row(verdict: Verdict) -> str:
+    claim = verdict.claim
+    scale = 100 if claim.metric in _POINTS else 1
+    seen = "no value"
+    if verdict.difference is not None:
+        seen = f"{claim.metric} {scale * verdict.difference:+.3g}"
+    if verdict.ci95 is not None:
+        seen += f" [{scale * verdict.ci95[0]:.3g}, {scale * verdict.ci95[1]:.3g}]"
+    cells = (
+        claim.text,
+        claim.paper,
+        f"{seen}, n = {verdict.num_seeds}",
+        f"{scale * claim.smallest:g}",
+        f"**{verdict.verdict}**",
+    )
+    return " | ".join(cell.replace("|", "\\|") for cell in cells)
