@@ -45,14 +45,19 @@ def command(iterations: int, seed: int, output: str | None, runs_dir: str | None
         "eval": {"knn_every": 5},
     }
     learned, frozen = _free_names(root)
+    report = Path(output) if output else root / f"{learned.replace('learned', 'report')}.html"
+    if output and not report.parent.is_dir():
+        raise click.ClickException(f"{report.parent} is no folder; make it, or choose another place for the report")
     jobs = [(learned, resolve(base)), (frozen, resolve(base, {"mitigation": ["frozen-patch"]}))]
     click.echo(
         f"MoCo v3 on scikit-learn's digits, base lr {DEMO_LR:g}, seed {seed}, {iterations} iterations, two runs:"
     )
     click.echo(f"  {learned}: learned patch projection\n  {frozen}: frozen patch projection")
     with TrainingProgress() as progress:
-        paths = train_side_by_side(jobs, root, lambda run, state: progress.update(state, run))
-    report = Path(output) if output else root / "demo_report.html"
+        try:
+            paths = train_side_by_side(jobs, root, lambda run, state: progress.update(state, run))
+        except RuntimeError as error:
+            raise click.ClickException(str(error)) from None
     build_report(paths, report)
     where = f" --runs-dir {runs_dir}" if runs_dir else ""
     click.echo(f"done in {time.monotonic() - started:.0f} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -37,6 +38,13 @@ class DataConfig(Section):
     on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
     limit: int | None = Field(None, ge=2, description="use this many training images, drawn once for all runs")
     workers: int = Field(0, ge=0, description="processes that decode images")
+
+    @field_validator("name")
+    @classmethod
+    def _absolute(cls, name: str) -> str:
+        """A run may be gone on with from another folder."""
+        kind, colon, folder = name.partition(":")
+        return f"{kind}:{Path(folder).expanduser().absolute()}" if colon and folder else name
 
     @field_validator("local_crop")
     @classmethod

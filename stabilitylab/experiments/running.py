@@ -56,6 +56,8 @@ def train_run(
     writer = RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=layer_rows(trainer))
     for mitigation in config.mitigation:
         writer.event(0, "mitigation", mitigation)
+    if trainer.warmup >= trainer.total:
+        writer.event(0, "warm-up", f"it takes {trainer.warmup} iterations, the whole run {trainer.total}")
     if trainer.data.left_out:
         first = ", ".join(map(str, trainer.data.left_out[:5]))
         writer.event(0, "bad-image", f"{len(trainer.data.left_out)} images cannot be decoded and are left out: {first}")
@@ -107,6 +109,9 @@ def probe_run(
     from stabilitylab.train.probe import knn_probe, linear_probe
     from stabilitylab.train.trainer import pick_device
 
+    with open_run(run_dir) as reader:
+        if reader.status == "running":
+            raise ConfigError(f"run {run_dir.name} is still training; probe it when it has ended")
     config = configured(from_dict(read_toml(run_dir / "config.toml")))
     state = load_checkpoint(run_dir / "checkpoints")
     at = pick_device(device)
@@ -115,7 +120,7 @@ def probe_run(
     restore_method(state, method)
     encoder = method.base_encoder
     results = [knn_probe(config, data, encoder, at)] if knn else []
-    for share in shares:
+    for share in dict.fromkeys(shares):
         results.append(linear_probe(config, data, encoder, at, share=share, epochs=epochs, batch_size=batch_size))
     with open_run(run_dir) as reader:
         known = {name for name, curve in reader.evals().items() if state["iteration"] in curve["iteration"]}
@@ -176,7 +181,10 @@ def record_into(
             flush_seconds=settings.flush_seconds,
             amp_skips=trainer.config.train.amp == "fp16",
         )
-        result = trainer.train(recorder, run_dir / "checkpoints", progress)
+        try:
+            result = trainer.train(recorder, run_dir / "checkpoints", progress)
+        finally:
+            recorder.close()
         writer.close("stopped" if result.stopped else "finished")
     return FinishedRun(run_dir, result)
 
@@ -192,10 +200,14 @@ def _follow(trainer: Trainer) -> FinishedRun:
 def provenance() -> dict[str, str]:
     """Versions, Python, git commit of the working folder: what a reader needs to repeat the run."""
     found = {f"{library}_version": version(library) for library in _LIBRARIES}
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return found | {"python_version": platform.python_version(), "git_commit": git.stdout.strip()}
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        )
+        commit = git.stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
+    return found | {"python_version": platform.python_version(), "git_commit": commit}
 
 
 def is_complete(run_dir: Path) -> bool:

@@ -108,11 +108,6 @@ class Trainer:
         self.start = 0
         self.protect: Callable[[], Collection[int]] = tuple
         self._skipped, self._last_bad = 0, -2
-        if self.warmup >= self.total > 1:
-            warnings.warn(
-                f"warm-up takes {self.warmup} iterations and the run {self.total}: the learning rate never comes down",
-                stacklevel=2,
-            )
         if config.train.compile:
             self.method.base_encoder.compile()  # in place: parameters keep their names
             if self.method.uses_momentum_encoder:

@@ -19,7 +19,7 @@ Refusal = Callable[..., str]
         (["train", "--method", "mocov4"], "unknown method 'mocov4'; did you mean mocov3"),
         (["train", "--arch", "vit_smal"], "model.arch: unknown arch 'vit_smal'; did you mean vit_small"),
         (["train", "--data", "digit"], "unknown data 'digit'; did you mean digits?"),
-        (["train", "--data", "imagefolder:nowhere"], "data folder nowhere does not exist"),
+        (["train", "--data", "imagefolder:/nowhere"], "data folder /nowhere does not exist"),
         (["train", "--mitigation", "frozen-pach"], "unknown mitigation 'frozen-pach'; did you mean frozen-patch"),
         (["train", "--set", "optim.base_lr"], "--set 'optim.base_lr' is not of the form section.key=value"),
         (["train", "--set", "optim.bse_lr=1"], "unknown key optim.bse_lr; did you mean base_lr"),
@@ -76,3 +76,14 @@ def test_a_bad_csv(refusal: Refusal, tmp_path: Path) -> None:
     assert "line 3" in message
     assert "much" in message
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_demo_that_cannot_be_is_refused_before_it_trains(refusal: Callable[..., str]) -> None:
+    assert refusal("demo", "-o", "no/such/report.html").startswith("no/such is no folder; make it")
+
+
+def test_a_machine_without_git_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stabilitylab.experiments import provenance
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance()["git_commit"] == ""
