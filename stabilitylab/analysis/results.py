@@ -182,6 +182,11 @@ class RunAnalysis:
             out["spikes"] = [asdict(spike) for spike in self.spikes]
         if self.false_alarms is not None:
             out["false_alarms"] = asdict(self.false_alarms)
+        if self.episodes is not None:
+            out["episodes"] = [
+                asdict(episode) | {"order": [{"layer": layer, "onset": onset} for layer, onset in episode.order]}
+                for episode in self.episodes
+            ]
         if self.lag is not None:
             lag = asdict(self.lag)
             out["lag"] = {"from": lag.pop("source"), "to": lag.pop("target")} | {

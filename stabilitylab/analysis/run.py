@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stabilitylab.analysis.dips import find_dips, link_dips
+from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import measure_lag, propagation
 from stabilitylab.analysis.results import Dip, DipLink, LayerSeries, RunAnalysis, RunSeries, Spike
 from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
@@ -58,12 +59,14 @@ def analyze_run(
         else:
             dipped = find_dips(curve, found)
             link = link_dips(dipped, found, num_iterations=series.iterations)
+    gap = join_gap(len(clean), settings.false_alarms_per_10k or 1.0)
     return RunAnalysis(
         run=series.run,
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
         spikes=tuple(found) if spikes else None,
         false_alarms=false_alarms(clean, settings) if spikes else None,
+        episodes=find_episodes(found, num_layers=len(clean), gap=gap) if spikes else None,
         lag=measured,
         propagation=travels,
         dips=dipped,

@@ -90,6 +90,8 @@ def _print_text(found: RunAnalysis, status: str) -> None:
     say(f"{found.run}: {found.iterations} iterations{running}, {len(found.layers)} layers")
     if found.spikes is not None:
         _print_spikes(found, say)
+    if found.episodes:
+        _print_episodes(found, say)
     if found.lag is not None:
         _print_lag(found, say)
     if found.dips is not None:
@@ -114,6 +116,20 @@ def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  {s.layer:<14}{s.onset:>8}{s.peak:>8}{s.end:>8}{s.ratio:>8.1f}x{s.z:>8.1f}  {s.kind}")
     if len(spikes) > _SHOWN:
         say(f"  the {_SHOWN} largest; all {len(spikes)}: --format csv")
+
+
+def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    episodes = found.episodes or ()
+    say(f"\nepisodes (spikes of several layers that belong together): {len(episodes)}")
+    say(f"  {'start':>8}{'end':>8}  {'leader':<14}{'layers':>7}{'reach':>7}{'largest':>10}  then")
+    largest = sorted(episodes, key=lambda e: (-len(e.order), -e.z, e.start))[:_SHOWN]
+    for e in sorted(largest, key=lambda e: e.start):
+        followers = ", ".join(f"{layer} +{onset - e.start}" for layer, onset in e.order[1:4])
+        more = f", {len(e.order) - 4} more" if len(e.order) > 4 else ""
+        size = f"{e.ratio:.1f}x"
+        say(f"  {e.start:>8}{e.end:>8}  {e.leader:<14}{len(e.order):>7}{e.reach:>7.0%}{size:>10}  {followers}{more}")
+    if len(episodes) > _SHOWN:
+        say(f"  the {_SHOWN} that reach farthest; all {len(episodes)}: --format json")
 
 
 def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
