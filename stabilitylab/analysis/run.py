@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import measure_lag, propagation
-from stabilitylab.analysis.results import Dip, DipLink, LayerSeries, RunAnalysis, RunSeries, Spike
-from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
+from stabilitylab.analysis.results import Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.analysis.spikes import SpikeSettings, chance_level, detect
 
 METRIC = "knn_top1"
 
@@ -26,10 +29,10 @@ def analyze_run(
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
     notes = _layer_notes(layers, settings)
     clean = [without_duplicates(layer) for layer in layers]
-    found: list[Spike] = []
-    for layer in clean:
-        found += detect_spikes(layer, settings)
-    found.sort(key=lambda spike: spike.onset)
+    # The running medians are numpy's and scipy's: threads share them out.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        detections = list(pool.map(lambda layer: detect(layer, settings), clean))
+    found = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
 
     measured = travels = None
     if lag and layers:
@@ -65,7 +68,7 @@ def analyze_run(
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
         spikes=tuple(found) if spikes else None,
-        false_alarms=false_alarms(clean, settings) if spikes else None,
+        false_alarms=chance_level(clean, detections) if spikes else None,
         episodes=find_episodes(found, num_layers=len(clean), gap=gap) if spikes else None,
         lag=measured,
         propagation=travels,
