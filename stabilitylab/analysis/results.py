@@ -95,11 +95,23 @@ class FalseAlarms:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossLag:
+    """A lag by cross-correlation of two layers' scores: where they agree best, how well (0 to 1), and the level of
+    chance of so high a correlation."""
+
+    lag: float
+    ci95: tuple[float, float]
+    correlation: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lag:
     """Iterations from a spike in ``source`` to the matching spike in ``target`` (negative: target first).
 
     ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``inconclusive``; ``reason`` says why.
-    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing.
+    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing. ``agree``: does
+    the second estimate's interval meet ``ci95``; None where either may be chance.
     """
 
     source: str
@@ -113,6 +125,8 @@ class Lag:
     reason: str
     lags: tuple[float, ...] = ()
     null_lags: tuple[float, ...] = ()
+    cross: CrossLag | None = None
+    agree: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,8 @@ class LayerLag:
     median_lag: float | None
     num_matched: int
     ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+    cross: CrossLag | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from stabilitylab.analysis.crosscorr import CrossCorrelator, on_grid
 from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.episodes import find_episodes, join_gap
-from stabilitylab.analysis.lag import measure_lag, propagation
-from stabilitylab.analysis.results import Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.analysis.spikes import SpikeSettings, chance_level, detect
+from stabilitylab.analysis.lag import WINDOW, measure_lag, propagation
+from stabilitylab.analysis.results import CrossLag, Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.analysis.spikes import Detection, SpikeSettings, chance_level, detect
 
 METRIC = "knn_top1"
 
@@ -37,15 +39,17 @@ def analyze_run(
     measured = travels = None
     if lag and layers:
         first, last = clean[0], clean[-1]
+        cross = cross_lags(clean, detections, min(WINDOW, max(series.iterations // 5, 1)))
         measured = measure_lag(
-            [s for s in found if s.layer == first.name],
-            [s for s in found if s.layer == last.name],
+            detections[0].spikes,
+            detections[-1].spikes,
             source=first.name,
             target=last.name,
             num_iterations=series.iterations,
+            cross=cross.get(last.name) if len(layers) > 1 else None,
         )
         names = [(layer.name, layer.depth) for layer in clean]
-        travels = propagation(found, names, source=first.name, num_iterations=series.iterations)
+        travels = propagation(found, names, source=first.name, num_iterations=series.iterations, cross=cross)
         if len(layers) == 1:
             notes.append(f"only one layer has a gradient ({first.name}): there is no lag to measure")
     elif lag:
@@ -76,6 +80,23 @@ def analyze_run(
         dip_link=link,
         notes=tuple(notes),
     )
+
+
+def cross_lags(
+    layers: Sequence[LayerSeries], detections: Sequence[Detection], window: int
+) -> dict[str, CrossLag | None]:
+    """Every layer behind the first, by cross-correlation. Iterations are put on one regular grid."""
+    first = layers[0].iteration
+    if len(first) < 2:
+        return {}
+    start, step = int(first[0]), max(int(np.median(np.diff(first))), 1)
+    length = (int(first[-1]) - start) // step + 1
+    grids = (
+        on_grid(layer.iteration, found.score, start, step, length)
+        for layer, found in zip(layers, detections, strict=True)
+    )
+    correlator = CrossCorrelator(next(grids), window=max(window // step, 1))
+    return {layer.name: correlator.lag_of(grid, step=step) for layer, grid in zip(layers[1:], grids, strict=True)}
 
 
 def without_duplicates(layer: LayerSeries) -> LayerSeries:

@@ -141,6 +141,13 @@ def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
         chance = "" if lag.p_value is None else f", p = {lag.p_value:.3g}"
         say(f"  median {lag.median_iterations:g} iterations{interval}{chance}")
     say(f"  {lag.num_matched} of {lag.num_from} spikes matched" + (f": {lag.reason}" if lag.reason else ""))
+    if lag.cross is not None:
+        cross = lag.cross
+        judged = {True: ": agrees", False: ": disagrees", None: ""}[lag.agree]
+        say(
+            f"  cross-correlation: {cross.lag:g} iterations, 95% interval {cross.ci95[0]:g} to {cross.ci95[1]:g}, "
+            f"r = {cross.correlation:.2f}, p = {cross.p_value:.3g}{judged}"
+        )
     measured = [row for row in found.propagation or () if row.median_lag is not None]
     if measured:
         say(f"  {'layer':<14}{'depth':>6}{'median lag':>12}{'matched':>9}")
