@@ -59,9 +59,11 @@ class CrossCorrelator:
             return None
         other = excess - excess.mean()
         window, n = self.window, self.n
-        around = uniform_filter1d(irfft(self.whole * rfft(other), n), SMOOTH, mode="wrap")
+        products = irfft(self.whole * rfft(other), n)
+        around = uniform_filter1d(products, SMOOTH, mode="wrap")
         inside = np.concatenate([around[-window:], around[: window + 1]])
         best = int(np.argmax(inside))
+        near = products[np.arange(best - window - SMOOTH // 2, best - window + SMOOTH // 2 + 1) % n]
         width = 2 * window + 1
         highest = maximum_filter1d(around, width, mode="wrap")[width : n - width]
         # Neighbouring shifts share their highest peak: only every width-th is a draw of its own.
@@ -71,7 +73,7 @@ class CrossCorrelator:
         return CrossLag(
             lag=float(step * (best - window)),
             ci95=(float(step * low), float(step * high)),
-            correlation=float(SMOOTH * inside[best] / scale),
+            correlation=float(near.max() / scale),
             p_value=float(p_value),
         )
 

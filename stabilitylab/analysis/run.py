@@ -14,6 +14,7 @@ from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import WINDOW, measure_lag, propagation
 from stabilitylab.analysis.results import CrossLag, Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
 from stabilitylab.analysis.spikes import Detection, SpikeSettings, chance_level, detect
+from stabilitylab.analysis.warning import early_warning
 
 METRIC = "knn_top1"
 
@@ -25,8 +26,12 @@ def analyze_run(
     lag: bool = True,
     dips: bool = True,
     settings: SpikeSettings | None = None,
+    early: tuple[str, Sequence[LayerSeries]] | None = None,
 ) -> RunAnalysis:
-    """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it."""
+    """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it.
+
+    ``early``: a signal's name and its series by layer, to be held against the spikes that follow.
+    """
     settings = settings or SpikeSettings()
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
     notes = _layer_notes(layers, settings)
@@ -66,6 +71,11 @@ def analyze_run(
         else:
             dipped = find_dips(curve, found)
             link = link_dips(dipped, found, num_iterations=series.iterations)
+    foreseen = None
+    if early is not None:
+        signal, recorded = early
+        clean_signal = [without_duplicates(layer) for layer in recorded]
+        foreseen = early_warning(signal, clean_signal, found, num_iterations=series.iterations, settings=settings)
     gap = join_gap(len(clean), settings.false_alarms_per_10k or 1.0)
     return RunAnalysis(
         run=series.run,
@@ -78,6 +88,8 @@ def analyze_run(
         propagation=travels,
         dips=dipped,
         dip_link=link,
+        early_warning=foreseen,
+        settings=settings,
         notes=tuple(notes),
     )
 

@@ -43,7 +43,11 @@ def test_the_correlation_is_the_plain_sum() -> None:
     smooth = np.convolve(around, np.ones(SMOOTH), "valid")[60 - 40 - SMOOTH // 2 :][:81]
     assert found is not None
     assert found.lag == np.argmax(smooth) - 40
-    assert found.correlation == pytest.approx(smooth.max() / np.sqrt((x**2).sum() * (y**2).sum()))
+    near = around[int(found.lag) + 60 - SMOOTH // 2 :][:SMOOTH]
+    assert found.correlation == pytest.approx(near.max() / np.sqrt((x**2).sum() * (y**2).sum()))
+    itself = CrossCorrelator(a, window=40).lag_of(a)
+    assert itself is not None
+    assert itself.correlation == pytest.approx(1)
 
 
 def test_scores_are_put_on_a_regular_grid() -> None:
