@@ -34,8 +34,8 @@ def analyze_run(
     """
     settings = settings or SpikeSettings()
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
-    notes = _layer_notes(layers, settings)
     clean = [without_duplicates(layer) for layer in layers]
+    notes = _layer_notes(clean, settings)
     # The running medians are numpy's and scipy's: threads share them out.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         detections = list(pool.map(lambda layer: detect(layer, settings), clean))
@@ -153,5 +153,5 @@ def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
 
 
 def _gaps(layer: LayerSeries) -> bool:
-    step = np.diff(np.unique(layer.iteration))
-    return len(step) > 0 and bool(step.max() > np.median(step))
+    step = np.diff(layer.iteration)
+    return len(step) > 0 and bool(step.max() > step.min())

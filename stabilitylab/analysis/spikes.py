@@ -22,7 +22,7 @@ from stabilitylab.analysis.tails import tail_threshold
 __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spikes", "false_alarms", "log_norms"]
 
 
-MAX_PASSES = 3
+MAX_PASSES = 2
 """Flagged values leave the baseline, which may flag others."""
 MAX_PEAKS = 250
 PEAK_SHARE = 0.02
@@ -153,7 +153,9 @@ def _threshold(mirrored: np.ndarray, settings: SpikeSettings) -> float:
     starts, stops = _stretches(above, settings.merge_gap)
     if len(starts) == 0 or quantile <= 0:
         return settings.z_open
-    peaks = np.array([mirrored[a:b].max() for a, b in zip(starts, stops, strict=True)])
+    # Every second stretch lies between two peaks; one value more, for a peak that ends the series.
+    edges = np.stack([starts, stops], 1).ravel()
+    peaks = np.maximum.reduceat(np.append(mirrored, -np.inf), edges)[::2]
     beyond = tail_threshold(peaks - quantile, MARGIN * settings.false_alarms_per_10k * n / 10_000)
     return settings.z_open if beyond is None else max(quantile + beyond, settings.z_close)
 
