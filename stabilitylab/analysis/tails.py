@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 _SHAPES = np.linspace(-0.3, 0.9, 25)
-_SHAPE_PRIOR_MEAN, _SHAPE_PRIOR_SD = 0.1, 0.3
+_SHAPE_PRIOR_MEAN, _SHAPE_PRIOR_SD = 0.05, 0.3
 _SCALES = np.exp(np.linspace(-1.2, 1.2, 41))
 MIN_PEAKS = 8
 
