@@ -19,7 +19,7 @@ BLOCK_WINDOWS = 3
 MIN_BLOCKS, MAX_BLOCKS = 5, 64
 RESAMPLES = 200
 SMOOTH = 7
-"""Neighbouring lags are averaged: spikes jitter by a few iterations."""
+"""Lags within so many iterations are averaged: spikes jitter by a few."""
 
 
 def on_grid(iteration: np.ndarray, score: np.ndarray, start: int, step: int, length: int) -> np.ndarray:
@@ -34,10 +34,11 @@ def on_grid(iteration: np.ndarray, score: np.ndarray, start: int, step: int, len
 
 class CrossCorrelator:
     """Correlates other layers with one, whose transforms are kept. ``excess`` (n,) as ``on_grid`` makes it;
-    ``window`` and all lags are in steps of that grid."""
+    ``window`` is in steps of that grid, ``step`` iterations each."""
 
-    def __init__(self, excess: np.ndarray, *, window: int) -> None:
-        self.window = window
+    def __init__(self, excess: np.ndarray, *, window: int, step: int = 1) -> None:
+        self.window, self.step = window, step
+        self.smooth = max(SMOOTH // step, 1)
         self.n = len(excess)
         self.blocks = min(self.n // max(BLOCK_WINDOWS * window, 1), MAX_BLOCKS)
         self.level = float(excess.mean()) if self.n else 0.0
@@ -53,17 +54,17 @@ class CrossCorrelator:
     def _enough(self) -> bool:
         return self.blocks >= MIN_BLOCKS and self.power > 0
 
-    def lag_of(self, excess: np.ndarray, *, step: int = 1, seed: int = 0) -> CrossLag | None:
+    def lag_of(self, excess: np.ndarray, *, seed: int = 0) -> CrossLag | None:
         """How far ``excess`` (n,) follows, in iterations. None where there are too few blocks or nothing rises."""
         if not self._enough() or not excess.any():
             return None
         other = excess - excess.mean()
         window, n = self.window, self.n
         products = irfft(self.whole * rfft(other), n)
-        around = uniform_filter1d(products, SMOOTH, mode="wrap")
+        around = uniform_filter1d(products, self.smooth, mode="wrap")
         inside = np.concatenate([around[-window:], around[: window + 1]])
         best = int(np.argmax(inside))
-        near = products[np.arange(best - window - SMOOTH // 2, best - window + SMOOTH // 2 + 1) % n]
+        near = products[np.arange(best - window - self.smooth // 2, best - window + self.smooth // 2 + 1) % n]
         width = 2 * window + 1
         highest = maximum_filter1d(around, width, mode="wrap")[width : n - width]
         # Neighbouring shifts share their highest peak: only every width-th is a draw of its own.
@@ -71,8 +72,8 @@ class CrossCorrelator:
         scale = np.sqrt(self.power * float(np.square(other).sum()))
         low, high = np.percentile(self._resampled(other, seed), [2.5, 97.5], method="inverted_cdf")
         return CrossLag(
-            lag=float(step * (best - window)),
-            ci95=(float(step * low), float(step * high)),
+            lag=float(self.step * (best - window)),
+            ci95=(float(self.step * low), float(self.step * high)),
             correlation=float(near.max() / scale),
             p_value=float(p_value),
         )
@@ -84,4 +85,4 @@ class CrossCorrelator:
         views = np.lib.stride_tricks.sliding_window_view(padded, span)[: self.blocks * self.length : self.length]
         lags = irfft(self.parts * rfft(views, self.size), self.size)[:, : 2 * window + 1]
         counts = np.random.default_rng(seed).multinomial(self.blocks, [1 / self.blocks] * self.blocks, RESAMPLES)
-        return np.argmax(uniform_filter1d(counts @ lags, SMOOTH, axis=1, mode="nearest"), axis=1) - window
+        return np.argmax(uniform_filter1d(counts @ lags, self.smooth, axis=1, mode="nearest"), axis=1) - window

@@ -44,7 +44,7 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
             _spread(episode, found),
             *(_cost(dip) for dip in dips),
         ]
-        if not dips and found.dips is not None and not any("no dips" in note for note in found.notes):
+        if not dips and found.dips is not None and not any("for dips" in note for note in found.notes):
             parts.append("No accuracy dip followed.")
         if leaders[episode.leader] > 1:
             parts.append(

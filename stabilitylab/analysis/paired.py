@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -94,6 +95,7 @@ def seeds_needed(effect_size: float, wanted: float = POWER) -> int | None:
     return high
 
 
+@cache
 def detectable_size(n: int, wanted: float = POWER) -> float | None:
     """The least effect size that n pairs show with probability ``wanted``. None below two pairs."""
     return float(brentq(lambda size: power(n, size) - wanted, 1e-3, 100.0, xtol=1e-4)) if n >= 2 else None

@@ -56,9 +56,9 @@ def analyze_run(
         names = [(layer.name, layer.depth) for layer in clean]
         travels = propagation(found, names, source=first.name, num_iterations=series.iterations, cross=cross)
         if len(layers) == 1:
-            notes.append(f"only one layer has a gradient ({first.name}): there is no lag to measure")
+            notes.append(f"not enough data for a lag: only one layer has a gradient ({first.name})")
     elif lag:
-        notes.append("no layer has a gradient: there is no lag to measure")
+        notes.append("not enough data for a lag: no layer has a gradient")
 
     dipped: tuple[Dip, ...] | None = None
     link: DipLink | None = None
@@ -66,7 +66,8 @@ def analyze_run(
         curve = series.evals.get(METRIC)
         if curve is None or np.isfinite(curve.value).sum() < 3:
             have = 0 if curve is None else int(np.isfinite(curve.value).sum())
-            notes.append(f"no dips: {METRIC} has {have} values and at least 3 are needed (see --set eval.knn_every)")
+            few = f"{METRIC} has {have} values and at least 3 are needed (see --set eval.knn_every)"
+            notes.append(f"not enough data for dips: {few}")
             dipped = ()
         else:
             dipped = find_dips(curve, found)
@@ -107,8 +108,8 @@ def cross_lags(
         on_grid(layer.iteration, found.score, start, step, length)
         for layer, found in zip(layers, detections, strict=True)
     )
-    correlator = CrossCorrelator(next(grids), window=max(window // step, 1))
-    return {layer.name: correlator.lag_of(grid, step=step) for layer, grid in zip(layers[1:], grids, strict=True)}
+    correlator = CrossCorrelator(next(grids), window=max(window // step, 1), step=step)
+    return {layer.name: correlator.lag_of(grid) for layer, grid in zip(layers[1:], grids, strict=True)}
 
 
 def without_duplicates(layer: LayerSeries) -> LayerSeries:
@@ -144,11 +145,12 @@ def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
     if len(norm) == 0:
         return "no gradients recorded"
     if len(finite) == 0:
-        return "every gradient is NaN or infinite: not enough data for spikes"
+        return "not enough data for spikes: every gradient is NaN or infinite"
     if (finite > 0).sum() <= settings.warmup:
-        return f"{int((finite > 0).sum())} usable values and more than {settings.warmup} are needed to judge a spike"
+        usable = int((finite > 0).sum())
+        return f"not enough data: {usable} usable values and more than {settings.warmup} are needed to judge a spike"
     if finite.min() == finite.max():
-        return "the gradient norm never changes: nothing to compare a spike with"
+        return "not enough data: the gradient norm never changes, there is nothing to compare a spike with"
     return ""
 
 

@@ -26,7 +26,7 @@ MAX_PASSES = 2
 """Flagged values leave the baseline, which may flag others."""
 MAX_PEAKS = 250
 PEAK_SHARE = 0.02
-MARGIN = 0.9
+MARGIN = 0.95
 """Share of the promised rate that is aimed at. On normal and t3 noise, AR(1) 0 to 0.95, the rate kept is then 0.6 to
 1.0 times the one asked for (benchmarks/detection.py)."""
 
