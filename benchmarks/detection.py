@@ -1,10 +1,15 @@
-"""False alarms, recall and speed of the spike detector, beside a fixed threshold.
+"""The spike detector on generated truth, beside other people's rules and a naive 3 sigma.
 
     python benchmarks/detection.py [--quick]
 
-False alarms are events per 10,000 iterations and layer on noise alone (the promise: 1), with a Poisson 95%
-interval; the ratio rule is off, so that the threshold stands alone. Recall is the share of planted spikes
-(5 iterations long, log-normal noise of sd 0.25) whose onset is found within 2 iterations.
+1. False events on noise alone, per 10,000 iterations, for rates asked of 1 and 0.1. Ours must stay within a factor 2.
+2. Recall by spike height in noise sd, widths 1 to 50, onset within 3 iterations. Every rule is given the threshold at
+   which it, too, opens one false event per 10,000 on the noise where it opens most: the rate asked for is a promise
+   for whatever noise a run has. "told" is our score with the best threshold for each noise, told beforehand: what no
+   detector that has to learn it can pass.
+3. Precision and recall by ratio, x1.5 to x30, on drifting series with a warm-up and level shifts, as published.
+
+The ratio rule (a spike at least doubles the norm) is off in 1 and 2, so that the threshold stands alone.
 """
 
 from __future__ import annotations
@@ -12,72 +17,189 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import median_filter
-from scipy.stats import chi2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes
-from tests.synthetic import layer_series, noise, plant, spread_onsets
+from benchmarks._truth import add_spike, ar_noise, layer, spaced
+from stabilitylab.analysis.rules import THRESHOLDS, published_score
+from stabilitylab.analysis.spikes import SpikeSettings, detect, detect_spikes
 
-NOISES = [(kind, phi) for kind in ("normal", "t3") for phi in (0.0, 0.5, 0.9)]
+NOISES = [(kind, phi) for kind in ("normal", "t3") for phi in (0.0, 0.5, 0.9, 0.95)]
+RULES = ("olmo", "zscore", "ema")
+OURS = SpikeSettings(ratio_open=1.0)
+HEIGHTS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
+SD = 0.15
 
 
-def false_alarms(runs: int, n: int = 10_000) -> None:
-    print("false alarms per 10,000 iterations and layer (ratio rule off)")
-    print(f"{'noise':<8}{'phi':>5}{'calibrated':>12}{'95% interval':>18}{'fixed z = 6':>13}")
-    calibrated = SpikeSettings(ratio_open=1.0)
-    fixed = SpikeSettings(ratio_open=1.0, false_alarms_per_10k=None)
+def events(score: np.ndarray, threshold: float) -> np.ndarray:
+    """Onsets of stretches at or above ``threshold``; gaps of up to 3 are bridged."""
+    at = np.flatnonzero(score >= threshold)
+    return at[np.diff(at, prepend=-10) > 4]
+
+
+def scores(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every rule's score of one series of log norms."""
+    found = {rule: published_score(np.exp(x), rule, 50)[0] for rule in RULES}
+    return found | {"mad": detect(layer(x), OURS).score.astype(np.float64)}
+
+
+def false_events(runs: int, n: int) -> bool:
+    print(f"1. false events per 10,000 iterations, {runs} series of {n:,} a row")
+    heads = [f"ask {rate:g}" for rate in (1.0, 0.1)] + [f"{rule} as is" for rule in RULES]
+    print(f"{'noise':<8}{'phi':>6}" + "".join(f"{head:>14}" for head in heads))
+    kept = True
     for kind, phi in NOISES:
-        layers = [layer_series(noise(n, seed=s, kind=kind, phi=phi)) for s in range(runs)]
-        mine = sum(len(detect_spikes(layer, calibrated)) for layer in layers)
-        theirs = sum(len(detect_spikes(layer, fixed)) for layer in layers)
-        low = chi2.ppf(0.025, 2 * mine) / 2 if mine else 0.0
-        high = chi2.ppf(0.975, 2 * mine + 2) / 2
-        print(f"{kind:<8}{phi:>5}{mine / runs:>12.2f}{low / runs:>9.2f} to {high / runs:>5.2f}{theirs / runs:>13.2f}")
+        counts = dict.fromkeys(heads, 0)
+        for seed in range(runs):
+            x = SD * ar_noise(np.random.default_rng([1, seed]), n, kind=kind, phi=phi)
+            for rate in (1.0, 0.1):
+                settings = replace(OURS, false_alarms_per_10k=rate)
+                counts[f"ask {rate:g}"] += len(detect_spikes(layer(x), settings))
+            if seed < max(runs // 10, 1):
+                for rule in RULES:
+                    found = events(published_score(np.exp(x), rule, 50)[0], THRESHOLDS[rule])
+                    counts[f"{rule} as is"] += len(found)
+        length = {head: n * (runs if head.startswith("ask") else max(runs // 10, 1)) / 10_000 for head in heads}
+        rates = {head: counts[head] / length[head] for head in heads}
+        kept &= 0.5 <= rates["ask 1"] <= 2 and 0.05 <= rates["ask 0.1"] <= 0.2
+        print(f"{kind:<8}{phi:>6}" + "".join(f"{rates[head]:>14.3f}" for head in heads))
+    print(f"within a factor 2 of what was asked: {kept}\n")
+    return kept
 
 
-def recall(runs: int, n: int = 10_000) -> None:
-    print("\nrecall of planted spikes, default settings, by height (times the usual norm)")
-    heights = (2.5, 4.0, 8.0, 16.0)
-    print(f"{'noise':<8}{'phi':>5}" + "".join(f"{h:>8g}x" for h in heights))
+def tuned(runs: int, n: int) -> tuple[dict[str, float], dict[tuple[str, float], float]]:
+    """Each rule's threshold for one false event per 10,000 on its worst noise; our score's for every noise."""
+    worst = dict.fromkeys((*RULES, "mad"), 0.0)
+    told = {}
     for kind, phi in NOISES:
-        shares = []
-        for height in heights:
-            found = planted = 0
+        draws = [SD * ar_noise(np.random.default_rng([2, s]), n, kind=kind, phi=phi) for s in range(runs)]
+        found = [scores(x) for x in draws]
+        for rule in worst:
+            low, high = 1.0, 400.0
+            while high - low > 0.02:
+                middle = (low + high) / 2
+                rate = sum(len(events(one[rule], middle)) for one in found) / (runs * n / 10_000)
+                low, high = (middle, high) if rate > 1 else (low, middle)
+            worst[rule] = max(worst[rule], high)
+            if rule == "mad":
+                told[kind, phi] = high
+    return worst, told
+
+
+def with_spikes(seed: int, n: int, kind: str, phi: float, height: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([3, seed])
+    x = ar_noise(rng, n, kind=kind, phi=phi)
+    onsets = spaced(rng, n, n // 500, apart=300)
+    for onset in onsets:
+        add_spike(x, int(onset), height, round(float(np.exp(rng.uniform(0, np.log(50))))))
+    return SD * x, onsets
+
+
+def found_share(found: Sequence[int] | np.ndarray, onsets: np.ndarray, within: int = 3) -> int:
+    """How many of ``onsets`` have an event that opens at most ``within`` away."""
+    if len(found) == 0:
+        return 0
+    return int((np.abs(np.asarray(found)[:, None] - onsets).min(axis=0) <= within).sum())
+
+
+def recall(runs: int, n: int) -> bool:
+    worst, told = tuned(runs, n)
+    print("2. recall by height in noise sd; every rule at one false event per 10,000 on its worst noise")
+    print("   thresholds: " + ", ".join(f"{rule} {value:.1f}" for rule, value in worst.items()))
+    print(f"{'noise':<8}{'phi':>6}  {'rule':<8}" + "".join(f"{h:>6}" for h in HEIGHTS))
+    kept = True
+    total: dict[str, np.ndarray] = {}
+    for kind, phi in NOISES:
+        shares: dict[str, list[float]] = {name: [] for name in ("ours", "told", "mad", *RULES)}
+        for height in HEIGHTS:
+            hits = dict.fromkeys(shares, 0)
+            planted = 0
             for seed in range(runs):
-                onsets = spread_onsets(np.random.default_rng(seed), 30, n)
-                x = plant(noise(n, seed=seed, kind=kind, phi=phi), onsets, np.log(height))
-                mine = np.array([s.onset for s in detect_spikes(layer_series(x))] or [-100])
-                found += int((np.abs(mine[:, None] - onsets).min(axis=0) <= 2).sum())
+                x, onsets = with_spikes(seed, n, kind, phi, height)
                 planted += len(onsets)
-            shares.append(found / planted)
-        print(f"{kind:<8}{phi:>5}" + "".join(f"{share:>9.2f}" for share in shares))
+                hits["ours"] += found_share([s.onset for s in detect_spikes(layer(x), OURS)], onsets)
+                for rule, score in scores(x).items():
+                    hits[rule] += found_share(events(score, worst[rule]), onsets)
+                    if rule == "mad":
+                        hits["told"] += found_share(events(score, told[kind, phi]), onsets)
+            for name, count in hits.items():
+                shares[name].append(count / planted)
+        for name, row in shares.items():
+            print(f"{kind:<8}{phi:>6}  {name:<8}" + "".join(f"{share:>6.2f}" for share in row))
+            total[name] = total.get(name, np.zeros(len(HEIGHTS))) + np.array(row) / len(NOISES)
+        kept &= kind == "t3" or shares["ours"][HEIGHTS.index(8)] >= 0.95
+    for name, mean in total.items():
+        print(f"{'all':<14}  {name:<8}" + "".join(f"{share:>6.2f}" for share in mean))
+    best = max(total[rule].mean() for rule in ("mad", *RULES))
+    print(f"recall of at least 0.95 at 8 sd of normal noise: {kept}")
+    print(f"no rule that keeps the rate recalls more, over all heights and noises: {total['ours'].mean() >= best}\n")
+    return kept and bool(total["ours"].mean() >= best)
+
+
+def drifting(seed: int, n: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Warm-up, cosine decay, a slow wander, three level shifts, and noise of a kind drawn anew."""
+    rng = np.random.default_rng([4, seed])
+    kind, phi = NOISES[seed % len(NOISES)]
+    t = np.arange(n)
+    x = rng.uniform(0.05, 0.2) * ar_noise(rng, n, kind=kind, phi=phi)
+    x += 1.5 * np.minimum(t / (n / 10), 1) + np.log(0.05 + 0.5 * (1 + np.cos(np.pi * t / n)))
+    x += 0.3 * np.sin(2 * np.pi * (t / rng.uniform(2000, 5000) + rng.random()))
+    for at in rng.integers(n // 10, n, 3):
+        x[at:] += rng.uniform(-0.6, 0.6)
+    onsets = spaced(rng, n, n // 500, apart=300)
+    for onset in onsets:
+        add_spike(x, int(onset), np.log(ratio), int(rng.integers(1, 51)))
+    return x, onsets
+
+
+def by_ratio(runs: int, n: int) -> None:
+    print("3. precision and recall by ratio on drifting series, every rule as published (ours: default settings)")
+    print(f"{'ratio':>6}{'':<11}" + "".join(f"{rule:>16}" for rule in ("ours", "ours, min 1", *RULES)))
+    for ratio in (1.5, 2, 3, 5, 10, 30):
+        cells = []
+        for settings in (SpikeSettings(), OURS, *(SpikeSettings(rule=rule) for rule in RULES)):
+            hits = planted = opened = right = 0
+            for seed in range(runs):
+                x, onsets = drifting(seed, n, ratio)
+                found = detect_spikes(layer(x), settings)
+                hits += found_share([s.onset for s in found], onsets)
+                planted += len(onsets)
+                opened += len(found)
+                right += sum(bool(((s.onset <= onsets + 50) & (s.end >= onsets)).any()) for s in found)
+            cells.append(f"{right / max(opened, 1):.2f} / {hits / planted:.2f}")
+        print(f"{ratio:>6g}{' prec/recall':<11}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 def speed(n: int) -> None:
-    series = layer_series(plant(noise(n, seed=0), range(1000, n - 1000, 2500), 3.0))
-    detect, median = [], []
+    x, _ = with_spikes(0, n, "normal", 0.5, 12)
+    series = layer(x)
+    detecting, median = [], []
     for _ in range(3):  # interleaved: the machine's noise hits both
         started = time.perf_counter()
         detect_spikes(series)
-        detect.append(time.perf_counter() - started)
+        detecting.append(time.perf_counter() - started)
         started = time.perf_counter()
         median_filter(series.grad_norm, size=201)
         median.append(time.perf_counter() - started)
-    ratio = min(detect) / min(median)
-    print(f"\nspeed: {n:,} iterations of one layer in {min(detect):.3f} s, {ratio:.1f} times one rolling median")
+    ratio = min(detecting) / min(median)
+    print(f"\nspeed: {n:,} iterations of one layer in {min(detecting):.3f} s, {ratio:.1f} times one rolling median")
     if ratio > 20:
         raise SystemExit("the detector costs more than 20 rolling medians")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the runs")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the runs; the limits are not checked")
     quick = parser.parse_args().quick
-    false_alarms(10 if quick else 100)
-    recall(2 if quick else 10)
+    kept = false_events(4 if quick else 40, 100_000)
+    kept &= recall(3 if quick else 10, 20_000)
+    by_ratio(8 if quick else 40, 10_000)
     speed(20_000 if quick else 100_000)
+    if not (kept or quick):
+        raise SystemExit("a limit of 1 or 2 is not kept")

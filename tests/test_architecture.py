@@ -31,7 +31,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "analysis": ("torch", "duckdb"),
     "report": ("torch", "duckdb"),
 }
-OUTERMOST = ("integrations", "experiments", "cli", "__main__")  # may import everything
+OUTERMOST = ("answers", "integrations", "experiments", "cli", "__main__")  # may import everything
 
 
 def imports(source: str) -> Iterator[str]:

@@ -75,10 +75,14 @@ def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
     if blocks == 0:
         level = np.median(sizes) if len(sizes) else 0.0
         return np.full(len(residual), max(MAD_TO_SD * level, SCALE_FLOOR))
-    medians = np.median(sizes[: blocks * SCALE_BLOCK].reshape(blocks, SCALE_BLOCK), axis=1)
+    grid = sizes[: blocks * SCALE_BLOCK].reshape(blocks, SCALE_BLOCK)
+    medians = np.partition(grid, SCALE_BLOCK // 2, axis=1)[:, SCALE_BLOCK // 2]
     past = running_median(medians, SCALE_BLOCKS)
     future = running_median(medians[::-1], SCALE_BLOCKS)[::-1]
-    block = np.minimum((np.cumsum(usable) - usable) // SCALE_BLOCK, blocks)
-    before = past[np.clip(block - 1, 0, blocks - 1)]
-    after = future[np.clip(block + 1, 0, blocks - 1)]
-    return np.maximum(MAD_TO_SD * np.maximum(before, after), SCALE_FLOOR)
+    block = np.arange(blocks + 1)
+    noisier = np.maximum(past[np.maximum(block - 1, 0)], future[np.minimum(block + 1, blocks - 1)])
+    scale = np.maximum(MAD_TO_SD * noisier, SCALE_FLOOR)
+    of_usable = np.repeat(scale, SCALE_BLOCK)[: len(sizes)]  # the last, shorter block has a scale of its own
+    if len(sizes) == len(residual):
+        return of_usable
+    return np.append(of_usable, of_usable[-1])[np.cumsum(usable) - usable]

@@ -1,9 +1,15 @@
-"""Dips of an accuracy curve: drops below what it had reached, larger than its own sampling error."""
+"""Dips of an accuracy curve: drops below what it had reached, larger than its own sampling error.
+
+Several evaluations in a row are judged together: four that lie 3 standard errors down are surer than one that lies 4
+down, and one by one none of them would be seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from statistics import median
 
 import numpy as np
 
@@ -12,8 +18,18 @@ from stabilitylab.analysis.results import Dip, DipLink, EvalCurve, Spike, SpikeR
 Z_OPEN = 4.0
 Z_CLOSE = 2.0
 MIN_DEPTH = 0.01
-REACHED_OVER = 9
-"""Evaluations whose median counts as reached: the highest single value of many is luck."""
+REACHED_OVER, HELD_OVER = 9, 25
+"""Reached is the higher of two medians: of the last 9 evaluations outside dips, and the highest there ever was of 25.
+The highest single value of many is luck; the highest of many medians of 9 still is, a little."""
+TREND_OVER, TREND_BLOCKS = 5, 4
+TREND_FROM = 1.0
+"""While the medians of four fives rise by this many standard errors each, reached is where they lead: else a curve that
+climbs hides its dips. A rebound from an unseen dip does not rise so long."""
+TREND_ERROR = 1.2
+"""Standard errors by which such a lead is itself uncertain, taken off."""
+TOGETHER = (1, 2, 3, 5, 8)
+LEVEL_VARIANCE = 0.1
+"""Of what was reached, in squared standard errors: it does not average out over evaluations."""
 LINK_WINDOW = 100
 """A spike belongs to a dip that starts at most this many iterations after its onset."""
 
@@ -30,22 +46,26 @@ def find_dips(
     iteration, value, error = _clean(curve)
     if len(value) < 3:
         return ()
-    level = np.maximum.accumulate(_trailing_median(value, REACHED_OVER))
-    reached = np.concatenate([[value[0]], level[:-1]])
-    below = (reached - value) / error
-    dips = []
-    i = 0
+    limits = _limits(value, error, z_open, min_depth)
+    close = np.zeros(len(value))  # below this, an evaluation before the opening belongs to the dip
+    level = _Level()
+    dips: list[Dip] = []
+    i = free = 0
     while i < len(value):
-        if not (below[i] >= z_open and reached[i] - value[i] >= min_depth):
+        before = level.reached(float(value[i]), float(error[i]))
+        close[i] = before - Z_CLOSE * error[i]
+        if before < limits[i].min():
+            level.add(float(value[i]))
             i += 1
             continue
-        before = reached[i]
-        start = i
-        while start > 0 and below[start - 1] >= Z_CLOSE:
-            start -= 1
-        stop = i
-        while stop < len(value) and value[stop] < before - Z_CLOSE * error[stop]:
-            stop += 1
+        start, stop = _surest(before - limits, i)
+        line = before - Z_CLOSE * error
+        low = value < np.where(np.arange(len(value)) < i, close, line)
+        while low[max(start - 2, free) : start].any():  # one good evaluation alone is neither start
+            start = start - 1 if low[start - 1] else start - 2
+        while stop < len(value) and (value[stop : stop + 2] < line[stop : stop + 2]).any():
+            stop += 1  # nor recovery
+        level.unbroken = 0
         trough = start + int(np.argmin(value[start:stop]))
         depth = float(before - value[trough])
         lost = np.maximum(before - value[start:stop], 0)
@@ -59,8 +79,62 @@ def find_dips(
                 area=_area(iteration[start : stop + 1], lost),
             )
         )
-        i = max(stop, i + 1)
+        i = free = stop
     return tuple(_linked(dip, spikes, link_window) for dip in dips)
+
+
+class _Level:
+    """What the curve had reached, from the evaluations outside dips."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.held = -np.inf
+        self.unbroken = 0  # evaluations since the last dip
+
+    def add(self, value: float) -> None:
+        self.values.append(value)
+        self.unbroken += 1
+        if len(self.values) >= HELD_OVER:
+            self.held = max(self.held, median(self.values[-HELD_OVER:]))
+
+    def reached(self, first: float, error: float) -> float:
+        """At the next evaluation, whose standard error is ``error``. ``first`` stands in where nothing came before."""
+        if not self.values:
+            return first
+        recent = median(self.values[-REACHED_OVER:])
+        if self.unbroken >= TREND_BLOCKS * TREND_OVER:
+            starts = range(-TREND_BLOCKS * TREND_OVER, 0, TREND_OVER)
+            middles = [median(self.values[k : k + TREND_OVER or None]) for k in starts]
+            rises = [later - earlier for earlier, later in pairwise(middles)]
+            if min(rises) > TREND_FROM * error:
+                # From the middle of the last block to the next evaluation, at a rise that slackens as it did.
+                lead = (TREND_OVER + 1) / 2 * rises[-1] / TREND_OVER * min(rises[-1] / rises[-2], 1.0)
+                recent = max(recent, middles[-1] + lead - TREND_ERROR * error)
+        return max(recent, self.held)
+
+
+def _limits(value: np.ndarray, error: np.ndarray, z_open: float, min_depth: float) -> np.ndarray:
+    """(n, TOGETHER) the least level from which the next evaluations, one or several together, are a dip."""
+    limits = np.full((len(value), len(TOGETHER)), np.inf)
+    for column, count in enumerate(TOGETHER):
+        last = len(value) - count + 1
+        if last < 1:
+            break
+        variance = _forward_mean(error**2, count) / count
+        if count > 1:
+            variance += LEVEL_VARIANCE * error[:last] ** 2
+        limits[:last, column] = _forward_mean(value, count) + np.maximum(z_open * np.sqrt(variance), min_depth)
+    return limits
+
+
+def _surest(margin: np.ndarray, i: int) -> tuple[int, int]:
+    """Start and stop of the stretch, opening at ``i`` or soon after, that passes its limit by most."""
+    row, column = np.unravel_index(np.argmax(margin[i : i + max(TOGETHER)]), margin[i : i + max(TOGETHER)].shape)
+    return i + int(row), i + int(row) + TOGETHER[int(column)]
+
+
+def _forward_mean(x: np.ndarray, count: int) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(x, count).mean(axis=1)
 
 
 def link_dips(
@@ -107,11 +181,6 @@ def _standard_error(value: np.ndarray, samples: np.ndarray) -> np.ndarray:
     share = np.clip(value, 0, 1)
     smooth = (share * count + 1) / (count + 2)  # a value of 0 or 1 still has an error
     return np.where(samples > 0, np.sqrt(smooth * (1 - smooth) / count), fallback)
-
-
-def _trailing_median(value: np.ndarray, width: int) -> np.ndarray:
-    padded = np.concatenate([np.full(width - 1, np.nan), value])
-    return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
 
 
 def _area(iteration: np.ndarray, lost: np.ndarray) -> float:

@@ -7,12 +7,13 @@ within the window, and onsets are matched around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.stats import binom
 
-from stabilitylab.analysis.results import Lag, LayerLag, Spike
+from stabilitylab.analysis.results import CrossLag, Lag, LayerLag, Spike
 
 WINDOW = 100
 MIN_MATCHES = 5
@@ -31,19 +32,19 @@ def measure_lag(
     target: str,
     num_iterations: int,
     window: int = WINDOW,
-    seed: int = 0,
+    cross: CrossLag | None = None,
 ) -> Lag:
     """Median lag from ``source`` to ``target`` with a 95% interval and a p-value.
 
     The interval is that of the order statistics (sign test): it needs no distribution and holds at five
     matches, where a bootstrap of the median does not. The p-value compares how many onsets pair up with
-    what circular shifts of one layer give.
+    what circular shifts of one layer give. ``cross`` is the second estimate, which the first is held against.
     """
     a, b = _onsets(from_spikes), _onsets(to_spikes)
     window = min(window, max(num_iterations // 5, 1))
 
     def undecided(reason: str, matched: int = 0) -> Lag:
-        return Lag(source, target, None, None, None, matched, len(a), "inconclusive", reason)
+        return Lag(source, target, None, None, None, matched, len(a), "inconclusive", reason, cross=cross)
 
     if source == target:
         return undecided(f"only one layer has a gradient ({source}): a lag needs two")
@@ -59,10 +60,19 @@ def measure_lag(
         )
     median = float(np.median(lags))
     ci95 = median_interval(lags)
-    p_value, null_lags = _shift_test(a, b, window, num_iterations, seed)
+    p_value, null_lags = shift_test(a, b, window, num_iterations)
     verdict, reason = _verdict(source, target, ci95, p_value)
+    agree = None
+    if cross is not None and p_value < 0.05:
+        low, high = cross.ci95
+        if low <= ci95[1] and ci95[0] <= high:
+            agree = True
+        elif cross.p_value < 0.05:
+            agree = False
+            reason += f"; but cross-correlation disagrees: {cross.lag:g} iterations ({low:g} to {high:g})"
+    shown = tuple(lags.tolist())
     return Lag(
-        source, target, median, ci95, p_value, len(lags), len(a), verdict, reason, tuple(lags.tolist()), null_lags
+        source, target, median, ci95, p_value, len(lags), len(a), verdict, reason, shown, null_lags, cross, agree
     )
 
 
@@ -73,8 +83,9 @@ def propagation(
     source: str,
     num_iterations: int,
     window: int = WINDOW,
+    cross: Mapping[str, CrossLag | None] | None = None,
 ) -> tuple[LayerLag, ...]:
-    """The median lag of every layer (name, depth) behind ``source``."""
+    """The median lag of every layer (name, depth) behind ``source``. The source itself has neither p nor ``cross``."""
     window = min(window, max(num_iterations // 5, 1))
     by_layer: dict[str, list[Spike]] = {}
     for spike in spikes:
@@ -82,10 +93,14 @@ def propagation(
     first = _onsets(by_layer.get(source, []))
     rows = []
     for name, depth in layers:
-        lags = match(first, _onsets(by_layer.get(name, [])), window)
+        onsets = _onsets(by_layer.get(name, []))
+        lags = match(first, onsets, window)
         enough = len(lags) >= MIN_MATCHES
         median = float(np.median(lags)) if len(lags) else None
-        rows.append(LayerLag(name, depth, median, len(lags), median_interval(lags) if enough else None))
+        interval = median_interval(lags) if enough else None
+        p_value = shift_test(first, onsets, window, num_iterations)[0] if enough and name != source else None
+        second = cross.get(name) if cross and name != source else None
+        rows.append(LayerLag(name, depth, median, len(lags), interval, p_value, second))
     return tuple(rows)
 
 
@@ -113,16 +128,11 @@ def differences(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
 
 def common_lag(pairs: np.ndarray) -> float:
     """The middle of the densest stretch of 2 x BANDWIDTH among sorted lags; the least lag among equals."""
-    middle = _densest(pairs)[1]
-    return float(middle)
-
-
-def _densest(pairs: np.ndarray) -> tuple[int, float]:
     stop = np.searchsorted(pairs, pairs + 2 * BANDWIDTH, side="right")
     count = stop - np.arange(len(pairs))
     best = np.flatnonzero(count == count.max())
     middles = [float(np.median(pairs[i : stop[i]])) for i in best]
-    return int(count.max()), min(middles, key=abs)
+    return min(middles, key=abs)
 
 
 def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -136,28 +146,28 @@ def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float
     return float(ordered[k - 1]), float(ordered[-k])
 
 
-def _shift_test(
-    a: np.ndarray, b: np.ndarray, window: int, num_iterations: int, seed: int
-) -> tuple[float, tuple[float, ...]]:
-    """How often a circular shift of ``b`` pairs up as many onsets at one lag. Also the shifted median lags."""
+def shift_test(a: np.ndarray, b: np.ndarray, window: int, num_iterations: int) -> tuple[float, tuple[float, ...]]:
+    """How often a circular shift of ``b`` pairs up as many onsets at one lag, over every shift that moves all pairs
+    out of the window. Also the lag at which most pair up under 199 of the shifts.
+
+    All shifts at once: the pairs' differences, counted round the circle, and the highest count within reach.
+    """
     span = max(num_iterations, int(max(a.max(), b.max())) + 1)
-    rng = np.random.default_rng(seed)
+    reach = max(window - BANDWIDTH, 0)
+    pairs = np.bincount(np.subtract.outer(b, a).ravel() % span, minlength=span).astype(np.float64)
+    dense = np.rint(uniform_filter1d(pairs, 2 * BANDWIDTH + 1, mode="wrap") * (2 * BANDWIDTH + 1))
+    highest = maximum_filter1d(dense, 2 * reach + 1, mode="wrap")
     low, high = 2 * window + 1, span - 2 * window
     if high <= low:
         low, high = 1, span
-    observed = _densest(differences(a, b, window))[0]
-    shifts = rng.integers(low, high, NULL_SHIFTS)
-    reached = 0
-    medians = []
-    for shift in shifts:
-        moved = np.sort((b + shift) % span)
-        pairs = differences(a, moved, window)
-        if len(pairs) == 0:
-            continue
-        count, middle = _densest(pairs)
-        reached += count >= observed
-        medians.append(middle)
-    return (1 + reached) / (1 + NULL_SHIFTS), tuple(medians)
+    shifted = highest[low:high]
+    p_value = (1 + int((shifted >= highest[0]).sum())) / (1 + len(shifted))
+    near = np.arange(-reach, reach + 1)
+    shown = np.linspace(low, high - 1, min(NULL_SHIFTS, len(shifted))).astype(np.int64)
+    around = dense[(shown[:, None] + near) % span]
+    best = around == around.max(axis=1, keepdims=True)
+    lags = near[np.argmin(np.where(best, np.abs(near), span), axis=1)]
+    return p_value, tuple(lags[around.max(axis=1) > 0].astype(float).tolist())
 
 
 def _verdict(source: str, target: str, ci95: tuple[float, float], p_value: float) -> tuple[str, str]:

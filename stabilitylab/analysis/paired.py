@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct
 from scipy.stats import t as student_t
 
 EXACT_UP_TO = 14
@@ -54,3 +57,45 @@ def holm(p_values: list[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, p * (len(known) - rank)))
         corrected[i] = largest
     return corrected
+
+
+def share_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
+    """Wilson's 95% interval of a share. None of nothing."""
+    if n == 0:
+        return None
+    share, spread = hits / n, z**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
+
+
+POWER = 0.8
+MOST_SEEDS = 1000
+
+
+def power(n: int, effect_size: float, level: float = 0.95) -> float:
+    """Probability that the interval of n pairs leaves 0 out, where the true mean is ``effect_size`` sd of their
+    differences (normal)."""
+    if n < 2:
+        return 0.0
+    limit = student_t.ppf(0.5 + level / 2, n - 1)
+    shift = abs(effect_size) * np.sqrt(n)
+    # scipy's lower tail of the noncentral t underflows to NaN far out, where it is 0.
+    return float(nct.sf(limit, n - 1, shift) + np.nan_to_num(nct.cdf(-limit, n - 1, shift)))
+
+
+def seeds_needed(effect_size: float, wanted: float = POWER) -> int | None:
+    """The fewest pairs whose power is ``wanted``; None above 1,000: no study of this kind."""
+    if power(MOST_SEEDS, effect_size) < wanted:
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle, effect_size) >= wanted else (middle, high)
+    return high
+
+
+@cache
+def detectable_size(n: int, wanted: float = POWER) -> float | None:
+    """The least effect size that n pairs show with probability ``wanted``. None below two pairs."""
+    return float(brentq(lambda size: power(n, size) - wanted, 1e-3, 100.0, xtol=1e-4)) if n >= 2 else None

@@ -7,11 +7,18 @@ draws. Definitions: README, "How each number is defined".
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from stabilitylab.analysis.comparison import Comparison, Effect, LrSensitivity, RunSummary
+from stabilitylab.analysis.settings import SpikeSettings
+
+__all__ = [
+    "Comparison", "CrossLag", "Dip", "DipLink", "EarlyWarning", "Effect", "Episode", "EvalCurve", "FalseAlarms", "Lag",
+    "LayerLag", "LayerSeries", "LrSensitivity", "RunAnalysis", "RunSeries", "RunSummary", "Spike", "SpikeRef",
+]  # fmt: skip
 SCHEMA_VERSION = 1
 
 
@@ -95,11 +102,23 @@ class FalseAlarms:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossLag:
+    """A lag by cross-correlation of two layers' scores: where they agree best, how well (0 to 1), and the level of
+    chance of so high a correlation."""
+
+    lag: float
+    ci95: tuple[float, float]
+    correlation: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lag:
     """Iterations from a spike in ``source`` to the matching spike in ``target`` (negative: target first).
 
     ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``inconclusive``; ``reason`` says why.
-    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing.
+    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing. ``agree``: does
+    the second estimate's interval meet ``ci95``; None where either may be chance.
     """
 
     source: str
@@ -113,6 +132,8 @@ class Lag:
     reason: str
     lags: tuple[float, ...] = ()
     null_lags: tuple[float, ...] = ()
+    cross: CrossLag | None = None
+    agree: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +145,8 @@ class LayerLag:
     median_lag: float | None
     num_matched: int
     ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+    cross: CrossLag | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +182,29 @@ class DipLink:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyWarning:
+    """Does ``signal`` rise before spikes do? Leads in iterations; a spike is warned of at most ``horizon`` before.
+
+    ``hit_rate`` is the share of spikes warned of, ``hit_rate_by_chance`` the same under circular shifts.
+    """
+
+    signal: str
+    horizon: int
+    num_spikes: int
+    num_warned: int
+    num_alarms: int
+    num_false: int
+    hit_rate: float | None = None
+    hit_ci95: tuple[float, float] | None = None
+    false_per_10k: float | None = None
+    hit_rate_by_chance: float | None = None
+    p_value: float | None = None
+    median_lead: float | None = None
+    lead_ci95: tuple[float, float] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunAnalysis:
     """The whole answer for one run. A part that was not asked for is None; ``notes`` name what lacked data."""
 
@@ -172,7 +218,15 @@ class RunAnalysis:
     propagation: tuple[LayerLag, ...] | None = None
     dips: tuple[Dip, ...] | None = None
     dip_link: DipLink | None = None
+    early_warning: EarlyWarning | None = None
+    settings: SpikeSettings | None = None
     notes: tuple[str, ...] = ()
+
+    def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
+        """The parts asked for; the rest becomes None."""
+        found = self if spikes else replace(self, spikes=None, false_alarms=None, episodes=None, early_warning=None)
+        found = found if lag else replace(found, lag=None, propagation=None)
+        return found if dips else replace(found, dips=None, dip_link=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract, schema 1: plain types only; what is not finite becomes None."""
@@ -182,6 +236,11 @@ class RunAnalysis:
             out["spikes"] = [asdict(spike) for spike in self.spikes]
         if self.false_alarms is not None:
             out["false_alarms"] = asdict(self.false_alarms)
+        if self.episodes is not None:
+            out["episodes"] = [
+                asdict(episode) | {"order": [{"layer": layer, "onset": onset} for layer, onset in episode.order]}
+                for episode in self.episodes
+            ]
         if self.lag is not None:
             lag = asdict(self.lag)
             out["lag"] = {"from": lag.pop("source"), "to": lag.pop("target")} | {
@@ -193,63 +252,21 @@ class RunAnalysis:
             out["dips"] = [asdict(dip) for dip in self.dips]
         if self.dip_link is not None:
             out["dip_link"] = asdict(self.dip_link)
+        if self.early_warning is not None:
+            out["early_warning"] = asdict(self.early_warning)
+        if self.settings is not None:
+            out["settings"] = asdict(self.settings)
         out["notes"] = list(self.notes)
-        plain: dict[str, Any] = _finite(out)
-        return plain
+        answer: dict[str, Any] = plain(out)
+        return answer
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """What one run brings to a comparison. Rates are per 10,000 iterations."""
-
-    run: str
-    mitigation: str
-    seed: int
-    base_lr: float
-    final_knn: float | None
-    best_knn: float | None
-    spikes_per_10k: float | None
-    dip_area: float | None
-    max_dip_depth: float | None
-    diverged: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """Mitigation minus baseline for one metric, over runs paired by seed.
-
-    ``ci95`` and ``p_value`` are None where the number of pairs gives none; ``warning`` then says so.
-    """
-
-    mitigation: str
-    baseline: str
-    metric: str
-    baseline_mean: float
-    mitigated_mean: float
-    difference: float
-    ci95: tuple[float, float] | None
-    p_value: float | None
-    p_holm: float | None
-    num_seeds: int
-    warning: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Runs side by side, and the effect of each mitigation against the baseline."""
-
-    runs: tuple[RunSummary, ...]
-    effects: tuple[Effect, ...]
-    baseline: str
-    notes: tuple[str, ...] = ()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
+from stabilitylab.analysis.crosscorr import CrossCorrelator, on_grid
 from stabilitylab.analysis.dips import find_dips, link_dips
-from stabilitylab.analysis.lag import measure_lag, propagation
-from stabilitylab.analysis.results import Dip, DipLink, LayerSeries, RunAnalysis, RunSeries, Spike
-from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
+from stabilitylab.analysis.episodes import find_episodes, join_gap
+from stabilitylab.analysis.lag import WINDOW, measure_lag, propagation
+from stabilitylab.analysis.results import CrossLag, Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.analysis.spikes import Detection, SpikeSettings, chance_level, detect
+from stabilitylab.analysis.warning import early_warning
 
 METRIC = "knn_top1"
 
@@ -19,33 +26,39 @@ def analyze_run(
     lag: bool = True,
     dips: bool = True,
     settings: SpikeSettings | None = None,
+    early: tuple[str, Sequence[LayerSeries]] | None = None,
 ) -> RunAnalysis:
-    """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it."""
+    """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it.
+
+    ``early``: a signal's name and its series by layer, to be held against the spikes that follow.
+    """
     settings = settings or SpikeSettings()
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
-    notes = _layer_notes(layers, settings)
     clean = [without_duplicates(layer) for layer in layers]
-    found: list[Spike] = []
-    for layer in clean:
-        found += detect_spikes(layer, settings)
-    found.sort(key=lambda spike: spike.onset)
+    notes = _layer_notes(clean, settings)
+    # The running medians are numpy's and scipy's: threads share them out.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        detections = list(pool.map(lambda layer: detect(layer, settings), clean))
+    found = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
 
     measured = travels = None
     if lag and layers:
         first, last = clean[0], clean[-1]
+        cross = cross_lags(clean, detections, min(WINDOW, max(series.iterations // 5, 1)))
         measured = measure_lag(
-            [s for s in found if s.layer == first.name],
-            [s for s in found if s.layer == last.name],
+            detections[0].spikes,
+            detections[-1].spikes,
             source=first.name,
             target=last.name,
             num_iterations=series.iterations,
+            cross=cross.get(last.name) if len(layers) > 1 else None,
         )
         names = [(layer.name, layer.depth) for layer in clean]
-        travels = propagation(found, names, source=first.name, num_iterations=series.iterations)
+        travels = propagation(found, names, source=first.name, num_iterations=series.iterations, cross=cross)
         if len(layers) == 1:
-            notes.append(f"only one layer has a gradient ({first.name}): there is no lag to measure")
+            notes.append(f"not enough data for a lag: only one layer has a gradient ({first.name})")
     elif lag:
-        notes.append("no layer has a gradient: there is no lag to measure")
+        notes.append("not enough data for a lag: no layer has a gradient")
 
     dipped: tuple[Dip, ...] | None = None
     link: DipLink | None = None
@@ -53,23 +66,50 @@ def analyze_run(
         curve = series.evals.get(METRIC)
         if curve is None or np.isfinite(curve.value).sum() < 3:
             have = 0 if curve is None else int(np.isfinite(curve.value).sum())
-            notes.append(f"no dips: {METRIC} has {have} values and at least 3 are needed (see --set eval.knn_every)")
+            few = f"{METRIC} has {have} values and at least 3 are needed (see --set eval.knn_every)"
+            notes.append(f"not enough data for dips: {few}")
             dipped = ()
         else:
             dipped = find_dips(curve, found)
             link = link_dips(dipped, found, num_iterations=series.iterations)
+    foreseen = None
+    if early is not None:
+        signal, recorded = early
+        clean_signal = [without_duplicates(layer) for layer in recorded]
+        foreseen = early_warning(signal, clean_signal, found, num_iterations=series.iterations, settings=settings)
+    gap = join_gap(len(clean), settings.false_alarms_per_10k or 1.0)
     return RunAnalysis(
         run=series.run,
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
         spikes=tuple(found) if spikes else None,
-        false_alarms=false_alarms(clean, settings) if spikes else None,
+        false_alarms=chance_level(clean, detections) if spikes else None,
+        episodes=find_episodes(found, num_layers=len(clean), gap=gap) if spikes else None,
         lag=measured,
         propagation=travels,
         dips=dipped,
         dip_link=link,
+        early_warning=foreseen,
+        settings=settings,
         notes=tuple(notes),
     )
+
+
+def cross_lags(
+    layers: Sequence[LayerSeries], detections: Sequence[Detection], window: int
+) -> dict[str, CrossLag | None]:
+    """Every layer behind the first, by cross-correlation. Iterations are put on one regular grid."""
+    first = layers[0].iteration
+    if len(first) < 2:
+        return {}
+    start, step = int(first[0]), max(int(np.median(np.diff(first))), 1)
+    length = (int(first[-1]) - start) // step + 1
+    grids = (
+        on_grid(layer.iteration, found.score, start, step, length)
+        for layer, found in zip(layers, detections, strict=True)
+    )
+    correlator = CrossCorrelator(next(grids), window=max(window // step, 1), step=step)
+    return {layer.name: correlator.lag_of(grid) for layer, grid in zip(layers[1:], grids, strict=True)}
 
 
 def without_duplicates(layer: LayerSeries) -> LayerSeries:
@@ -105,14 +145,15 @@ def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
     if len(norm) == 0:
         return "no gradients recorded"
     if len(finite) == 0:
-        return "every gradient is NaN or infinite: not enough data for spikes"
+        return "not enough data for spikes: every gradient is NaN or infinite"
     if (finite > 0).sum() <= settings.warmup:
-        return f"{int((finite > 0).sum())} usable values and more than {settings.warmup} are needed to judge a spike"
+        usable = int((finite > 0).sum())
+        return f"not enough data: {usable} usable values and more than {settings.warmup} are needed to judge a spike"
     if finite.min() == finite.max():
-        return "the gradient norm never changes: nothing to compare a spike with"
+        return "not enough data: the gradient norm never changes, there is nothing to compare a spike with"
     return ""
 
 
 def _gaps(layer: LayerSeries) -> bool:
-    step = np.diff(np.unique(layer.iteration))
-    return len(step) > 0 and bool(step.max() > np.median(step))
+    step = np.diff(layer.iteration)
+    return len(step) > 0 and bool(step.max() > step.min())

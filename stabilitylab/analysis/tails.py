@@ -2,8 +2,7 @@
 
 Peaks over a high quantile follow a generalised Pareto distribution (Pickands 1975). Its shape is not
 known from a hundred peaks, so the threshold solves for the *predictive* rate: averaged over the shapes
-and scales that the peaks leave possible, with a prior that gradient noise is a little heavier than
-exponential.
+and scales that the peaks leave possible, with a broad prior around an exponential tail.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 _SHAPES = np.linspace(-0.3, 0.9, 25)
-_SHAPE_PRIOR_MEAN, _SHAPE_PRIOR_SD = 0.1, 0.2
+_SHAPE_PRIOR_MEAN, _SHAPE_PRIOR_SD = 0.0, 0.3
 _SCALES = np.exp(np.linspace(-1.2, 1.2, 41))
 MIN_PEAKS = 8
 

@@ -15,6 +15,7 @@ from stabilitylab import __version__
 COMMANDS = {
     "train": "train",
     "analyze": "analyze",
+    "compare": "compare",
     "report": "report",
     "probe": "probe",
     "runs": "runs",
@@ -56,6 +57,7 @@ def cli() -> None:
     stablab demo                         the whole chain on real digits, in a few minutes
     stablab train --log-grads            train, recording every layer's gradient
     stablab analyze run_001              spikes, first-to-last-layer lag, dips
+    stablab compare run_001 run_002 ...  what a mitigation changes, over seeds
     stablab report run_001 run_002 -o report.html
     """
 

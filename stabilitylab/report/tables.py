@@ -18,6 +18,7 @@ METRICS = {
     "dip_area": ("dip area, points x iterations", 100.0, "", 0),
     "max_dip_depth": ("deepest dip, points", 100.0, "", 1),
     "diverged": ("runs that diverged", 100.0, "%", 0),
+    "spike_score": ("spike score (values 7 sd above the last 1,000)", 100.0, "%", 3),
 }
 
 

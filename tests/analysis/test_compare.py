@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from stabilitylab.analysis.compare import compare_runs
-from stabilitylab.analysis.paired import holm, mean_interval, sign_flip_p
-from stabilitylab.analysis.results import RunSummary
+from stabilitylab.analysis.compare import compare_runs, global_norm
+from stabilitylab.analysis.paired import detectable_size, holm, mean_interval, power, seeds_needed, sign_flip_p
+from stabilitylab.analysis.results import Effect, LayerSeries, RunSeries, RunSummary
 
 
 def summary(mitigation: str, seed: int, knn: float | None, lr: float = 0.1, *, diverged: bool = False) -> RunSummary:
@@ -74,3 +75,75 @@ def test_divergence_is_a_rate() -> None:
     runs = [summary("none", s, 0.1, diverged=s < 2) for s in range(4)] + [summary("x", s, 0.5) for s in range(4)]
     effect = next(e for e in compare_runs(runs).effects if e.metric == "diverged")
     assert (effect.baseline_mean, effect.mitigated_mean) == (0.5, 0.0)
+
+
+def test_power_is_what_simulation_gives() -> None:
+    """The noncentral t against counting, and the seeds and sizes that follow from it."""
+    rng = np.random.default_rng(5)
+    for n, size in ((3, 1.5), (5, 1.0), (10, 1.0)):
+        draws = rng.normal(size, 1.0, (20_000, n))
+        half = stats.t.ppf(0.975, n - 1) * draws.std(axis=1, ddof=1) / np.sqrt(n)
+        assert power(n, size) == pytest.approx(np.mean(np.abs(draws.mean(axis=1)) > half), abs=0.012)
+    assert power(1, 5.0) == 0.0
+    assert power(10, 0.0) == pytest.approx(0.05)
+    needed = seeds_needed(1.0)
+    assert needed == 10  # the textbook's n for d = 1, 80%, two-sided 5%
+    assert power(needed - 1, 1.0) < 0.8 <= power(needed, 1.0)
+    assert seeds_needed(0.01) is None
+    size = detectable_size(8)
+    assert size is not None
+    assert power(8, size) == pytest.approx(0.8, abs=1e-3)
+    assert detectable_size(1) is None
+
+
+def test_verdicts_are_read_off_the_interval() -> None:
+    def effect(differences: list[float], metric: str = "final_knn") -> Effect:
+        runs = [summary("none", s, 0.5) for s in range(len(differences))]
+        runs += [summary("x", s, 0.5 + d) for s, d in enumerate(differences)]
+        return next(e for e in compare_runs(runs).effects if e.metric == metric)
+
+    assert effect([0.1, 0.11, 0.12, 0.1]).verdict == "better"
+    assert effect([-0.1, -0.11, -0.12, -0.1]).verdict == "worse"
+    assert effect([0.1, -0.1, 0.3, 0.05]).verdict == "no difference shown"
+    assert effect([0.1, 0.11]).verdict == "too few seeds"
+    assert effect([0.0, 0.0, 0.0]).verdict == "no difference shown"
+    few = effect([0.1, 0.11, 0.12])
+    assert few.verdict == "better"
+    assert "no p below 0.05 is possible" in few.warning
+    assert few.effect_size == pytest.approx(0.11 / 0.01)
+    assert few.detectable == pytest.approx(0.01 * detectable_size(3), rel=1e-6)  # type: ignore[operator]
+
+
+def test_a_lower_spike_rate_is_better() -> None:
+    runs = [replace(summary("none", s, 0.5), spikes_per_10k=20.0 + s) for s in range(4)]
+    runs += [replace(summary("x", s, 0.5), spikes_per_10k=5.0 + s**2 / 10) for s in range(4)]
+    effect = next(e for e in compare_runs(runs).effects if e.metric == "spikes_per_10k")
+    assert effect.verdict == "better"
+
+
+def test_lr_sensitivity_is_what_is_lost_against_the_best_rate() -> None:
+    table = {"none": {0.1: (0.7, 0.72), 0.2: (0.8, 0.78), 0.4: (0.5, 0.6)}, "x": {0.1: (0.7, 0.7), 0.2: (0.75, 0.8)}}
+    runs = []
+    for name, by_lr in table.items():
+        for lr, values in by_lr.items():
+            runs += [summary(name, seed, knn, lr) for seed, knn in enumerate(values)]
+    none, x = compare_runs(runs).lr_sensitivity
+    assert [lr for lr, _ in none.by_lr] == [0.1, 0.2]  # 0.4 was not run with x
+    assert none.mean == pytest.approx(np.mean([(0.1 + 0) / 2, (0.06 + 0) / 2]))
+    assert x.mean == pytest.approx(np.mean([0.05 / 2, 0.1 / 2]))
+    assert x.num_seeds == 2
+    assert dict(x.by_lr)[0.2] == pytest.approx(0.775)
+    assert compare_runs([summary("none", s, 0.5) for s in range(3)]).lr_sensitivity == ()
+
+
+def test_a_run_without_knn_is_named() -> None:
+    notes = compare_runs([summary("none", 0, None), summary("x", 0, 0.5)]).notes
+    assert "none_0_0.1: no knn_top1 was recorded" in notes
+
+
+def test_the_whole_norm_is_that_of_the_layers_at_shared_iterations() -> None:
+    a = LayerSeries("a", 0, np.array([0, 1, 1, 2, 5]), np.array([3.0, 9.0, 3.0, 3.0, 1.0]))
+    b = LayerSeries("b", 1, np.array([1, 2, 3, 4, 7]), np.array([4.0, 4.0, 1.0, 1.0, 1.0]))
+    frozen = LayerSeries("c", 2, np.array([], dtype=int), np.array([]), trainable=False)
+    np.testing.assert_allclose(global_norm(RunSeries("r", 8, (a, b, frozen))), [5.0, 5.0])
+    assert len(global_norm(RunSeries("r", 0, (frozen,)))) == 0

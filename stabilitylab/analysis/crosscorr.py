@@ -1,0 +1,88 @@
+"""Lag by cross-correlation: a second estimate that uses no events, only how far each layer stands above its baseline.
+
+Scores (noise sd above the baseline) below 2 count as 0 and above 10 as 10: one giant spike must not decide, and
+neither must the noise. Chance is what every circular shift of one layer gives; the interval comes from resampling
+blocks of time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
+
+from stabilitylab.analysis.results import CrossLag
+
+FLOOR, CUT = 2.0, 10.0
+BLOCK_WINDOWS = 3
+"""A block of time is at least this many lag windows long, so that few pairs straddle two."""
+MIN_BLOCKS, MAX_BLOCKS = 5, 64
+RESAMPLES = 200
+SMOOTH = 7
+"""Lags within so many iterations are averaged: spikes jitter by a few."""
+
+
+def on_grid(iteration: np.ndarray, score: np.ndarray, start: int, step: int, length: int) -> np.ndarray:
+    """(length,) float64: the excess of ``score`` at ``start``, ``start + step`` ...; 0 where nothing is recorded."""
+    excess = np.zeros(length)
+    at = (iteration - start) // step
+    inside = (at >= 0) & (at < length)
+    excess[at[inside]] = np.clip(np.nan_to_num(score[inside], neginf=0.0), 0, CUT)
+    excess[excess < FLOOR] = 0
+    return excess
+
+
+class CrossCorrelator:
+    """Correlates other layers with one, whose transforms are kept. ``excess`` (n,) as ``on_grid`` makes it;
+    ``window`` is in steps of that grid, ``step`` iterations each."""
+
+    def __init__(self, excess: np.ndarray, *, window: int, step: int = 1) -> None:
+        self.window, self.step = window, step
+        self.smooth = max(SMOOTH // step, 1)
+        self.n = len(excess)
+        self.blocks = min(self.n // max(BLOCK_WINDOWS * window, 1), MAX_BLOCKS)
+        self.level = float(excess.mean()) if self.n else 0.0
+        self.power = float(np.square(excess - self.level).sum())
+        if not self._enough():
+            return
+        self.whole = np.conj(rfft(excess - self.level))
+        self.length = self.n // self.blocks
+        self.size = next_fast_len(self.length + 2 * window, real=True)
+        parts = (excess - self.level)[: self.blocks * self.length].reshape(self.blocks, self.length)
+        self.parts = np.conj(rfft(parts, self.size))
+
+    def _enough(self) -> bool:
+        return self.blocks >= MIN_BLOCKS and self.power > 0
+
+    def lag_of(self, excess: np.ndarray, *, seed: int = 0) -> CrossLag | None:
+        """How far ``excess`` (n,) follows, in iterations. None where there are too few blocks or nothing rises."""
+        if not self._enough() or not excess.any():
+            return None
+        other = excess - excess.mean()
+        window, n = self.window, self.n
+        products = irfft(self.whole * rfft(other), n)
+        around = uniform_filter1d(products, self.smooth, mode="wrap")
+        inside = np.concatenate([around[-window:], around[: window + 1]])
+        best = int(np.argmax(inside))
+        near = products[np.arange(best - window - self.smooth // 2, best - window + self.smooth // 2 + 1) % n]
+        width = 2 * window + 1
+        highest = maximum_filter1d(around, width, mode="wrap")[width : n - width]
+        # Neighbouring shifts share their highest peak: only every width-th is a draw of its own.
+        p_value = (1 + (highest >= inside[best]).sum() / width) / (1 + len(highest) / width)
+        scale = np.sqrt(self.power * float(np.square(other).sum()))
+        low, high = np.percentile(self._resampled(other, seed), [2.5, 97.5], method="inverted_cdf")
+        return CrossLag(
+            lag=float(self.step * (best - window)),
+            ci95=(float(self.step * low), float(self.step * high)),
+            correlation=float(near.max() / scale),
+            p_value=float(p_value),
+        )
+
+    def _resampled(self, other: np.ndarray, seed: int) -> np.ndarray:
+        """(RESAMPLES,) lags of the highest correlation when blocks of time are drawn with replacement."""
+        window, span = self.window, self.length + 2 * self.window
+        padded = np.concatenate([np.zeros(window), other, np.zeros(span)])
+        views = np.lib.stride_tricks.sliding_window_view(padded, span)[: self.blocks * self.length : self.length]
+        lags = irfft(self.parts * rfft(views, self.size), self.size)[:, : 2 * window + 1]
+        counts = np.random.default_rng(seed).multinomial(self.blocks, [1 / self.blocks] * self.blocks, RESAMPLES)
+        return np.argmax(uniform_filter1d(counts @ lags, self.smooth, axis=1, mode="nearest"), axis=1) - window

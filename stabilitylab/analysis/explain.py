@@ -1,0 +1,115 @@
+"""Episodes in plain words: what happened, in which order, what it cost, and what to try next."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stabilitylab.analysis.dips import LINK_WINDOW
+from stabilitylab.analysis.results import Dip, Episode, RunAnalysis, plain
+
+PATCH = "patch_embed"
+BEFORE = 100
+"""A branch that is to avoid an episode starts this many iterations before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One episode told: ``text`` what happened, ``next`` what to try."""
+
+    start: int
+    text: str
+    next: str
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+
+def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None) -> tuple[Account, ...]:
+    """An account of every episode, in order. ``config``: what the run was trained with, for the advice."""
+    episodes = found.episodes or ()
+    leaders = Counter(episode.leader for episode in episodes)
+    seen: Counter[str] = Counter()
+    accounts = []
+    for number, episode in enumerate(episodes, 1):
+        seen[episode.leader] += 1
+        dips = _dips_after(episode, found)
+        parts = [
+            f"Episode {number}, iterations {episode.start} to {episode.end}.",
+            _rise(episode),
+            _spread(episode, found),
+            *(_cost(dip) for dip in dips),
+        ]
+        if not dips and found.dips is not None and not any("for dips" in note for note in found.notes):
+            parts.append("No accuracy dip followed.")
+        if leaders[episode.leader] > 1:
+            parts.append(
+                f"It is number {seen[episode.leader]} of {leaders[episode.leader]} that {episode.leader} leads."
+            )
+        accounts.append(Account(episode.start, " ".join(filter(None, parts)), _advice(episode, found, config or {})))
+    return tuple(accounts)
+
+
+def _rise(episode: Episode) -> str:
+    first = f"{episode.leader} rose first, at {episode.start}"
+    if not math.isfinite(episode.ratio):
+        return f"{first}; the gradient of {episode.peak_layer} was not finite at {episode.peak}."
+    size = f"{episode.ratio:.1f} times its usual norm ({episode.z:.0f} noise sd) at {episode.peak}"
+    if episode.peak_layer == episode.leader:
+        return f"{first}, and reached {size}, the most of any layer."
+    return f"{first}; the largest was {episode.peak_layer}, {size}."
+
+
+def _spread(episode: Episode, found: RunAnalysis) -> str:
+    if len(episode.order) == 1:
+        alarms = found.false_alarms
+        by_chance = alarms is not None and alarms.mirrored_events > 0 and math.isfinite(episode.ratio)
+        return "No other layer took part" + (": chance alone opens such events." if by_chance else ".")
+    followers = episode.order[1:]
+    named = [f"{layer} after {onset - episode.start}" for layer, onset in followers[:3]]
+    more = f" and {len(followers) - 3} more" if len(followers) > 3 else ""
+    last_layer, last = followers[-1]
+    end = f", the last {last_layer} after {last - episode.start}" if len(followers) > 3 else ""
+    share = f"{len(episode.order)} of {round(len(episode.order) / episode.reach)} trained layers took part"
+    return f"Then {', '.join(named)}{more} iterations{end}; {share}."
+
+
+def _cost(dip: Dip) -> str:
+    back = "has not recovered" if dip.recovered is None else f"recovered by {dip.recovered}"
+    return f"kNN accuracy fell by {100 * dip.depth:.1f} points from {dip.start} (lowest at {dip.trough}) and {back}."
+
+
+def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
+    """Dips whose spike belongs to the episode."""
+    return [
+        dip
+        for dip in found.dips or ()
+        if dip.after_spike is not None and episode.start <= dip.after_spike.onset <= episode.end
+        and dip.start <= episode.end + LINK_WINDOW
+    ]  # fmt: skip
+
+
+def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any]) -> str:
+    done = tuple(config.get("mitigation") or ())
+    warmup = (config.get("optim") or {}).get("warmup_iterations")
+    branch = f"compare from before it, at iteration {max(episode.start - BEFORE, 0)}"
+    if not math.isfinite(episode.ratio):
+        amp = (config.get("train") or {}).get("amp")
+        half = "turn --amp fp16 off first; then " if amp == "fp16" else ""
+        return f"{half}lower --base-lr or clip the whole gradient (--mitigation clip-global:1.0); {branch}."
+    if isinstance(warmup, int) and 0 < episode.start < warmup:
+        return f"it lies in the warm-up ({warmup} iterations): a longer one, optim.warmup_iterations; {branch}."
+    if episode.leader == PATCH and "frozen-patch" not in done:
+        return f"freeze the patch projection (--mitigation frozen-patch), the paper's cure for this order; {branch}."
+    if len(episode.order) == 1:
+        return "one layer alone: look whether it comes back before changing anything."
+    if "frozen-patch" in done:
+        return (
+            f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: lower --base-lr."
+        )
+    cures = "lower --base-lr, a longer warm-up or --mitigation clip-global:1.0"
+    return f"{episode.leader} leads, so freezing the patch projection may not help: {cures}; {branch}."

@@ -1,0 +1,62 @@
+"""Other people's rules, with their published parameters, to compare with. All work on the norm itself, not its log.
+
+olmo    at least 7 sd above the mean of the last 1,000 values (OLMo 2, arXiv 2501.00656: its "spike score")
+zscore  more than 3 sd above the mean of the last 200 values
+ema     z above 2.5 of exponential mean and variance, alpha 0.97, 25 values to warm up; a value that fires enters the
+        statistics clipped to mean + sd x 2.5^2 / z (ZClip, arXiv 2504.02507)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+THRESHOLDS = {"olmo": 7.0, "zscore": 3.0, "ema": 2.5}
+_ROLLING = {"olmo": 1000, "zscore": 200}
+EMA_ALPHA = 0.97
+EMA_WARMUP = 25
+
+
+def published_score(norm: np.ndarray, rule: str, warmup: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) norms -> how many sd each lies above the rule's mean (-inf where that cannot be told), and that mean.
+
+    Norms that are not finite are left out, as if the series had not had them.
+    """
+    usable = np.isfinite(norm)
+    values = norm[usable]
+    if rule == "ema":
+        z, mean = _ema_score(values)
+    else:
+        past = pd.Series(values).rolling(_ROLLING[rule], min_periods=warmup)
+        mean = past.mean().shift(1).to_numpy()
+        sd = past.std().shift(1).to_numpy()
+        known = sd > 1e-12 * np.abs(mean)  # NaN, and the rounding of a constant series, are not
+        z = np.divide(values - mean, sd, out=np.full(len(values), -np.inf), where=known)
+    score, centre = np.full(len(norm), -np.inf), np.full(len(norm), np.nan)
+    score[usable], centre[usable] = z, mean
+    return score, centre
+
+
+def _ema_score(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z, centre = np.full(len(values), -np.inf), np.full(len(values), np.nan)
+    if len(values) <= EMA_WARMUP:
+        return z, centre
+    limit = THRESHOLDS["ema"]
+    mean, variance = float(values[:EMA_WARMUP].mean()), float(values[:EMA_WARMUP].var())
+    for i, value in enumerate(values[EMA_WARMUP:].tolist(), EMA_WARMUP):
+        sd = math.sqrt(variance)
+        above = (value - mean) / sd if sd > 1e-12 * abs(mean) else 0.0
+        z[i], centre[i] = above, mean
+        taken = mean + sd * limit**2 / above if above > limit else value
+        mean = EMA_ALPHA * mean + (1 - EMA_ALPHA) * taken
+        variance = EMA_ALPHA * variance + (1 - EMA_ALPHA) * (taken - mean) ** 2
+    return z, centre
+
+
+def spike_score(norm: np.ndarray, warmup: int = 50) -> float | None:
+    """OLMo 2's spike score: the share of values at least 7 sd above the mean of the last 1,000. None without any."""
+    score, centre = published_score(norm, "olmo", warmup)
+    judged = np.isfinite(centre)
+    return float((score[judged] >= THRESHOLDS["olmo"]).mean()) if judged.any() else None

@@ -1,0 +1,133 @@
+"""An analysis as text: what ``stablab analyze`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stabilitylab.analysis.explain import Account
+    from stabilitylab.analysis.results import RunAnalysis
+
+_SHOWN = 12
+
+
+def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()) -> None:
+    """Everything that was asked for: a part that is None is left out."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    say = console.print
+    running = " so far, still running" if status == "running" else ""
+    say(f"{found.run}: {found.iterations} iterations{running}, {len(found.layers)} layers")
+    if found.spikes is not None:
+        _print_spikes(found, say)
+    if found.episodes:
+        _print_episodes(found, say)
+    if found.lag is not None:
+        _print_lag(found, say)
+    if found.dips is not None:
+        _print_dips(found, say)
+    if found.early_warning is not None:
+        _print_warning(found, say)
+    if accounts:
+        say("\nepisode by episode")
+    for account in accounts:
+        say(f"  {account.text}")
+        say(f"  next: {account.next}\n")
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    spikes = found.spikes or ()
+    rule = found.settings.rule if found.settings is not None else "stablab"
+    say(f"\nspikes: {len(spikes)}" + ("" if rule == "stablab" else f" (rule {rule})"))
+    if found.false_alarms is not None:
+        alarms = found.false_alarms
+        say(
+            f"  chance alone (mirrored series): {alarms.mirrored_events} events, "
+            f"{alarms.per_10k_iterations:.2f} per 10,000 iterations and layer"
+        )
+    if spikes:
+        say(f"  {'layer':<14}{'onset':>8}{'peak':>8}{'end':>8}{'ratio':>9}{'z':>8}  kind")
+    shown = sorted(spikes, key=lambda s: (-s.z, s.onset))[:_SHOWN]
+    for s in sorted(shown, key=lambda s: s.onset):
+        say(f"  {s.layer:<14}{s.onset:>8}{s.peak:>8}{s.end:>8}{s.ratio:>8.1f}x{s.z:>8.1f}  {s.kind}")
+    if len(spikes) > _SHOWN:
+        say(f"  the {_SHOWN} largest; all {len(spikes)}: --format csv")
+
+
+def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    episodes = found.episodes or ()
+    say(f"\nepisodes (spikes of several layers that belong together): {len(episodes)}")
+    say(f"  {'start':>8}{'end':>8}  {'leader':<14}{'layers':>7}{'reach':>7}{'largest':>10}  then")
+    largest = sorted(episodes, key=lambda e: (-len(e.order), -e.z, e.start))[:_SHOWN]
+    for e in sorted(largest, key=lambda e: e.start):
+        followers = ", ".join(f"{layer} +{onset - e.start}" for layer, onset in e.order[1:4])
+        more = f", {len(e.order) - 4} more" if len(e.order) > 4 else ""
+        size = f"{e.ratio:.1f}x"
+        say(f"  {e.start:>8}{e.end:>8}  {e.leader:<14}{len(e.order):>7}{e.reach:>7.0%}{size:>10}  {followers}{more}")
+    if len(episodes) > _SHOWN:
+        say(f"  the {_SHOWN} that reach farthest; all {len(episodes)}: --format json")
+
+
+def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    lag = found.lag
+    assert lag is not None
+    say(f"\nlag from {lag.source} to {lag.target}: {lag.verdict}")
+    if lag.median_iterations is not None:
+        interval = "" if lag.ci95 is None else f", 95% interval {lag.ci95[0]:g} to {lag.ci95[1]:g}"
+        chance = "" if lag.p_value is None else f", p = {lag.p_value:.3g}"
+        say(f"  median {lag.median_iterations:g} iterations{interval}{chance}")
+    say(f"  {lag.num_matched} of {lag.num_from} spikes matched" + (f": {lag.reason}" if lag.reason else ""))
+    if lag.cross is not None:
+        cross = lag.cross
+        judged = {True: ": agrees", False: ": disagrees", None: ""}[lag.agree]
+        say(
+            f"  cross-correlation: {cross.lag:g} iterations, 95% interval {cross.ci95[0]:g} to {cross.ci95[1]:g}, "
+            f"r = {cross.correlation:.2f}, p = {cross.p_value:.3g}{judged}"
+        )
+    measured = [row for row in found.propagation or () if row.median_lag is not None]
+    if measured:
+        say(f"  {'layer':<14}{'depth':>6}{'median lag':>12}{'matched':>9}")
+        for row in measured:
+            say(f"  {row.layer:<14}{row.depth:>6}{row.median_lag:>12g}{row.num_matched:>9}")
+
+
+def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    dips = found.dips or ()
+    say(f"\ndips of kNN accuracy: {len(dips)}")
+    if dips:
+        say(f"  {'start':>8}{'trough':>8}{'recovered':>11}{'depth':>8}{'z':>7}  after spike")
+    for dip in dips:
+        recovered = "not yet" if dip.recovered is None else str(dip.recovered)
+        after = "" if dip.after_spike is None else f"{dip.after_spike.layer} at {dip.after_spike.onset}"
+        say(f"  {dip.start:>8}{dip.trough:>8}{recovered:>11}{dip.depth:>8.3f}{dip.z:>7.1f}  {after}")
+    link = found.dip_link
+    if link is not None and link.num_dips and link.expected_by_chance is not None:
+        chance = "" if link.p_value is None else f", p = {link.p_value:.3g}"
+        say(
+            f"  {link.num_linked} of {link.num_dips} follow a spike; chance gives {link.expected_by_chance:.1f}{chance}"
+        )
+
+
+def _print_warning(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    early = found.early_warning
+    assert early is not None
+    say(f"\nearly warning by {early.signal}: {early.num_warned} of {early.num_spikes} spikes are warned of")
+    if early.hit_rate is not None and early.hit_ci95 is not None:
+        low, high = early.hit_ci95
+        say(
+            f"  hit rate {early.hit_rate:.2f} (95% interval {low:.2f} to {high:.2f}); "
+            f"chance gives {early.hit_rate_by_chance:.2f}, p = {early.p_value:.3g}"
+        )
+        say(
+            f"  false alarms: {early.num_false} of {early.num_alarms}, "
+            f"{early.false_per_10k:.2f} per 10,000 iterations and layer"
+        )
+    if early.median_lead is not None:
+        interval = "" if early.lead_ci95 is None else f", 95% interval {early.lead_ci95[0]:g} to {early.lead_ci95[1]:g}"
+        say(f"  lead: {early.median_lead:g} iterations before the spike{interval}")
+    if early.reason:
+        say(f"  {early.reason}")

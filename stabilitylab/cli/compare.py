@@ -1,0 +1,184 @@
+"""``stablab compare``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stabilitylab.cli.options import runs_dir
+from stabilitylab.config import ConfigError
+
+if TYPE_CHECKING:
+    from stabilitylab.analysis.results import Comparison, RunSummary
+    from stabilitylab.answers import Answer
+
+POWER_SEEDS = (3, 5, 8, 10, 15, 20)
+POWER_SIZES = (0.5, 1.0, 1.5, 2.0)
+_UNNAMED = ("train.seed", "optim.base_lr", "mitigation")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--by", default="mitigation", show_default=True, metavar="KEY",
+    help="What tells the groups apart: mitigation, or a configuration key such as method.name or model.pos_embed.",
+)  # fmt: skip
+@click.option("--baseline", metavar="VALUE", help="The group to compare with. [default: none, or the first run's]")
+@click.option("--format", "form", type=click.Choice(["text", "json", "csv"]), default="text", show_default=True)
+@runs_dir
+def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, runs_dir: str | None) -> None:
+    """Compare RUNs by mitigation, paired by seed and learning rate.
+
+    Effects with 95% intervals, exact p-values with Holm's correction, and verdicts read off the intervals; the
+    sensitivity to the learning rate where several were run; and how many seeds it takes to show a difference.
+    """
+    from stabilitylab.analysis.compare import compare_runs
+
+    answers = {run: _answer(run, runs_dir) for run in dict.fromkeys(runs)}
+    if len(answers) < 2:
+        raise ConfigError("compare needs at least two runs; for one, use stablab analyze")
+    summaries = [_grouped(answer, by) for answer in answers.values()]
+    groups = list(dict.fromkeys(summary.mitigation for summary in summaries))
+    if baseline is None:
+        baseline = "none" if by == "mitigation" and "none" in groups else groups[0]
+    elif baseline not in groups:
+        raise ConfigError(f"--baseline: no run has {by} {baseline!r}; there are: {', '.join(groups)}")
+    found = compare_runs(summaries, baseline)
+    found = replace(found, notes=(*found.notes, *_other_differences(list(answers.values()), by)))
+    if form == "json":
+        from stabilitylab.analysis.results import SCHEMA_VERSION, plain
+
+        power = [{"effect_size": size, "seeds": n, "power": p} for size, n, p in _power_table()]
+        whole = {"schema": SCHEMA_VERSION, "by": by} | found.to_dict() | {"power": power}
+        click.echo(json.dumps(plain(whole), indent=2, allow_nan=False))
+    elif form == "csv":
+        _print_csv(found)
+    else:
+        _print_text(found, by)
+
+
+def _answer(run: str, runs_dir: str | None) -> Answer:
+    from stabilitylab.answers import answer_run
+    from stabilitylab.store.location import find_run, runs_root
+
+    answer = answer_run(find_run(runs_root(runs_dir), run))
+    for problem in answer.problems:
+        click.echo(f"stablab: warning: {problem}", err=True)
+    return answer
+
+
+def _grouped(answer: Answer, by: str) -> RunSummary:
+    """The run's row with its group in the place of the mitigation."""
+    if by == "mitigation":
+        return answer.summary
+    flat = _flat(answer.config)
+    if by not in flat:
+        known = ", ".join(sorted(flat)) or "none: it was not trained here"
+        raise ConfigError(f"--by: run {answer.summary.run} has no configuration key {by!r}; it has {known}")
+    label = f"{flat[by]}"
+    if by == "optim.base_lr":  # runs of different groups would have no learning rate in common
+        return replace(answer.summary, mitigation=label, base_lr=float("nan"))
+    return replace(answer.summary, mitigation=label)
+
+
+def _other_differences(answers: Sequence[Answer], by: str) -> list[str]:
+    flat = [_flat(answer.config) for answer in answers]
+    keys = sorted({key for config in flat for key in config} - {by, *_UNNAMED})
+    apart = [key for key in keys if len({str(config.get(key)) for config in flat}) > 1]
+    if by != "mitigation" and len({str(config.get("mitigation")) for config in flat}) > 1:
+        apart.append("mitigation")
+    return [f"the runs also differ in {', '.join(apart)}: effects mix with that"] if apart else []
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def _power_table() -> list[tuple[float, int, float]]:
+    from stabilitylab.analysis.paired import power
+
+    return [(size, n, power(n, size)) for size in POWER_SIZES for n in POWER_SEEDS]
+
+
+def _print_csv(found: Comparison) -> None:
+    from stabilitylab.analysis.results import Effect
+
+    names = [field.name for field in fields(Effect) if field.name != "ci95"]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*names, "ci95_low", "ci95_high"])
+    for effect in found.effects:
+        values = [getattr(effect, name) for name in names]
+        writer.writerow(["" if value is None else value for value in (*values, *(effect.ci95 or ("", "")))])
+
+
+def _print_text(found: Comparison, by: str) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    say = console.print
+    say(f"{len(found.runs)} runs by {by}, against {found.baseline}; paired by seed and base learning rate")
+    _print_runs(found.runs, say)
+    for mitigation in dict.fromkeys(effect.mitigation for effect in found.effects):
+        _print_effects(found, mitigation, say)
+    if found.lr_sensitivity:
+        say("\nsensitivity to the learning rate (final kNN lost against the best of the rates, mean over rates)")
+        for row in found.lr_sensitivity:
+            interval = "" if row.ci95 is None else f" (95% interval {row.ci95[0]:.4f} to {row.ci95[1]:.4f})"
+            by_lr = ", ".join(f"{value:.3f} at {lr:g}" for lr, value in row.by_lr)
+            say(f"  {row.mitigation:<20}{row.mean:.4f}{interval}, {row.num_seeds} seeds: {by_lr}")
+    if found.effects:
+        _print_power(say)
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+def _print_runs(runs: Sequence[RunSummary], say: Callable[[str], None]) -> None:
+    head = f"{'final':>8}{'best':>8}{'spikes/10k':>12}{'dip area':>10}"
+    say(f"\n  {'run':<16}{'group':<20}{'seed':>5}{'base lr':>9}{head}")
+    for run in runs:
+        values = [_number(run.final_knn, ".3f"), _number(run.best_knn, ".3f")]
+        rest = f"{_number(run.spikes_per_10k, '.2f'):>12}{_number(run.dip_area, '.1f'):>10}"
+        flag = "  diverged" if run.diverged else ""
+        shown = f"{values[0]:>8}{values[1]:>8}{rest}{flag}"
+        say(f"  {run.run:<16}{run.mitigation:<20}{run.seed:>5}{_number(run.base_lr, 'g'):>9}{shown}")
+
+
+def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None]) -> None:
+    say(f"\n{mitigation} minus {found.baseline}")
+    say(
+        f"  {'metric':<16}{'without':>10}{'with':>10}{'difference':>12}  {'95% interval':<22}{'p':>7}{'p Holm':>8}"
+        f"{'seeds':>6}  {'verdict':<20}{'needed':>7}"
+    )
+    warnings: dict[str, list[str]] = {}
+    for e in (effect for effect in found.effects if effect.mitigation == mitigation):
+        interval = "" if e.ci95 is None else f"{e.ci95[0]:+.4g} to {e.ci95[1]:+.4g}"
+        needed = "" if e.seeds_needed is None else str(e.seeds_needed)
+        say(
+            f"  {e.metric:<16}{e.baseline_mean:>10.4g}{e.mitigated_mean:>10.4g}{e.difference:>+12.4g}  {interval:<22}"
+            f"{_number(e.p_value, '.3f'):>7}{_number(e.p_holm, '.3f'):>8}{e.num_seeds:>6}  {e.verdict:<20}{needed:>7}"
+        )
+        if e.warning:
+            warnings.setdefault(e.warning, []).append(e.metric)
+    for warning, metrics in warnings.items():
+        say(f"  {', '.join(metrics)}: {warning}")
+
+
+def _print_power(say: Callable[[str], None]) -> None:
+    say("\nhow many seeds to buy: chance that the interval leaves 0 out, by effect size (sd of the pairs' differences)")
+    say(f"  {'size':>6}" + "".join(f"{f'{n} seeds':>10}" for n in POWER_SEEDS))
+    for size in POWER_SIZES:
+        say(f"  {size:>6g}" + "".join(f"{p:>10.2f}" for s, _, p in _power_table() if s == size))
+    say("  'needed' above: seeds that show the difference seen, if it is real, with chance 0.80")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or value != value else f"{value:{form}}"
