@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train",
     "analyze": "analyze",
     "report": "report",
+    "figure": "figure",
     "probe": "probe",
     "runs": "runs",
     "sql": "sql",

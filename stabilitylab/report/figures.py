@@ -29,7 +29,7 @@ def layer_norms(analysis: RunAnalysis, layers: Sequence[LayerSeries]) -> Figure:
             marks["text"] = [f"{s.ratio:.1f}x, z = {s.z:.1f}, from {s.onset} to {s.end}" for s in spikes]
             traces.append(marks | {"showlegend": False})
     shown = figure(traces, "iteration", "gradient norm")
-    shown["layout"]["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    shown["layout"]["yaxis"] |= {"type": "log", "tickformat": "~g", "dtick": 1}
     return shown
 
 
@@ -48,9 +48,8 @@ def heat_map(series: RunSeries, analysis: RunAnalysis) -> Figure:
         "zmax": 1.5,
         "colorscale": "heat",
         "colorbar": {
-            "title": {"text": "times the usual norm", "side": "top"},
             "tickvals": [0, 0.5, 1, 1.5],
-            "ticktext": ["1", "3", "10", "30"],
+            "ticktext": ["1x", "3x", "10x", "30x"],
             "orientation": "h",
             "thickness": 8,
             "lenmode": "pixels",
@@ -59,7 +58,7 @@ def heat_map(series: RunSeries, analysis: RunAnalysis) -> Figure:
             "xanchor": "right",
             "y": 1,
             "yanchor": "bottom",
-            "ypad": 18,
+            "ypad": 20,
         },
         "hoverongaps": False,
         "hovertemplate": "%{y} at %{x:.0f}: 10^%{z:.2f} of usual<extra></extra>",
@@ -70,10 +69,9 @@ def heat_map(series: RunSeries, analysis: RunAnalysis) -> Figure:
     marks["marker"] |= {"size": 4 if many else 8, "line": {"width": 1 if many else 1.5, "color": "ink"}}
     marks["text"] = [f"{s.ratio:.1f}x" for s in spikes]
     shown = figure([heat, marks], "iteration", "")
-    shown["layout"]["xaxis"] |= {"range": [float(edges[0]), float(edges[-1])]}
     shown["layout"]["yaxis"] |= {"autorange": "reversed", "automargin": True}
     shown["layout"]["showlegend"] = False
-    shown["layout"]["margin"] |= {"t": 76}
+    shown["layout"]["margin"] |= {"t": 52}
     shown["layout"]["shapes"] = _outlines(analysis.episodes or (), [layer.name for layer in layers])
     shown["layout"]["annotations"] = _labels(analysis.episodes or ())
     return shown

@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,50 +14,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stabilitylab.analysis.results import Comparison, LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.analysis.results import Comparison
 from stabilitylab.report import figures, side_by_side, tables, verdict, wording
-from stabilitylab.report.arms import Arm, Setting, arms
+from stabilitylab.report.arms import Arm
 from stabilitylab.report.definitions import DEFINITIONS
 from stabilitylab.report.plotting import Figure
+from stabilitylab.report.runs import ReportRun, arms_of
 
 OPEN_UP_TO = 2
 """More runs than these: their own sections are folded, and drawn when opened."""
-
-
-@dataclass(frozen=True)
-class ReportRun:
-    """One run of a report. ``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail)."""
-
-    series: RunSeries
-    analysis: RunAnalysis
-    config: dict[str, Any]
-    status: str
-    created_at: str
-    loss: tuple[np.ndarray, np.ndarray] | None
-    provenance: dict[str, str]
-    events: Sequence[tuple[int, str, str]]
-
-    @property
-    def trained_layers(self) -> list[LayerSeries]:
-        return [layer for layer in self.series.layers if layer.trainable and len(layer.iteration)]
-
-    @property
-    def mitigation(self) -> str:
-        named = self.config.get("mitigation") or ()
-        return named if isinstance(named, str) else "+".join(map(str, named)) or "none"
-
-    @property
-    def seed(self) -> int:
-        return int(_value(self.config, "train", "seed", 0))
-
-    @property
-    def base_lr(self) -> float:
-        return float(_value(self.config, "optim", "base_lr", float("nan")))
-
-
-def arms_of(runs: Sequence[ReportRun]) -> tuple[Arm, ...]:
-    """Which of the runs are drawn alike."""
-    return arms([Setting(run.series.run, run.mitigation, run.base_lr) for run in runs])
 
 
 def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
@@ -70,7 +34,7 @@ def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts = _Charts()
+    charts = _Charts(_span(runs))
     pairs = [(run.series, run.analysis) for run in runs]
     groups = arms_of(runs)
     titles, differences = tables.config_differences([(run.series.run, run.config) for run in runs])
@@ -109,25 +73,33 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
-def _value(config: dict[str, Any], section: str, key: str, missing: float) -> Any:
-    inner = config.get(section)
-    value = inner.get(key) if isinstance(inner, dict) else None
-    return value if isinstance(value, (int, float)) else missing
-
-
 class _Charts:
     """The page's charts by id, as JSON that is safe inside a script element."""
 
-    def __init__(self) -> None:
+    def __init__(self, span: tuple[int, int]) -> None:
+        self._span = span
         self._charts: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, figure: Figure, group: str = "") -> str:
-        """Charts of one ``group`` zoom together along the iteration axis."""
+        """Charts of one ``group`` zoom together along the iteration axis, and begin with the same span of it."""
+        if group:
+            figure["layout"]["xaxis"] |= {"range": list(self._span)}
         self._charts[name] = {**figure, "group": group}
         return name
 
     def json(self) -> str:
         return json.dumps(self._charts, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+
+
+def _span(runs: Sequence[ReportRun]) -> tuple[int, int]:
+    """The iterations that any of the runs recorded."""
+    recorded = [layer.iteration for run in runs for layer in run.series.layers]
+    recorded += [curve.iteration for run in runs for curve in run.series.evals.values()]
+    recorded += [run.loss[0] for run in runs if run.loss is not None]
+    recorded = [iteration for iteration in recorded if len(iteration)]
+    first = min((int(iteration[0]) for iteration in recorded), default=0)
+    last = max((int(iteration[-1]) for iteration in recorded), default=0)
+    return first, max(last, first + 1)
 
 
 def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
@@ -178,7 +150,7 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         section["norms_words"] = wording.norms_in_words(found, [layer.name for layer in ends])
         section["heat"] = charts.add(f"heat{index}", figures.heat_map(run.series, found), "time")
         section["heat_words"] = wording.heat_in_words(found)
-        section["heat_height"] = min(max(16 * len(layers) + 140, 260), 580)
+        section["heat_height"] = min(max(22 * len(layers) + 110, 240), 580)
     if found.lag is not None and found.lag.lags:
         section["lag"] = charts.add(f"lag{index}", figures.lag_histogram(found))
     if sum(row.ci95 is not None for row in found.propagation or ()) > 1:

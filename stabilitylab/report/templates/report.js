@@ -73,18 +73,17 @@
     range = to;
     zooming = true;
     const others = [...drawn].filter((id) => id !== done && charts[id].group);
-    await Promise.all(others.map((id) => {
-      const whole = charts[id].layout.xaxis.range;
-      return Plotly.relayout(node(id), to || whole ? { "xaxis.range": [...(to || whole)] } : { "xaxis.autorange": true });
-    }));
+    await Promise.all(others.map((id) =>
+      Plotly.relayout(node(id), { "xaxis.range": [...(to || charts[id].layout.xaxis.range)] })));
     zooming = false;
   }
 
   function listen(id) {
     node(id).on("plotly_relayout", (change) => {
       const to = change["xaxis.range"] || [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      if (zooming || (!change["xaxis.autorange"] && to[0] === undefined)) return;
-      zoom(change["xaxis.autorange"] ? null : to, id);
+      const reset = change["xaxis.autorange"];
+      if (zooming || (!reset && to[0] === undefined)) return;
+      zoom(reset ? null : to, reset ? null : id);
     });
     node(id).addEventListener("keydown", (event) => {
       const [first, last] = node(id)._fullLayout.xaxis.range;
