@@ -17,6 +17,7 @@ COMMANDS = {
     "analyze": "analyze",
     "report": "report",
     "figure": "figure",
+    "watch": "watch",
     "probe": "probe",
     "runs": "runs",
     "sql": "sql",
