@@ -65,6 +65,7 @@
       drawn.add(id);
       if (charts[id].group) listen(id);
     }
+    if (drawn.size === 1) performance.mark("first");
     document.documentElement.dataset.drawn = drawn.size;
   }
 
@@ -125,5 +126,6 @@
   });
   dark.addEventListener("change", () => drawAll(ids));
   await drawAll(ids);
+  performance.mark("drawn");
   document.documentElement.dataset.ready = "yes";
 })();
