@@ -29,7 +29,7 @@ class Arm:
 
 
 def arms(settings: Sequence[Setting]) -> tuple[Arm, ...]:
-    """The arms in order of their first run."""
+    """The arms in order of their first run, those without a mitigation first."""
     groups: dict[tuple[str, str], list[int]] = {}
     for place, setting in enumerate(settings):
         groups.setdefault((setting.mitigation, lr_label(setting.base_lr)), []).append(place)
@@ -37,7 +37,9 @@ def arms(settings: Sequence[Setting]) -> tuple[Arm, ...]:
     several_mitigations = len({mitigation for mitigation, _ in groups}) > 1
     several_rates = len({rate for _, rate in groups}) > 1
     found = []
-    for index, ((mitigation, rate), members) in enumerate(groups.items()):
+    for index, ((mitigation, rate), members) in enumerate(
+        sorted(groups.items(), key=lambda item: item[0][0] != "none")
+    ):
         parts = [mitigation_label(mitigation)] if several_mitigations or not several_rates else []
         if several_rates and rate:
             parts.append(f"lr {rate}")

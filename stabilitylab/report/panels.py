@@ -18,6 +18,7 @@ from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.figures import numbered, outlined
 from stabilitylab.report.plotting import COLOURS
 from stabilitylab.report.runs import ReportRun
+from stabilitylab.report.side_by_side import mitigations
 
 _LINES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (7, 2, 1, 2)))
 _MARKS = ("v", "D", "s", "o", "P", "*")
@@ -173,7 +174,7 @@ def finals(axis: Axes, runs: Sequence[ReportRun], arms: Sequence[Arm], compariso
 
 def lr_sensitivity(axis: Axes, summaries: Sequence[RunSummary]) -> None:
     """Final kNN against the base learning rate: a mark a run, a line through each mitigation's means."""
-    for index, name in enumerate(dict.fromkeys(s.mitigation for s in summaries)):
+    for index, name in enumerate(mitigations(summaries)):
         mine = [s for s in summaries if s.mitigation == name and s.final_knn is not None and s.base_lr > 0]
         rates = sorted({s.base_lr for s in mine})
         means = [100 * np.mean([s.final_knn for s in mine if s.base_lr == rate]) for rate in rates]

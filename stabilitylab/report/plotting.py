@@ -39,7 +39,7 @@ def points(x: Any, y: Any, name: str, colour: str, symbol: str) -> Figure:
         "x": numbers(x),
         "y": numbers(y),
         "name": name,
-        "marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1, "color": "paper"}},
+        "marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1, "color": "page"}},
         "hovertemplate": "%{text}<extra>" + name + "</extra>",
     }
 

@@ -56,8 +56,7 @@ def loss_curves(losses: Sequence[tuple[str, np.ndarray, np.ndarray] | None], arm
 def lr_sensitivity(summaries: Sequence[RunSummary]) -> Figure:
     """Final kNN against the base learning rate: a point a run, a line through each mitigation's means."""
     traces: list[Figure] = []
-    names = list(dict.fromkeys(s.mitigation for s in summaries))
-    for index, name in enumerate(names):
+    for index, name in enumerate(mitigations(summaries)):
         mine = [s for s in summaries if s.mitigation == name and s.final_knn is not None and s.base_lr > 0]
         if not mine:
             continue
@@ -74,6 +73,11 @@ def lr_sensitivity(summaries: Sequence[RunSummary]) -> Figure:
     rates = sorted({s.base_lr for s in summaries if s.base_lr > 0})
     chart["layout"]["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [lr_label(rate) for rate in rates]}
     return chart
+
+
+def mitigations(summaries: Sequence[RunSummary]) -> list[str]:
+    """Each mitigation once, none first."""
+    return sorted(dict.fromkeys(s.mitigation for s in summaries), key=lambda name: name != "none")
 
 
 def several_rates(summaries: Sequence[RunSummary]) -> bool:

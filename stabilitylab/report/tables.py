@@ -134,7 +134,7 @@ def rate_rows(summaries: Sequence[RunSummary]) -> tuple[list[str], list[tuple[st
     known = [s for s in summaries if s.final_knn is not None and lr_label(s.base_lr)]
     rates = sorted({s.base_lr for s in known})
     rows = []
-    for name in dict.fromkeys(s.mitigation for s in known):
+    for name in sorted(dict.fromkeys(s.mitigation for s in known), key=lambda name: name != "none"):
         cells = []
         for rate in rates:
             values = [100 * (s.final_knn or 0.0) for s in known if s.mitigation == name and s.base_lr == rate]

@@ -14,7 +14,7 @@
   // Colour names stand for the page's own colours; the darker ones are lightened on a dark page.
   function coloured(value) {
     if (value === "ink") return variable("--ink");
-    if (value === "paper") return variable("--paper");
+    if (value === "page") return variable("--paper");
     if (value === "heat") return heat();
     if (dark.matches && lighter[value]) return lighter[value];
     if (Array.isArray(value)) return value;
