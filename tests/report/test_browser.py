@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from stabilitylab.report.html import render_report
-from tests.report.browser import CHROMIUM, Browser
+from tests.report.browser import CHROMIUM, Browser, wait_for
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page
 from tests.synthetic import planted_run
 
@@ -53,6 +53,13 @@ def ranges(browser: Browser) -> dict[str, list[float]]:
         )
     )
     return found
+
+
+def wait_until_all_show(browser: Browser, wanted: list[float], within: float = 0.01) -> None:
+    def shown() -> bool:
+        return all(got == pytest.approx(wanted, abs=within) for got in ranges(browser).values())
+
+    wait_for(shown, f"charts at {wanted}, not {ranges(browser)}", 20)
 
 
 def test_every_chart_is_drawn_without_an_error_or_a_request(browser: Browser, pages: dict[str, Path]) -> None:
@@ -98,15 +105,10 @@ def test_time_charts_zoom_together(browser: Browser, pages: dict[str, Path]) -> 
         browser.drag((left + 0.25 * width, middle), (left + 0.5 * width, middle))
         first, last = whole[source]
         wanted = [first + 0.25 * (last - first), first + 0.5 * (last - first)]
-        browser.until(
-            f"Math.abs(document.getElementById('knn')._fullLayout.xaxis.range[1] - {wanted[1]}) < 30", "the zoom"
-        )
-        for shown in ranges(browser).values():
-            assert shown == pytest.approx(wanted, abs=30)
+        wait_until_all_show(browser, wanted, within=30)
         browser.value(f"document.getElementById('{source}').focus()")
         browser.press("0")
-        browser.until(f"document.getElementById('knn')._fullLayout.xaxis.range[1] > {wanted[1] + 100}", "the whole")
-        assert ranges(browser) == {name: pytest.approx(shown) for name, shown in whole.items()}
+        wait_until_all_show(browser, whole[source])
 
 
 def test_keys_reach_and_zoom_every_time_chart(browser: Browser, pages: dict[str, Path]) -> None:
@@ -125,8 +127,7 @@ def test_keys_reach_and_zoom_every_time_chart(browser: Browser, pages: dict[str,
         ("-", [first + 0.5 * quarter, last + 0.5 * quarter]),
     ):
         browser.press(key)
-        browser.until(f"Math.abs(document.getElementById('loss')._fullLayout.xaxis.range[0] - {wanted[0]}) < 1", key)
-        assert all(shown == pytest.approx(wanted) for shown in ranges(browser).values())
+        wait_until_all_show(browser, wanted)
 
 
 def test_dark_mode_is_dark_and_follows_the_system(browser: Browser, pages: dict[str, Path]) -> None:
@@ -194,18 +195,22 @@ def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
     assert "<img src=x" in shown
 
 
-def test_it_prints(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["two"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_it_prints_in_light_and_as_wide_as_the_sheet(browser: Browser, pages: dict[str, Path], width: int) -> None:
+    browser.open(pages["two"], width=width, dark=True)
+    browser.value(
+        "window.addEventListener('beforeprint', () => { window.printed = [...document.querySelectorAll('.chart')].map("
+        "c => [c._fullLayout.width, c._fullLayout.paper_bgcolor]) })"
+    )
     pdf = browser.pdf()
     assert pdf.startswith(b"%PDF")
-    found = re.findall(rb"/Type\s*/Page\b(?!s)", pdf)
-    assert 3 <= len(found) <= 12
-    # A4 at 96 dots an inch, less the margins: charts are narrower than the sheet.
-    browser.send("Emulation.setEmulatedMedia", media="print")
-    browser.size(720, 1000)
-    browser.until("document.getElementById('heat0')._fullLayout.width <= 720", "charts as wide as the sheet")
-    assert browser.value("document.documentElement.scrollWidth") <= 720
-    browser.send("Emulation.setEmulatedMedia", media="")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf)) <= 12
+    printed = browser.value("window.printed")
+    assert len(printed) >= 8
+    assert all(paper == "#ffffff" for _, paper in printed)
+    assert max(chart_width for chart_width, _ in printed) <= 660
+    browser.until("document.getElementById('knn')._fullLayout.paper_bgcolor === '#14171b'", "the screen's own colours")
+    assert browser.faults == []
 
 
 @pytest.mark.skipif(not AXE.exists() and not os.environ.get("CI"), reason="no axe-core: .ci/run fetches it")

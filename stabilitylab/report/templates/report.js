@@ -3,9 +3,12 @@
 (async () => {
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const paper = document.documentElement.classList; // holds "print" while it is printed: light, and as wide as a sheet
+  const sheet = 660;
+  const onDark = () => dark.matches && !paper.contains("print");
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const heat = () => dark.matches
+  const heat = () => onDark()
     ? [[0, "#14171b"], [0.25, "#3b1f5c"], [0.5, "#9c2e6f"], [0.75, "#ee6a4c"], [1, "#fde68a"]]
     : [[0, "#ffffff"], [0.25, "#fde0a8"], [0.5, "#f2924b"], [0.75, "#c43c4e"], [1, "#4a1260"]];
 
@@ -16,7 +19,7 @@
     if (value === "ink") return variable("--ink");
     if (value === "page") return variable("--paper");
     if (value === "heat") return heat();
-    if (dark.matches && lighter[value]) return lighter[value];
+    if (onDark() && lighter[value]) return lighter[value];
     if (Array.isArray(value)) return value;
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, item]) =>
@@ -57,8 +60,11 @@
 
   async function draw(id) {
     const wanted = layout(charts[id]);
-    if (charts[id].group && range) wanted.xaxis = { ...wanted.xaxis, range, autorange: false };
-    const inside = Math.max(100, node(id).clientWidth - 160);
+    // A copy: Plotly writes into what it is given.
+    if (charts[id].group) wanted.xaxis.range = [...(range || charts[id].layout.xaxis.range)];
+    const width = paper.contains("print") ? Math.min(sheet, node(id).clientWidth || sheet) : undefined;
+    const inside = Math.max(100, (width ?? node(id).clientWidth) - 160);
+    Object.assign(wanted, { width, autosize: width === undefined });
     const traces = charts[id].data.map((trace) => coloured(fitted(trace, inside)));
     await Plotly.react(node(id), traces, wanted, options);
     if (!drawn.has(id)) {
@@ -119,11 +125,17 @@
   for (const part of document.querySelectorAll("details")) {
     part.addEventListener("toggle", () => drawAll(ids.filter((id) => !drawn.has(id) && part.contains(node(id)))));
   }
-  let width = window.innerWidth;
+  let before = window.innerWidth;
   window.addEventListener("resize", () => {
-    if (window.innerWidth !== width) drawAll(ids.filter((id) => charts[id].data[0]?.type === "heatmap"));
-    width = window.innerWidth;
+    if (window.innerWidth !== before) drawAll(ids.filter((id) => charts[id].data[0]?.type === "heatmap"));
+    before = window.innerWidth;
   });
+  for (const [name, printing] of [["beforeprint", true], ["afterprint", false]]) {
+    window.addEventListener(name, () => {
+      paper.toggle("print", printing);
+      drawn.forEach(draw); // at once: the printer does not wait for a queue
+    });
+  }
   dark.addEventListener("change", () => drawAll(ids));
   await drawAll(ids);
   performance.mark("drawn");
