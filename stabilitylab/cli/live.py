@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TAIL = 1500
 """Iterations that are looked at anew each time: several baselines long, whatever the run's length."""
+FIRST = 10_000
+"""Iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
 _QUIET_EVENTS = ("checkpoint", "mitigation")
 
 
@@ -32,7 +34,7 @@ class LayerNow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment. ``layers`` by falling z; ``spikes`` by onset, those of earlier snapshots too."""
+    """A run at one moment. ``layers`` by falling z; ``spikes`` by onset, from ``since`` on."""
 
     run: str
     status: str
@@ -44,6 +46,7 @@ class Snapshot:
     layers: tuple[LayerNow, ...]
     spikes: tuple[Spike, ...]
     events: tuple[str, ...]
+    since: int = 0
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,6 +63,7 @@ class Watcher:
     settings: SpikeSettings = field(default_factory=SpikeSettings)
     _spikes: dict[str, list[Spike]] = field(default_factory=dict)
     _seen: int = 0
+    _since: int = 0
 
     def snapshot(self) -> Snapshot:
         """The run as it is now."""
@@ -84,11 +88,15 @@ class Watcher:
                 for event in reader.events()
                 if event.kind not in _QUIET_EVENTS
             ),
+            since=self._since,
         )
 
     def _layers(self, iterations: int) -> tuple[LayerNow, ...]:
-        # The first look is at the whole run; later ones at the tail, and a baseline before what is new.
-        since = 0 if self._seen == 0 else max(0, min(self._seen, iterations) - TAIL)
+        # The first look goes far back; later ones see what is new, and a baseline before it.
+        if self._seen == 0:
+            since = self._since = max(0, iterations - FIRST)
+        else:
+            since = max(self._since, min(self._seen, iterations) - TAIL)
         self._seen = iterations
         rows = self.reader.query(
             "SELECT layer_id, iteration, grad_norm FROM layer_stats WHERE grad_norm IS NOT NULL AND iteration >= ? "
@@ -108,7 +116,7 @@ class Watcher:
 
     def _note(self, series: LayerSeries, since: int) -> None:
         """A tail's head has no baseline yet: what was seen there before stands."""
-        head = since + self.settings.window if since else 0
+        head = since + self.settings.window if since > self._since else since
         kept = [s for s in self._spikes.get(series.name, []) if s.onset < head]
         self._spikes[series.name] = kept + [s for s in detect_spikes(series, self.settings) if s.onset >= head]
 

@@ -112,7 +112,8 @@ def view(now: Snapshot, console: Console) -> Group:
     elif now.iterations:
         parts += [Text(), Text("no gradients recorded (train with --log-grads)")]
     if now.layers:
-        parts += [Text(), Text(f"spikes: {len(now.spikes)}" + (", the last:" if now.spikes else ""))]
+        since = f" since iteration {now.since}" if now.since else ""
+        parts += [Text(), Text(f"spikes{since}: {len(now.spikes)}" + (", the last:" if now.spikes else ""))]
         parts += [
             Text(f"  {_spike(spike)}", overflow="ellipsis", no_wrap=True) for spike in now.spikes[-_SPIKES:][::-1]
         ]

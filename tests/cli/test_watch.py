@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +86,20 @@ def test_looking_at_the_tail_again_and_again_finds_what_one_look_finds(tmp_path:
         found = [spike.onset for spike in now.spikes if spike.layer == name]
         assert len(found) == len(onsets)
         assert all(abs(a - b) <= 2 for a, b in zip(found, onsets, strict=True))
+
+
+def test_a_long_run_is_looked_at_from_late_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stabilitylab.cli.live.FIRST", 1800)
+    planted = planted_run(n=4000, count=16)
+    with begin(tmp_path, planted) as writer:
+        write(writer, planted, 0, 4000)
+        with open_run(tmp_path / "live", merge=False) as reader:
+            now = Watcher(reader).snapshot()
+        assert "spikes since iteration 2200: " in once(tmp_path)
+    wanted = [onset for onset in planted.onsets["projector"] if onset >= 2260]
+    found = [spike.onset for spike in now.spikes if spike.layer == "projector" and spike.onset >= 2260]
+    assert found == pytest.approx(wanted, abs=2)
+    assert all(spike.onset >= 2200 for spike in now.spikes)
 
 
 def test_the_layer_that_spikes_now_stands_first(tmp_path: Path) -> None:
@@ -182,3 +199,37 @@ def test_time_left_needs_a_running_run_with_a_rate() -> None:
     assert left("finished", 100, 2.0) is None
     assert left("running", None, 2.0) is None
     assert left("running", 100, None) is None
+
+
+def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
+    planted = planted_run(n=1000, count=3)
+    with begin(tmp_path, planted) as writer:
+        write(writer, planted, 0, 600)
+        ours, theirs = pty.openpty()
+        environment = os.environ | {"COLUMNS": "80", "LINES": "40", "TERM": "xterm"}
+        command = [sys.executable, "-m", "stabilitylab", "watch", "live", "--every", "0.2", "--runs-dir", str(tmp_path)]
+        watching = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        shown = read_until(ours, "live  running  600/1000")
+        write(writer, planted, 600, 1000)
+        writer.close("finished")
+        shown += read_until(ours, "live  finished  1000/1000")
+        while watching.poll() is None:
+            read_until(ours, "")
+    os.close(ours)
+    assert watching.returncode == 0
+    assert "layers by latest z" in shown
+
+
+def read_until(terminal: int, wanted: str, seconds: float = 60) -> str:
+    """What a terminal shows until ``wanted`` stands there; empty: what there is within a tenth of a second."""
+    shown = ""
+    end = time.monotonic() + (seconds if wanted else 0.1)
+    while time.monotonic() < end and not (wanted and wanted in shown):
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                shown += os.read(terminal, 65536).decode(errors="replace")
+            except OSError:  # the other side is closed
+                break
+    assert wanted in shown, shown
+    return shown
