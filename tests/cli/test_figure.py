@@ -27,14 +27,20 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def figure(*arguments: str) -> str:
+    done = CliRunner().invoke(cli, ["figure", "held", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
 def test_a_figure_and_its_table(runs: Path, stablab: Stablab) -> None:
     assert stablab("figure", "held", "--kind", "lag", "-o", "lag.pdf").stdout == "figure: lag.pdf\n"
     assert (runs / "lag.pdf").read_bytes().startswith(b"%PDF")
-    stablab("figure", "held", "--kind", "knn", "--width", "double", "-o", "knn.svg")
+    figure("--kind", "knn", "--width", "double", "-o", "knn.svg")
     assert b"<svg" in (runs / "knn.svg").read_bytes()
-    stablab("figure", "held", "--kind", "heatmap", "--format", "png", "-o", "heat")
+    figure("--kind", "heatmap", "--format", "png", "-o", "heat")
     assert (runs / "heat").read_bytes().startswith(b"\x89PNG")
-    table = stablab("figure", "held", "--kind", "lag", "--latex").stdout
+    table = figure("--kind", "lag", "--latex")
     assert "predictor & 4 & 20 & 20 to 20 & 12 \\\\" in table
     assert {path.name for path in runs.iterdir()} == {"grads.csv", "scalars.csv", "runs", "lag.pdf", "knn.svg", "heat"}
 
