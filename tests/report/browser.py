@@ -49,6 +49,7 @@ class Browser:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setScrollbarsHidden", hidden=True)
 
     def __enter__(self) -> Browser:
         return self
