@@ -17,6 +17,8 @@ COMMANDS = {
     "analyze": "analyze",
     "compare": "compare",
     "report": "report",
+    "figure": "figure",
+    "watch": "watch",
     "probe": "probe",
     "runs": "runs",
     "sql": "sql",

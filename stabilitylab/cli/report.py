@@ -12,6 +12,7 @@ from stabilitylab.cli.options import runs_dir
 from stabilitylab.config import ConfigError
 
 if TYPE_CHECKING:
+    from stabilitylab.analysis.results import Comparison
     from stabilitylab.report.html import ReportRun
     from stabilitylab.store.reader import RunReader
 
@@ -31,33 +32,47 @@ def command(runs: tuple[str, ...], output: str, runs_dir: str | None) -> None:
 
 def build_report(run_dirs: Sequence[Path], output: Path) -> None:
     """Analyse runs, compare them where there are several, and write the report."""
-    from stabilitylab.analysis.compare import compare_runs, summarize_run
-    from stabilitylab.report.html import render_report, write_report
-    from stabilitylab.store.reader import open_run
+    from stabilitylab.report.html import render_report
+    from stabilitylab.report.writing import write_whole
 
-    if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"cannot write {output}: give a file in a folder that exists")
-    shown = []
-    for run_dir in run_dirs:
-        with open_run(run_dir) as reader:
-            shown.append(_report_run(reader))
-    comparison = None
-    if len(shown) > 1:
-        summaries = [
-            summarize_run(
-                run.series,
-                run.analysis,
-                mitigation="+".join(run.config.get("mitigation") or ()) or "none",
-                seed=run.config.get("train", {}).get("seed", 0),
-                base_lr=run.config.get("optim", {}).get("base_lr", float("nan")),
-            )
-            for run in shown
-        ]
-        comparison = compare_runs(summaries)
+    check_output(output)
+    runs = load_runs(run_dirs)
+    page = render_report(runs, compare(runs) if len(runs) > 1 else None)
     try:
-        write_report(output, render_report(shown, comparison))
+        write_whole(output, page.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+
+
+def check_output(output: Path) -> None:
+    """Before minutes of analysis, not after."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"cannot write {output}: give a file in a folder that exists")
+
+
+def load_runs(run_dirs: Sequence[Path]) -> list[ReportRun]:
+    """The runs, analysed. What is damaged in a run's record is named on standard error."""
+    from stabilitylab.store.reader import open_run
+
+    runs = []
+    for run_dir in run_dirs:
+        with open_run(run_dir) as reader:
+            for problem in reader.problems:
+                click.echo(f"stablab: warning: {problem}", err=True)
+            runs.append(_report_run(reader))
+    return runs
+
+
+def compare(runs: Sequence[ReportRun]) -> Comparison:
+    """The runs side by side, mitigations against none."""
+    from stabilitylab.analysis.compare import compare_runs, summarize_run
+
+    return compare_runs(
+        [
+            summarize_run(run.series, run.analysis, mitigation=run.mitigation, seed=run.seed, base_lr=run.base_lr)
+            for run in runs
+        ]
+    )
 
 
 def _report_run(reader: RunReader) -> ReportRun:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,19 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stabilitylab.analysis.results import Comparison, LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.report import figures, tables, wording
+from stabilitylab.analysis.results import Comparison
+from stabilitylab.report import figures, side_by_side, tables, verdict, wording
+from stabilitylab.report.arms import Arm
+from stabilitylab.report.definitions import DEFINITIONS
+from stabilitylab.report.plotting import Figure
+from stabilitylab.report.runs import ReportRun, arms_of
 
-
-@dataclass(frozen=True)
-class ReportRun:
-    """One run of a report. ``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail)."""
-
-    series: RunSeries
-    analysis: RunAnalysis
-    config: dict[str, Any]
-    status: str
-    created_at: str
-    loss: tuple[np.ndarray, np.ndarray] | None
-    provenance: dict[str, str]
-    events: Sequence[tuple[int, str, str]]
-
-    @property
-    def trained_layers(self) -> list[LayerSeries]:
-        return [layer for layer in self.series.layers if layer.trainable and len(layer.iteration)]
+OPEN_UP_TO = 2
+"""More runs than these: their own sections are folded, and drawn when opened."""
 
 
 def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
     """The page. Names and values are escaped: nothing in a run can become markup or script."""
-    from plotly.offline import get_plotlyjs
-
     environment = Environment(
         loader=PackageLoader("stabilitylab.report", "templates"),
         autoescape=True,
@@ -46,52 +34,91 @@ def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts = _Charts()
+    charts = _Charts(_span(runs))
     pairs = [(run.series, run.analysis) for run in runs]
-    losses = [(run.series.run, *run.loss) for run in runs if run.loss is not None]
-    sections = [_section(run, index, charts) for index, run in enumerate(runs)]
+    groups = arms_of(runs)
+    titles, differences = tables.config_differences([(run.series.run, run.config) for run in runs])
+    summaries = comparison.runs if comparison else ()
     return environment.get_template("report.html.j2").render(
-        title=", ".join(run.series.run for run in runs),
-        headline=wording.headline(pairs, comparison),
-        runs=sections,
-        knn=charts.add("knn", figures.knn_curves(pairs), "time")
-        if any("knn_top1" in run.series.evals for run in runs)
+        title=", ".join(run.series.run for run in runs[:3]) + (" ..." if len(runs) > 3 else ""),
+        headline=verdict.headline(pairs, comparison),
+        answers=verdict.answers(pairs, [run.mitigation for run in runs], groups, comparison),
+        knn=_knn(runs, groups, charts),
+        loss=_loss(runs, groups, charts),
+        rates=tables.rate_rows(summaries) if side_by_side.several_rates(summaries) else None,
+        rate_chart=charts.add("rates", side_by_side.lr_sensitivity(summaries))
+        if side_by_side.several_rates(summaries)
         else None,
-        loss=charts.add("loss", figures.loss_curves(losses), "time") if losses else None,
+        runs=[_section(run, index, charts) for index, run in enumerate(runs)],
+        run_rows=tables.run_rows(summaries, [run.status for run in runs]) if len(runs) > OPEN_UP_TO else [],
+        folded=len(runs) > OPEN_UP_TO,
         effects=tables.effect_rows(comparison) if comparison else [],
+        warnings=list(dict.fromkeys(e.warning for e in comparison.effects if e.warning)) if comparison else [],
         comparison=comparison,
-        differences=tables.config_differences([(run.series.run, run.config) for run in runs]),
-        definitions=wording.DEFINITIONS,
+        difference_titles=titles,
+        differences=differences,
+        definitions=DEFINITIONS,
         css=Markup(_template("report.css")),
         js=Markup(_template("report.js")),
-        plotly=Markup(get_plotlyjs()),
+        plotly=_plotly(),
         charts=Markup(charts.json()),
     )
 
 
-def write_report(path: Path, html: str) -> None:
-    """Replace ``path`` only when the new file is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+@cache
+def _plotly() -> str:
+    """Plotly's code, packed: the page unpacks it by itself and is less than half the size."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 class _Charts:
     """The page's charts by id, as JSON that is safe inside a script element."""
 
-    def __init__(self) -> None:
+    def __init__(self, span: tuple[int, int]) -> None:
+        self._span = span
         self._charts: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, figure: figures.Figure, group: str = "") -> str:
-        """Charts of one ``group`` zoom together along the iteration axis."""
+    def add(self, name: str, figure: Figure, group: str = "") -> str:
+        """Charts of one ``group`` zoom together along the iteration axis, and begin with the same span of it."""
+        if group:
+            figure["layout"]["xaxis"] |= {"range": list(self._span)}
         self._charts[name] = {**figure, "group": group}
         return name
 
     def json(self) -> str:
         return json.dumps(self._charts, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+
+
+def _span(runs: Sequence[ReportRun]) -> tuple[int, int]:
+    """The iterations that any of the runs recorded."""
+    recorded = [layer.iteration for run in runs for layer in run.series.layers]
+    recorded += [curve.iteration for run in runs for curve in run.series.evals.values()]
+    recorded += [run.loss[0] for run in runs if run.loss is not None]
+    recorded = [iteration for iteration in recorded if len(iteration)]
+    first = min((int(iteration[0]) for iteration in recorded), default=0)
+    last = max((int(iteration[-1]) for iteration in recorded), default=0)
+    return first, max(last, first + 1)
+
+
+def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
+    """The chart's id, and what it shows in words."""
+    curves = [(run.series.run, run.series.evals.get("knn_top1")) for run in runs]
+    ends = [(name, 100 * float(c.value[-1])) for name, c in curves if c is not None and len(c.value)]
+    if not ends:
+        return None
+    chart = side_by_side.knn_curves([(run.series, run.analysis) for run in runs], groups)
+    return charts.add("knn", chart, "time"), wording.curves_in_words("kNN accuracy", ends, " %")
+
+
+def _loss(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
+    losses = [None if run.loss is None else (run.series.run, *run.loss) for run in runs]
+    ends = [(name, float(loss[-1])) for name, _, loss in (item for item in losses if item is not None)]
+    if not ends:
+        return None
+    chart = side_by_side.loss_curves(losses, groups)
+    return charts.add("loss", chart, "time"), wording.curves_in_words("the training loss", ends, "")
 
 
 def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
@@ -108,6 +135,7 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         "lag_sentence": wording.lag_sentence(found),
         "link_sentence": wording.link_sentence(found),
         "layers": tables.layer_rows(run.series, found),
+        "episodes": tables.episode_rows(found),
         "dips": tables.dip_rows(found),
         "events": [e for e in run.events if e[1] not in ("checkpoint",)],
         "provenance": run.provenance,
@@ -118,8 +146,11 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
     }
     if recorded:
         ends = [recorded[0], recorded[-1]] if len(recorded) > 1 else recorded
-        section["norms"] = charts.add(f"norms{index}", figures.layer_norms(run.series, found, ends), "time")
+        section["norms"] = charts.add(f"norms{index}", figures.layer_norms(found, ends), "time")
+        section["norms_words"] = wording.norms_in_words(found, [layer.name for layer in ends])
         section["heat"] = charts.add(f"heat{index}", figures.heat_map(run.series, found), "time")
+        section["heat_words"] = wording.heat_in_words(found)
+        section["heat_height"] = min(max(22 * len(layers) + 110, 240), 580)
     if found.lag is not None and found.lag.lags:
         section["lag"] = charts.add(f"lag{index}", figures.lag_histogram(found))
     if sum(row.ci95 is not None for row in found.propagation or ()) > 1:

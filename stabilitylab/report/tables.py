@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.analysis.results import Comparison, Effect, RunAnalysis, RunSeries
-from stabilitylab.report.figures import largest
+from stabilitylab.analysis.results import Comparison, Effect, RunAnalysis, RunSeries, RunSummary
+from stabilitylab.report.arms import lr_label, mitigation_label
+from stabilitylab.report.figures import largest, numbered, outlined
 
 # metric -> title, factor to the shown unit, unit, decimals
 METRICS = {
@@ -86,6 +87,64 @@ def dip_rows(found: RunAnalysis) -> list[dict[str, str]]:
     ]
 
 
+def episode_rows(found: RunAnalysis, most: int = 40) -> list[dict[str, str]]:
+    """One row an episode of several layers, by start; the farthest-reaching ``most``. The number is the chart's."""
+    episodes = found.episodes or ()
+    marked = numbered(episodes)
+    farthest = sorted(outlined(episodes), key=lambda item: (-len(item[1].order), -item[1].z))[:most]
+    return [
+        {
+            "number": f"{n}" if n in marked else "",
+            "start": str(e.start),
+            "end": str(e.end),
+            "leader": e.leader,
+            "then": ", ".join(f"{layer} +{onset - e.start}" for layer, onset in e.order[1:5])
+            + (f", {len(e.order) - 5} more" if len(e.order) > 5 else ""),
+            "reach": f"{100 * e.reach:.0f} %",
+            "largest": f"{e.ratio:.1f}x in {e.peak_layer} at {e.peak}",
+        }
+        for n, e in sorted(farthest, key=lambda item: item[1].start)
+    ]
+
+
+def run_rows(summaries: Sequence[RunSummary], statuses: Sequence[str]) -> list[dict[str, str]]:
+    """One row a run of a comparison."""
+
+    def shown(metric: str, value: float | None) -> str:
+        _, factor, _, decimals = METRICS[metric]
+        return "" if value is None else f"{factor * value:.{decimals}f}"
+
+    return [
+        {
+            "run": s.run,
+            "mitigation": mitigation_label(s.mitigation),
+            "lr": lr_label(s.base_lr),
+            "seed": str(s.seed),
+            "final": shown("final_knn", s.final_knn),
+            "best": shown("best_knn", s.best_knn),
+            "spikes": shown("spikes_per_10k", s.spikes_per_10k),
+            "dip": shown("max_dip_depth", s.max_dip_depth),
+            "status": "diverged" if s.diverged else status,
+        }
+        for s, status in zip(summaries, statuses, strict=True)
+    ]
+
+
+def rate_rows(summaries: Sequence[RunSummary]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Learning rates, and per mitigation the mean final kNN at each with its lowest and highest seed."""
+    known = [s for s in summaries if s.final_knn is not None and lr_label(s.base_lr)]
+    rates = sorted({s.base_lr for s in known})
+    rows = []
+    for name in sorted(dict.fromkeys(s.mitigation for s in known), key=lambda name: name != "none"):
+        cells = []
+        for rate in rates:
+            values = [100 * (s.final_knn or 0.0) for s in known if s.mitigation == name and s.base_lr == rate]
+            spread = f" ({min(values):.1f} to {max(values):.1f}, n = {len(values)})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}" if values else "")
+        rows.append((mitigation_label(name), cells))
+    return [lr_label(rate) for rate in rates], rows
+
+
 def effect_rows(comparison: Comparison) -> list[dict[str, str]]:
     """One row an effect, in the metric's unit, with interval, p, seeds and a warning."""
     return [_effect_row(effect) for effect in comparison.effects]
@@ -110,12 +169,21 @@ def _effect_row(effect: Effect) -> dict[str, str]:
     }
 
 
-def config_differences(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[str]]]:
-    """Configuration keys on which the runs differ, with each run's value; for one run, every key."""
+def config_differences(runs: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Column titles and rows: keys on which the runs differ, with each run's value; for one run, every key.
+
+    Whichever is fewer, runs or keys, lies across.
+    """
+    names = [name for name, _ in runs]
     flat = [_flatten(config) for _, config in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [(key, [values.get(key, "") for values in flat]) for key in keys]
-    return rows if len(runs) == 1 else [row for row in rows if len(set(row[1])) > 1]
+    if len(runs) > 1:
+        rows = [row for row in rows if len(set(row[1])) > 1]
+    if rows and len(rows) < len(runs):
+        turned = [(name, [values[place] for _, values in rows]) for place, name in enumerate(names)]
+        return ["run", *(key for key, _ in rows)], turned
+    return ["key", *names], rows
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

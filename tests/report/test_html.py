@@ -6,14 +6,18 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stabilitylab.report.downsample import block_max, min_max
-from stabilitylab.report.html import render_report, write_report
-from tests.report.pages import odd_runs, planted_page
-from tests.synthetic import layer_series, noise
+from stabilitylab.analysis.results import LayerSeries
+from stabilitylab.report.downsample import heat_rows, min_max
+from stabilitylab.report.html import render_report
+from stabilitylab.report.tables import config_differences
+from stabilitylab.report.writing import write_whole
+from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page
+from tests.synthetic import layer_series, noise, plant, planted_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -25,7 +29,7 @@ def page() -> str:
 
 def own_part(page: str) -> str:
     """The page without plotly's own code."""
-    return min(re.split(r"<script>\s*/\*\*", page, maxsplit=1)[0], page, key=len)
+    return page.split('<script type="text/plain" id="plotly">')[0]
 
 
 def charts(page: str) -> dict[str, dict[str, object]]:
@@ -41,6 +45,67 @@ def test_it_says_what_was_planted(page: str) -> None:
     assert "frozen-patch does not end higher" in page
     assert "1 seed: no interval and no p-value" in page
     assert {"knn", "loss", "norms0", "heat0", "lag0", "depth0", "norms1", "heat1"} <= charts(page).keys()
+
+
+def test_the_first_screen_answers_four_questions(page: str) -> None:
+    shown = re.search(r'<dl class="answers">(.*?)</dl>', page, re.DOTALL)
+    assert shown is not None
+    said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown[1]))
+    assert "Was it unstable? planted: Yes: 36 spikes (chance alone: 0), 4 accuracy dips." in said
+    assert "calm: No: 0 spikes" in said
+    assert "patch_embed leads 12 of 12 episodes of several layers; patch_embed to predictor: 20 iterations" in said
+    assert "Deepest dip" in said
+    assert "What helps? frozen-patch: -0.2 points of final kNN, 1 seed." in said
+
+
+def test_episodes_are_outlined_and_numbered(page: str) -> None:
+    heat: Any = charts(page)["heat0"]
+    planted = planted_run(seed=0, layers=("patch_embed", "blocks.0", "predictor"))
+    starts, ends = planted.onsets["patch_embed"], planted.onsets["predictor"]
+    outlines = [(s["x0"], s["x1"], s["y0"], s["y1"]) for s in heat["layout"]["shapes"]]
+    assert outlines == [(a - 1, b + 5, -0.5, 2.5) for a, b in zip(starts, ends, strict=True)]
+    assert [label["text"] for label in heat["layout"]["annotations"]] == [str(n) for n in range(1, 13)]
+    assert '<td>patch_embed</td><td class="wide">blocks.0 +10, predictor +20</td>' in page
+
+
+def test_seeds_of_an_arm_are_drawn_alike_and_arms_are_told_apart_without_colour() -> None:
+    runs = compared_runs()
+    shown: Any = charts(render_report(runs, comparison_of(runs)))
+    lines = [trace for trace in shown["knn"]["data"] if trace["mode"] == "lines"]
+    by_arm: dict[str, set[tuple[str, str]]] = {}
+    for trace in lines:
+        by_arm.setdefault(trace["name"], set()).add((trace["line"]["color"], trace["line"]["dash"]))
+    assert by_arm.keys() == {f"{m}, lr {lr}" for m in ("no mitigation", "frozen-patch") for lr in (0.05, 0.1)}
+    assert all(len(styles) == 1 for styles in by_arm.values())
+    assert len({dash for styles in by_arm.values() for _, dash in styles}) == 4
+    assert [trace["showlegend"] for trace in lines].count(True) == 4
+    assert len(lines) == 12
+
+
+def test_sensitivity_to_the_learning_rate_has_every_run_and_the_means() -> None:
+    runs = compared_runs()
+    page = render_report(runs, comparison_of(runs))
+    chart: Any = charts(page)["rates"]
+    final = {run.series.run: 100 * run.series.evals["knn_top1"].value[-1] for run in runs}
+    dots = [trace for trace in chart["data"] if trace["mode"] == "markers"]
+    assert sorted(y for trace in dots for y in trace["y"]) == pytest.approx(sorted(final.values()), abs=1e-3)
+    for name, label in (("learned", "no mitigation"), ("frozen-patch", "frozen-patch")):
+        means = next(trace for trace in chart["data"] if trace["mode"] == "lines" and trace["name"] == label)
+        wanted = [np.mean([final[f"{name}_{lr}_{seed}"] for seed in range(3)]) for lr in (0.05, 0.1)]
+        assert means["y"] == pytest.approx(wanted, abs=1e-3)
+    assert chart["layout"]["xaxis"]["ticktext"] == ["0.05", "0.1"]
+    low, high = (f([final[f"learned_0.1_{seed}"] for seed in range(3)]) for f in (min, max))
+    assert f"({low:.1f} to {high:.1f}, n = 3)" in page
+
+
+def test_more_keys_than_runs_lie_down_and_more_runs_than_keys_stand_up() -> None:
+    configs = [(f"run_{n}", {"train": {"seed": n}, "optim": {"base_lr": 0.1, "name": "adamw"}}) for n in range(3)]
+    assert config_differences(configs) == (
+        ["run", "train.seed"], [("run_0", ["0"]), ("run_1", ["1"]), ("run_2", ["2"])]
+    )  # fmt: skip
+    assert config_differences(configs[:1]) == (
+        ["key", "run_0"], [("train.seed", ["0"]), ("optim.base_lr", ["0.1"]), ("optim.name", ["adamw"])]
+    )  # fmt: skip
 
 
 def test_names_cannot_become_markup() -> None:
@@ -64,37 +129,67 @@ def test_runs_that_lack_something_still_have_a_page(kind: str) -> None:
     charts(page)
 
 
-def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.html"
-    write_report(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_report(path, "\ud800")
-    assert path.read_text() == "old"
+    write_whole(path, b"old")
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new and longer")
+    assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
-@pytest.mark.parametrize("n", [10, 2400, 2401, 100_000])
-def test_downsampling_keeps_every_spike(n: int) -> None:
+@pytest.mark.parametrize("n", [10, 3600, 3601, 100_000])
+def test_downsampling_keeps_every_planted_spike_of_one_iteration(n: int) -> None:
+    rng = np.random.default_rng(n)
     y = np.exp(noise(n, seed=n))
-    spikes = np.unique(np.random.default_rng(n).integers(0, n, min(n // 5, 40)))
-    y[spikes] = 1e3 + np.arange(len(spikes))
+    spikes = 2 * np.unique(rng.integers(1, n // 2 - 1, min(n // 5, 600)))  # apart by 2 at least: several share a bin
+    y[spikes] *= rng.uniform(5, 50, len(spikes))
     x, kept = min_max(np.arange(n), y, bins=1200)
-    assert len(x) <= 2400
+    assert len(x) <= 3600
     assert (np.diff(x) > 0).all()
     np.testing.assert_array_equal(y[x], kept)
+    for spike in spikes:
+        assert spike in x, f"the spike at {spike} is hidden"
     edges = np.linspace(0, n, 1201).astype(int)
-    peaks = {y[start:stop].max() for start, stop in pairwise(edges) if stop > start}
-    assert peaks <= set(kept.tolist())
+    for start, stop in pairwise(edges):
+        if stop > start:
+            assert {y[start:stop].max(), y[start:stop].min()} <= set(kept.tolist())
 
 
-def test_a_heat_map_cell_is_its_largest_value() -> None:
-    y = layer_series(noise(3000, seed=0)).grad_norm
-    y[1234] = 50.0
-    y[10] = np.nan
-    cells = block_max(y, columns=500)
-    assert len(cells) == 500
-    assert cells.max() == 50.0
-    assert cells[0] == y[:6].max()
+def test_a_heat_map_shows_every_planted_spike() -> None:
+    """Against the definition: a cell is the largest log10 of the norm over its running median, in its block."""
+    n, columns = 5003, 500
+    layers = []
+    for depth in range(3):
+        x = plant(noise(n, seed=depth, sd=0.1), [100 * k + 7 * depth for k in range(1, 49)], 2.0, width=1)
+        layers.append(layer_series(x, f"layer_{depth}", depth))
+    edges, cells = heat_rows(tuple(layers), columns)
+    assert cells.shape == (3, columns)
+    for depth, (layer, row) in enumerate(zip(layers, cells, strict=True)):
+        padded = np.pad(np.log10(layer.grad_norm), 100, mode="symmetric")
+        relative = [np.log10(layer.grad_norm[i]) - np.median(padded[i : i + 201]) for i in range(n)]
+        for column, (start, stop) in enumerate(pairwise(edges)):
+            inside = [relative[i] for i in range(n) if start <= i < stop]
+            assert row[column] == pytest.approx(max(inside), abs=1e-5)
+        for k in range(1, 49):
+            column = int(np.searchsorted(edges, 100 * k + 7 * depth, side="right")) - 1
+            assert row[column] > 0.7
+
+
+def test_a_layer_that_begins_late_has_no_cells_before() -> None:
+    whole = LayerSeries("whole", 0, np.arange(100), np.ones(100))
+    late = LayerSeries("late", 1, np.arange(50, 100), np.ones(50))
+    _, cells = heat_rows((whole, late), 10)
+    assert np.isnan(cells[1, :5]).all()
+    assert not np.isnan(cells[0]).any()
+    assert not np.isnan(cells[1, 5:]).any()
 
 
 def test_a_value_that_is_not_finite_breaks_the_line() -> None:

@@ -1,0 +1,70 @@
+"""``stablab figure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stabilitylab.cli.options import runs_dir
+from stabilitylab.config import ConfigError
+
+_KINDS = ("knn", "spikes", "lag", "heatmap", "compare", "lr-sensitivity")
+_FORMATS = ("pdf", "svg", "png")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--kind", type=click.Choice(_KINDS), required=True,
+    help="Curves of kNN; norms with spikes; lag by layer; all layers; runs compared; final kNN by learning rate.",
+)  # fmt: skip
+@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: what FILE ends with, else pdf.")
+@click.option(
+    "--width", type=click.Choice(["single", "double"]), default="single", show_default=True,
+    help="One or two columns of a paper: 3.25 or 6.75 inches.",
+)  # fmt: skip
+@click.option("--latex", is_flag=True, help="The numbers as a LaTeX table with intervals, instead of a picture.")
+@click.option("-o", "--output", metavar="FILE", help="Where to write it. A table goes to standard output without.")
+@runs_dir
+def command(
+    runs: tuple[str, ...],
+    kind: str,
+    form: str | None,
+    width: str,
+    latex: bool,
+    output: str | None,
+    runs_dir: str | None,
+) -> None:
+    """Draw a figure of runs for a paper: column width, fonts embedded, readable without colour."""
+    from stabilitylab.cli.report import check_output, compare, load_runs
+    from stabilitylab.report.numbers import numbers_latex
+    from stabilitylab.report.paper import NothingToDrawError, render
+    from stabilitylab.report.writing import write_whole
+    from stabilitylab.store.location import find_run, runs_root
+
+    if latex and form:
+        raise ConfigError("--latex writes a table: leave --format out")
+    if output is None and not latex:
+        raise ConfigError("a figure needs a file to go to: give -o FILE")
+    if output is not None:
+        check_output(Path(output))
+    root = runs_root(runs_dir)
+    shown = load_runs([find_run(root, run) for run in dict.fromkeys(runs)])
+    comparison = compare(shown) if len(shown) > 1 else None
+    try:
+        if latex:
+            data = numbers_latex(kind, shown, comparison).encode()
+        else:
+            ending = Path(output or "").suffix.lstrip(".").lower()
+            data = render(kind, shown, comparison, width=width, form=form or (ending if ending in _FORMATS else "pdf"))
+    except NothingToDrawError as error:
+        raise ConfigError(str(error)) from None
+    if output is None:
+        click.echo(data.decode(), nl=False)
+        return
+    try:
+        write_whole(Path(output), data)
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+    click.echo(f"figure: {output}" if not latex else f"table: {output}")

@@ -1,0 +1,152 @@
+"""What a run looks like right now: read from its store, while it is being written or after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stabilitylab.analysis.baseline import baseline
+from stabilitylab.analysis.results import LayerSeries, Spike
+from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, log_norms
+
+if TYPE_CHECKING:
+    from stabilitylab.store.reader import RunReader
+
+TAIL = 1500
+"""Iterations that are looked at anew each time: several baselines long, whatever the run's length."""
+FIRST = 10_000
+"""Iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
+_QUIET_EVENTS = ("checkpoint", "mitigation")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNow:
+    """A layer's last gradient norm: in times its usual norm, and in noise sd above it (None: too early to tell)."""
+
+    name: str
+    norm: float
+    ratio: float | None
+    z: float | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment. ``layers`` by falling z; ``spikes`` by onset, from ``since`` on."""
+
+    run: str
+    status: str
+    iterations: int
+    total: int | None
+    rate: float | None
+    loss: np.ndarray
+    knn: np.ndarray
+    layers: tuple[LayerNow, ...]
+    spikes: tuple[Spike, ...]
+    events: tuple[str, ...]
+    since: int = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.total is None or not self.rate or self.status != "running":
+            return None
+        return max(self.total - self.iterations, 0) / self.rate
+
+
+@dataclass
+class Watcher:
+    """Takes snapshots of one run. What it has seen of earlier spikes it keeps, so that only the tail is read again."""
+
+    reader: RunReader
+    settings: SpikeSettings = field(default_factory=SpikeSettings)
+    _spikes: dict[str, list[Spike]] = field(default_factory=dict)
+    _seen: int = 0
+    _since: int = 0
+
+    def snapshot(self) -> Snapshot:
+        """The run as it is now."""
+        self.reader.refresh()
+        reader, iterations = self.reader, self.reader.num_iterations
+        table = reader.query("SELECT iteration, epoch, loss, seconds FROM iterations ORDER BY iteration").fetchnumpy()
+        seconds = _plain(table["seconds"])[-50:]
+        mean = float(seconds.mean()) if len(seconds) and np.isfinite(seconds).all() else 0.0
+        knn = reader.evals().get("knn_top1")
+        return Snapshot(
+            run=reader.meta.get("run_id", reader.run_dir.name),
+            status=reader.status,
+            iterations=iterations,
+            total=_total(reader.config, table, iterations),
+            rate=1 / mean if mean > 0 else None,
+            loss=_plain(table["loss"]),
+            knn=np.array([]) if knn is None else knn["value"],
+            layers=self._layers(iterations),
+            spikes=tuple(sorted((s for found in self._spikes.values() for s in found), key=lambda s: s.onset)),
+            events=tuple(
+                f"{event.kind} at {event.iteration}" + (f": {event.detail}" if event.detail else "")
+                for event in reader.events()
+                if event.kind not in _QUIET_EVENTS
+            ),
+            since=self._since,
+        )
+
+    def _layers(self, iterations: int) -> tuple[LayerNow, ...]:
+        # The first look goes far back; later ones see what is new, and a baseline before it.
+        if self._seen == 0:
+            since = self._since = max(0, iterations - FIRST)
+        else:
+            since = max(self._since, min(self._seen, iterations) - TAIL)
+        self._seen = iterations
+        rows = self.reader.query(
+            "SELECT layer_id, iteration, grad_norm FROM layer_stats WHERE grad_norm IS NOT NULL AND iteration >= ? "
+            "ORDER BY layer_id, iteration",
+            [since],
+        ).fetchnumpy()
+        ids, norms = rows["layer_id"], _plain(rows["grad_norm"])
+        found = []
+        for layer in self.reader.layers():
+            start, stop = np.searchsorted(ids, [layer.layer_id, layer.layer_id + 1])
+            if start == stop:
+                continue
+            series = LayerSeries(layer.name, layer.depth, rows["iteration"][start:stop], norms[start:stop])
+            self._note(series, since)
+            found.append(_now(series, self.settings))
+        return tuple(sorted(found, key=lambda layer: -math.inf if layer.z is None else layer.z, reverse=True))
+
+    def _note(self, series: LayerSeries, since: int) -> None:
+        """A tail's head has no baseline yet: what was seen there before stands."""
+        head = since + self.settings.window if since > self._since else since
+        kept = [s for s in self._spikes.get(series.name, []) if s.onset < head]
+        self._spikes[series.name] = kept + [s for s in detect_spikes(series, self.settings) if s.onset >= head]
+
+
+def _now(series: LayerSeries, settings: SpikeSettings) -> LayerNow:
+    x, _ = log_norms(series.grad_norm)
+    base = baseline(x, ~np.isnan(x), window=settings.window, warmup=settings.warmup)
+    height = float(x[-1] - base.before[-1])
+    norm = float(series.grad_norm[-1])
+    if not math.isfinite(norm):
+        return LayerNow(series.name, norm, math.inf, math.inf)
+    if not math.isfinite(height):
+        return LayerNow(series.name, norm, None, None)
+    return LayerNow(series.name, norm, math.exp(height), height / float(base.scale[-1]))
+
+
+def _total(config: dict[str, Any], table: dict[str, Any], iterations: int) -> int | None:
+    """How long the run will be: as configured, or from the epochs made so far."""
+    train = config.get("train")
+    if not isinstance(train, dict):
+        return None
+    if isinstance(train.get("iterations"), int):
+        return int(train["iterations"])
+    epochs, made = train.get("epochs"), _plain(table["epoch"])
+    if not isinstance(epochs, (int, float)) or len(made) < 2 or not made[-1] > made[0]:
+        return None
+    a_epoch = float(table["iteration"][-1] - table["iteration"][0]) / float(made[-1] - made[0])
+    return max(math.ceil(epochs * a_epoch - 1e-6), iterations)
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """NULL is NaN."""
+    return np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)

@@ -1,0 +1,191 @@
+"""``stablab watch``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from stabilitylab.cli.options import runs_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.table import Table
+
+    from stabilitylab.analysis.results import Spike
+    from stabilitylab.cli.live import Snapshot
+
+_BARS = "▁▂▃▄▅▆▇█"
+_PLAIN_BARS = "_.-=+*%#"
+_LAYERS = 8
+_SPIKES = 6
+
+
+@click.command()
+@click.argument("run")
+@click.option("--once", is_flag=True, help="Show the run as it is now, and leave.")
+@click.option(
+    "--every", metavar="SECONDS", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Between two looks."
+)
+@runs_dir
+def command(run: str, once: bool, every: float, runs_dir: str | None) -> None:
+    """Watch RUN while it trains: progress, loss, kNN, the layers by their latest z, spikes as they happen.
+
+    Ends when the run does. In a pipe it prints plain lines.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from stabilitylab.cli.live import Watcher
+    from stabilitylab.store.location import find_run, runs_root
+    from stabilitylab.store.reader import open_run
+
+    console = Console(highlight=False, markup=False)
+    with open_run(find_run(runs_root(runs_dir), run), merge=False) as reader:
+        watcher = Watcher(reader)
+        now = watcher.snapshot()
+        try:
+            if once:
+                console.print(view(now, console))
+            elif not console.is_terminal:
+                lines = PlainLines()
+                lines.show(now)
+                while now.status == "running":
+                    time.sleep(every)
+                    now = watcher.snapshot()
+                    lines.show(now)
+            else:
+                with Live(view(now, console), console=console, auto_refresh=False) as live:
+                    while now.status == "running":
+                        time.sleep(every)
+                        now = watcher.snapshot()
+                        live.update(view(now, console), refresh=True)
+        except KeyboardInterrupt:
+            return  # the usual way to stop watching
+
+
+class PlainLines:
+    """A line where something is new: progress, and each spike once it is over."""
+
+    def __init__(self) -> None:
+        self._iterations = -1
+        self._status = ""
+        self._told = -1
+
+    def show(self, now: Snapshot) -> None:
+        over = [
+            s for s in now.spikes if s.onset > self._told and (s.end < now.iterations - 4 or now.status != "running")
+        ]
+        for spike in over:
+            click.echo(f"spike {_spike(spike)}")
+        self._told = max([self._told, *(s.onset for s in over)])
+        if (now.iterations, now.status) != (self._iterations, self._status):
+            click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
+        self._iterations, self._status = now.iterations, now.status
+
+
+def view(now: Snapshot, console: Console) -> Group:
+    """The whole picture, in the console's width."""
+    from rich.console import Group
+    from rich.text import Text
+
+    width = min(console.width, 100)
+    unicode = (console.encoding or "").lower().startswith("utf")
+    head = Text("  ".join([clean(now.run), now.status, *_progress(now)]), overflow="ellipsis", no_wrap=True)
+    parts: list[Text | Table] = [head]
+    if now.total:
+        done = round(width * min(now.iterations / now.total, 1))
+        parts.append(Text(("━" * done + "╌" * (width - done)) if unicode else "#" * done + "." * (width - done)))
+    if not now.iterations:
+        parts.append(Text("nothing recorded yet"))
+    for name, values, form in (("loss", now.loss, ".3f"), ("kNN", now.knn, ".3f")):
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            said = f"{name:<5}{values[-1]:{form}} "
+            parts.append(Text(said + sparkline(values, width - len(said), _BARS if unicode else _PLAIN_BARS)))
+    if now.layers:
+        parts += [Text(), _layer_table(now)]
+        if len(now.layers) > _LAYERS:
+            parts.append(Text(f"and {len(now.layers) - _LAYERS} more, below these"))
+    elif now.iterations:
+        parts += [Text(), Text("no gradients recorded (train with --log-grads)")]
+    if now.layers:
+        since = f" since iteration {now.since}" if now.since else ""
+        parts += [Text(), Text(f"spikes{since}: {len(now.spikes)}" + (", the last:" if now.spikes else ""))]
+        parts += [
+            Text(f"  {_spike(spike)}", overflow="ellipsis", no_wrap=True) for spike in now.spikes[-_SPIKES:][::-1]
+        ]
+    parts += [Text(clean(event), overflow="ellipsis", no_wrap=True) for event in now.events[-3:]]
+    return Group(*parts)
+
+
+def _layer_table(now: Snapshot) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("layers by latest z", "norm", "times usual", "z", "last spike"):
+        table.add_column(title, justify="left" if title == "layers by latest z" else "right", no_wrap=True)
+    last = {spike.layer: spike for spike in now.spikes}
+    for layer in now.layers[:_LAYERS]:
+        loud = "bold" if layer.z is not None and layer.z >= 6 else ""
+        spike = last.get(layer.name)
+        cells = (
+            clean(layer.name, 32),
+            f"{layer.norm:.3g}",
+            "" if layer.ratio is None else f"{layer.ratio:.1f}x",
+            "too early" if layer.z is None else f"{layer.z:.1f}",
+            "" if spike is None else str(spike.onset),
+        )
+        table.add_row(*(Text(cell, style=loud) for cell in cells))
+    return table
+
+
+def sparkline(values: np.ndarray, width: int, bars: str = _BARS) -> str:
+    """The whole series in at most ``width`` characters: each the mean of its block; ``x`` where nothing is finite."""
+    blocks = np.array_split(np.asarray(values, dtype=float), max(1, min(width, len(values))))
+    means = [float(block[np.isfinite(block)].mean()) if np.isfinite(block).any() else float("nan") for block in blocks]
+    finite = [mean for mean in means if np.isfinite(mean)]
+    if not finite:
+        return "x" * len(means)
+    low, high = min(finite), max(finite)
+    step = (high - low) or 1.0
+    return "".join("x" if np.isnan(m) else bars[min(int(8 * (m - low) / step), 7)] for m in means)
+
+
+def clean(text: str, most: int = 60) -> str:
+    """A name that cannot steer the terminal, on one line."""
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def _spike(spike: Spike) -> str:
+    size = "not finite" if spike.kind == "nonfinite" else f"{spike.ratio:.1f}x, z {spike.z:.1f}"
+    return f"{clean(spike.layer, 32)} at {spike.onset}: {size}"
+
+
+def _progress(now: Snapshot) -> list[str]:
+    parts = [f"{now.iterations}/{now.total}" if now.total else f"{now.iterations} iterations"]
+    if now.rate is not None and now.status == "running":
+        parts.append(f"{now.rate:.1f} it/s")
+    if now.seconds_left is not None:
+        parts.append(f"{_duration(now.seconds_left)} left")
+    return parts
+
+
+def _numbers(now: Snapshot) -> list[str]:
+    parts = [f"{name} {values[-1]:.3f}" for name, values in (("loss", now.loss), ("kNN", now.knn)) if len(values)]
+    top = next((layer for layer in now.layers if layer.z is not None), None)
+    if top is not None:
+        parts.append(f"z {top.z:.1f} in {clean(top.name, 32)}")
+    return parts
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

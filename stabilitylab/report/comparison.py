@@ -1,0 +1,130 @@
+"""A comparison as a page, as Markdown and as LaTeX: the effects with intervals, then the runs."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from stabilitylab.analysis.results import Comparison, RunSummary
+from stabilitylab.report import latex
+from stabilitylab.report.definitions import DEFINITIONS
+from stabilitylab.report.side_by_side import several_rates
+from stabilitylab.report.tables import effect_rows, rate_rows, run_rows
+
+_EFFECT_TITLES = ("mitigation", "measure", "without", "with", "difference", "95% interval", "p (Holm)", "seeds")
+_RUN_TITLES = ("run", "mitigation", "base lr", "seed", "final kNN, %", "best kNN, %", "spikes a 10,000",
+               "deepest dip, points", "status")  # fmt: skip
+
+
+Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], str]
+"""Caption, titles, rows, and an alignment letter a column."""
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The tables that hold something."""
+    effects: list[tuple[str, ...]] = [
+        (row["mitigation"], row["metric"], row["baseline"], row["mitigated"], row["difference"], row["interval"],
+         row["p"], row["seeds"])
+        for row in effect_rows(comparison)
+    ]  # fmt: skip
+    runs: list[tuple[str, ...]] = [
+        tuple(row.values()) for row in run_rows(comparison.runs, [""] * len(comparison.runs))
+    ]
+    tables: list[Table] = [
+        ("Effect of each mitigation over runs paired by seed", _EFFECT_TITLES, effects, "llrrrrrr"),
+        rates_table(comparison.runs),
+        ("The runs", _RUN_TITLES, runs, "llrrrrrrl"),
+    ]
+    return [table for table in tables if table[2]]
+
+
+def rates_table(summaries: Sequence[RunSummary]) -> Table:
+    """Final kNN by mitigation and learning rate; without rows where there are no two rates."""
+    rates, rows = rate_rows(summaries) if several_rates(summaries) else ([], [])
+    titles = ("final kNN top-1, %", *(f"lr {rate}" for rate in rates))
+    caption = "Sensitivity to the base learning rate: mean, lowest and highest seed"
+    return caption, titles, [(name, *cells) for name, cells in rows], "l" + "r" * len(rates)
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Tables in GitHub's dialect, then what to bear in mind."""
+    parts = []
+    for caption, titles, rows, align in comparison_tables(comparison):
+        lines = [
+            f"**{caption}**",
+            "",
+            _line(titles),
+            "|" + "|".join("---:" if a == "r" else "---" for a in align) + "|",
+        ]
+        parts.append("\n".join([*lines, *(_line(row) for row in rows)]))
+    parts += [f"- {_escape(remark)}" for remark in remarks(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_latex(comparison: Comparison) -> str:
+    """Floating tables; what to bear in mind stands in comments above them."""
+    head = [f"% {' '.join(remark.split())}" for remark in remarks(comparison)]
+    head.insert(0, "% \\usepackage{booktabs}")
+    tables = [
+        latex.table(titles, rows, align=align, caption=caption, label=f"tab:stablab-{number}")
+        for number, (caption, titles, rows, align) in enumerate(comparison_tables(comparison), 1)
+    ]
+    return "\n".join([*head, "", *tables])
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """A page of its own, without script: the tables, the remarks, the definitions they rest on."""
+    css = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    parts = []
+    for caption, titles, rows, align in comparison_tables(comparison):
+        head = "".join(_cell("th", title, a) for title, a in zip(titles, align, strict=True))
+        body = "".join(
+            "<tr>" + "".join(_cell("td", cell, a) for cell, a in zip(row, align, strict=True)) + "</tr>\n"
+            for row in rows
+        )
+        name = html.escape(caption)
+        parts.append(
+            f'<section><h2>{name}</h2>\n<div class="scroll" tabindex="0" role="region" aria-label="{name}">\n'
+            f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div></section>\n"
+        )
+    parts += [f'<p class="note">{html.escape(remark)}</p>\n' for remark in remarks(comparison)]
+    words = "".join(
+        f"<dt>{html.escape(word)}</dt><dd>{html.escape(meaning)}</dd>\n"
+        for word, meaning in DEFINITIONS
+        if word in ("effect", "spike", "dip", "kNN top-1")
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"<title>StabilityLab: comparison</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
+        f'<p class="brand">StabilityLab</p>\n<h1>{len(comparison.runs)} runs compared</h1>\n{"".join(parts)}'
+        f'<section><h2>How each number is defined</h2><dl class="definitions">\n{words}</dl></section>\n'
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Notes and warnings, each once; a warning names the mitigations it holds for."""
+    warned: dict[str, list[str]] = {}
+    for effect in comparison.effects:
+        names = warned.setdefault(effect.warning, []) if effect.warning else []
+        if effect.mitigation not in names:
+            names.append(effect.mitigation)
+    return [*(f"{', '.join(names)}: {warning}" for warning, names in warned.items()), *comparison.notes]
+
+
+def _cell(tag: str, text: str, align: str) -> str:
+    kind = ' class="num"' if align == "r" else ""
+    return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_escape, cells)) + " |"
+
+
+def _escape(text: str) -> str:
+    """A name as text: no markup, no second line, no column of its own."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))

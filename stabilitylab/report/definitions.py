@@ -1,0 +1,38 @@
+"""How each number of a report is defined, in the words of the README."""
+
+from __future__ import annotations
+
+DEFINITIONS = (
+    ("iteration", "Optimizer updates made before this one, from 0."),
+    ("gradient norm", "L2 norm of a layer's gradient, before any clipping and after AMP unscaling."),
+    (
+        "spike",
+        "The logarithm of the gradient norm rises above the higher of two medians, that of the last 200 values that "
+        "are no spike and that of the next 200, by more noise than chance brings, and the norm is at least twice the "
+        "former. The threshold is fitted to the series' own downward excursions, so that noise alone raises at most "
+        "one event per 10,000 iterations and layer. It ends below 3 noise sd; gaps of up to 3 iterations are bridged.",
+    ),
+    ("chance", "The same detector on the mirrored series, whose spikes are downward: what noise alone would flag."),
+    (
+        "episode",
+        "Spikes of several layers that lie so close that chance would rarely bring them together. The layer whose "
+        "spike opens it leads; its reach is the share of trained layers that take part.",
+    ),
+    (
+        "lag",
+        "Iterations from a spike in the first trained layer to the matching one in another, at most 100 apart on "
+        "either side: matched one to one, around the lag that most pairs share. Median with the order-statistic 95% "
+        "interval. The p-value compares how many match with circular shifts. Under 5 matches: inconclusive.",
+    ),
+    (
+        "dip",
+        "A fall of kNN accuracy below the level it had reached, by at least 4 standard errors and 1 point. Its area "
+        "is accuracy lost times iterations.",
+    ),
+    ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
+    (
+        "effect",
+        "Mitigation minus baseline over runs with the same seed and learning rate. 95% t interval, sign-flip "
+        "permutation p, Holm's correction over the mitigations.",
+    ),
+)

@@ -1,0 +1,54 @@
+"""What a report knows of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.report.arms import Arm, Setting, arms
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """One run of a report. ``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail)."""
+
+    series: RunSeries
+    analysis: RunAnalysis
+    config: dict[str, Any]
+    status: str
+    created_at: str
+    loss: tuple[np.ndarray, np.ndarray] | None
+    provenance: dict[str, str]
+    events: Sequence[tuple[int, str, str]]
+
+    @property
+    def trained_layers(self) -> list[LayerSeries]:
+        return [layer for layer in self.series.layers if layer.trainable and len(layer.iteration)]
+
+    @property
+    def mitigation(self) -> str:
+        named = self.config.get("mitigation") or ()
+        return named if isinstance(named, str) else "+".join(map(str, named)) or "none"
+
+    @property
+    def seed(self) -> int:
+        return int(_value(self.config, "train", "seed", 0))
+
+    @property
+    def base_lr(self) -> float:
+        return float(_value(self.config, "optim", "base_lr", float("nan")))
+
+
+def arms_of(runs: Sequence[ReportRun]) -> tuple[Arm, ...]:
+    """Which of the runs are drawn alike."""
+    return arms([Setting(run.series.run, run.mitigation, run.base_lr) for run in runs])
+
+
+def _value(config: dict[str, Any], section: str, key: str, missing: float) -> Any:
+    inner = config.get(section)
+    value = inner.get(key) if isinstance(inner, dict) else None
+    return value if isinstance(value, (int, float)) else missing

@@ -1,0 +1,158 @@
+"""The first screen: was it unstable, where did it start, what did it cost, what helps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabilitylab.analysis.results import Comparison, Effect, RunAnalysis, RunSeries
+from stabilitylab.report.arms import Arm
+from stabilitylab.report.wording import count, percent
+
+Run = tuple[RunSeries, RunAnalysis]
+
+
+def unstable(found: RunAnalysis) -> bool:
+    """A dip, a gradient that is not finite, or more spikes than the mirrored series has."""
+    spikes = found.spikes or ()
+    chance = found.false_alarms.mirrored_events if found.false_alarms else 0
+    return bool(found.dips) or any(s.kind == "nonfinite" for s in spikes) or len(spikes) > chance
+
+
+def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
+    """The first line of the page."""
+    if comparison is None:
+        return _headline_of_one(*runs[0])
+    final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
+    if not final:
+        return f"{len(runs)} runs side by side"
+    best = max(final, key=lambda effect: effect.difference)
+    verb = "ends higher" if best.difference > 0 else "does not end higher"
+    seeds = count(best.num_seeds, "seed")
+    sure = ""
+    if best.ci95 is None:
+        sure = ", too few to say more"
+    elif best.ci95[0] <= 0 <= best.ci95[1]:
+        sure = ", and the interval holds zero"
+    return (
+        f"{best.mitigation} {verb}: {percent(best.mitigated_mean)} against {percent(best.baseline_mean)} kNN top-1 "
+        f"({seeds}{sure})"
+    )
+
+
+def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
+    if not series.iterations:
+        return "Nothing is recorded yet"
+    if not any(len(layer.iteration) for layer in series.layers):
+        return "No gradients recorded"
+    if not unstable(found):
+        return "No instability beyond chance" if found.spikes else "No instability found"
+    lag = found.lag
+    if lag is not None and lag.verdict == "first leads" and lag.median_iterations is not None:
+        return (
+            f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
+        )
+    return f"Unstable: {count(len(found.spikes or ()), 'spike')}, {count(len(found.dips or ()), 'accuracy dip')}"
+
+
+def answers(
+    runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
+) -> list[tuple[str, list[str]]]:
+    """Question and answer, one line an arm. What the data cannot answer says so."""
+    found = [analysis for _, analysis in runs]
+    groups = [(f"{arm.label}: " if len(arms) > 1 else "", [found[i] for i in arm.members], arm) for arm in arms]
+    return [
+        ("Was it unstable?", [lead + _how_unstable(mine) for lead, mine, _ in groups]),
+        ("Where did it start?", [lead + _where(mine) for lead, mine, _ in groups]),
+        ("What did it cost?", [lead + _cost(mine, [runs[i][0] for i in arm.members]) for lead, mine, arm in groups]),
+        ("What helps?", _help(mitigations, comparison)),
+    ]
+
+
+def _how_unstable(found: Sequence[RunAnalysis]) -> str:
+    if all(analysis.spikes is None or not analysis.layers for analysis in found):
+        spiking = "no gradients recorded"
+    else:
+        spikes = sum(len(analysis.spikes or ()) for analysis in found)
+        chance = sum(a.false_alarms.mirrored_events for a in found if a.false_alarms)
+        spiking = f"{count(spikes, 'spike')} (chance alone: {chance})"
+    broken = sum(any(s.kind == "nonfinite" for s in a.spikes or ()) for a in found)
+    dips = f", {count(sum(len(a.dips or ()) for a in found), 'accuracy dip')}"
+    nan = f", gradients not finite in {count(broken, 'run')}" if broken else ""
+    if len(found) == 1:
+        return ("Yes: " if unstable(found[0]) else "No: ") + spiking + dips + nan + "."
+    return f"{sum(map(unstable, found))} of {len(found)} runs: {spiking}{dips}{nan}."
+
+
+def _where(found: Sequence[RunAnalysis]) -> str:
+    if not any(a.layers for a in found):
+        return "Unknown: no gradients were recorded."
+    if not any(a.spikes for a in found):
+        return "Nowhere: there are no spikes."
+    leaders = Counter(e.leader for a in found for e in a.episodes or () if len(e.order) > 1)
+    said = []
+    if leaders:
+        leader, times = leaders.most_common(1)[0]
+        said.append(f"{leader} leads {times} of {count(leaders.total(), 'episode')} of several layers")
+    if len(found) == 1:
+        lag, spikes = found[0].lag, found[0].spikes or ()
+        if lag is not None and lag.median_iterations is not None and lag.ci95 is not None:
+            said.append(
+                f"{lag.source} to {lag.target}: {lag.median_iterations:g} iterations ({lag.ci95[0]:g} to "
+                f"{lag.ci95[1]:g}), {lag.verdict}"
+            )
+        elif not leaders and spikes:
+            said.append(f"the first spike is in {spikes[0].layer} at iteration {spikes[0].onset}")
+    else:
+        verdicts = Counter(a.lag.verdict for a in found if a.lag is not None)
+        if verdicts:
+            said.append("first to last layer: " + ", ".join(f"{v} in {n}" for v, n in verdicts.most_common()))
+    return _sentence("; ".join(said)) if said else "Unknown."
+
+
+def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
+    curves = [s.evals["knn_top1"].value for s in series if "knn_top1" in s.evals]
+    curves = [values[np.isfinite(values)] for values in curves if np.isfinite(values).any()]
+    if not curves:
+        return "Unknown: no kNN accuracy was recorded."
+    final = float(np.mean([values[-1] for values in curves]))
+    below = 100 * float(np.mean([values.max() - values[-1] for values in curves]))
+    mean = "on average " if len(curves) > 1 else ""
+    ended = f"ends {mean}at {percent(final)}, {below:.1f} points below its best"
+    dips = [dip for analysis in found for dip in analysis.dips or ()]
+    if not dips:
+        return f"No dip; {ended}."
+    lost = 100 * sum(dip.area for dip in dips) / len(found)
+    return (
+        f"Deepest dip {100 * max(dip.depth for dip in dips):.1f} points; {lost:,.0f} points x iterations lost in dips"
+        f"{' a run' if len(found) > 1 else ''}; {ended}."
+    )
+
+
+def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str]:
+    if comparison is not None:
+        final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
+        return [_effect_in_words(effect) for effect in final] or [
+            "Not tested: no two runs differ in the mitigation only."
+        ]
+    if mitigations[0] != "none":
+        return [f"This run has {mitigations[0]}; to see its effect, compare it with a run of the same seed without."]
+    return ["Not tested here: train the same seed with a mitigation, such as frozen-patch, and compare the two."]
+
+
+def _effect_in_words(effect: Effect) -> str:
+    interval = ""
+    if effect.ci95 is not None:
+        interval = f" (95% interval {100 * effect.ci95[0]:+.1f} to {100 * effect.ci95[1]:+.1f})"
+    chance = "" if effect.p_holm is None else f", p = {effect.p_holm:.2g}"
+    return (
+        f"{effect.mitigation}: {100 * effect.difference:+.1f} points of final kNN{interval}{chance}, "
+        f"{count(effect.num_seeds, 'seed')}."
+    )
+
+
+def _sentence(said: str) -> str:
+    # A layer's name keeps its case: only plain words are raised.
+    return (said[0].upper() + said[1:] if said.startswith("first ") or said.startswith("the ") else said) + "."
