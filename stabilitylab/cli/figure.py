@@ -19,7 +19,7 @@ _FORMATS = ("pdf", "svg", "png")
     "--kind", type=click.Choice(_KINDS), required=True,
     help="Curves of kNN; norms with spikes; lag by layer; all layers; runs compared; final kNN by learning rate.",
 )  # fmt: skip
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: what FILE ends with, else pdf.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: what FILE ends with.")
 @click.option(
     "--width", type=click.Choice(["single", "double"]), default="single", show_default=True,
     help="One or two columns of a paper: 3.25 or 6.75 inches.",
@@ -49,6 +49,9 @@ def command(
         raise ConfigError("a figure needs a file to go to: give -o FILE")
     if output is not None:
         check_output(Path(output))
+    ending = Path(output or "").suffix.lstrip(".").lower()
+    if not latex and form is None and ending not in _FORMATS:
+        raise ConfigError(f"cannot tell a format from {output}: end it in .pdf, .svg or .png, or give --format")
     root = runs_root(runs_dir)
     shown = load_runs([find_run(root, run) for run in dict.fromkeys(runs)])
     comparison = compare(shown) if len(shown) > 1 else None
@@ -56,8 +59,7 @@ def command(
         if latex:
             data = numbers_latex(kind, shown, comparison).encode()
         else:
-            ending = Path(output or "").suffix.lstrip(".").lower()
-            data = render(kind, shown, comparison, width=width, form=form or (ending if ending in _FORMATS else "pdf"))
+            data = render(kind, shown, comparison, width=width, form=form or ending)
     except NothingToDrawError as error:
         raise ConfigError(str(error)) from None
     if output is None:

@@ -19,7 +19,7 @@ from stabilitylab.report import figures, side_by_side, tables, verdict, wording
 from stabilitylab.report.arms import Arm
 from stabilitylab.report.definitions import DEFINITIONS
 from stabilitylab.report.plotting import Figure
-from stabilitylab.report.runs import ReportRun, arms_of
+from stabilitylab.report.runs import ReportRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
 """More runs than these: their own sections are folded, and drawn when opened."""
@@ -105,7 +105,8 @@ def _span(runs: Sequence[ReportRun]) -> tuple[int, int]:
 def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
     """The chart's id, and what it shows in words."""
     curves = [(run.series.run, run.series.evals.get("knn_top1")) for run in runs]
-    ends = [(name, 100 * float(c.value[-1])) for name, c in curves if c is not None and len(c.value)]
+    finals = [(name, last_finite(curve.value)) for name, curve in curves if curve is not None]
+    ends = [(name, 100 * final) for name, final in finals if final is not None]
     if not ends:
         return None
     chart = side_by_side.knn_curves([(run.series, run.analysis) for run in runs], groups)
@@ -114,7 +115,8 @@ def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> t
 
 def _loss(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
     losses = [None if run.loss is None else (run.series.run, *run.loss) for run in runs]
-    ends = [(name, float(loss[-1])) for name, _, loss in (item for item in losses if item is not None)]
+    finals = [(item[0], last_finite(item[2])) for item in losses if item is not None]
+    ends = [(name, final) for name, final in finals if final is not None]
     if not ends:
         return None
     chart = side_by_side.loss_curves(losses, groups)

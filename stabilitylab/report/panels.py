@@ -17,7 +17,7 @@ from stabilitylab.report.arms import Arm, lr_label, mitigation_label
 from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.figures import numbered, outlined
 from stabilitylab.report.plotting import COLOURS
-from stabilitylab.report.runs import ReportRun
+from stabilitylab.report.runs import ReportRun, last_finite
 from stabilitylab.report.side_by_side import mitigations
 
 _LINES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (7, 2, 1, 2)))
@@ -48,7 +48,7 @@ def knn(axis: Axes, runs: Sequence[ReportRun], arms: Sequence[Arm]) -> None:
         first = curves[0][0].iteration
         if several and all(np.array_equal(curve.iteration, first) for curve, _ in curves):
             axis.plot(first, 100 * np.mean([curve.value for curve, _ in curves], axis=0), color=colour, ls=dash, lw=1.4)
-        finals = [100 * float(curve.value[-1]) for curve, _ in curves if len(curve.value)]
+        finals = [100 * (last_finite(curve.value) or 0.0) for curve, _ in curves]
         count = f", n = {len(finals)}" if several else ""
         label = f"{short(arm.label)} ({np.mean(finals):.1f} %{count})"
         handles.append(Line2D([], [], color=colour, ls=dash, lw=1.4, label=label))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stabilitylab.analysis.results import Comparison
 from stabilitylab.report import panels
-from stabilitylab.report.runs import ReportRun, arms_of
+from stabilitylab.report.runs import ReportRun, arms_of, last_finite
 from stabilitylab.report.side_by_side import several_rates
 
 WIDTHS = {"single": 3.25, "double": 6.75}
@@ -140,7 +140,8 @@ def _lr_sensitivity(runs: list[ReportRun], comparison: Comparison | None, width:
 
 def _need_knn(runs: list[ReportRun]) -> None:
     for run in runs:
-        if "knn_top1" not in run.series.evals:
+        curve = run.series.evals.get("knn_top1")
+        if curve is None or last_finite(curve.value) is None:
             raise NothingToDrawError(f"run {run.series.run} has no kNN accuracy; train with --set eval.knn_every=10")
 
 

@@ -43,6 +43,12 @@ class ReportRun:
         return float(_value(self.config, "optim", "base_lr", float("nan")))
 
 
+def last_finite(values: np.ndarray) -> float | None:
+    """Where a curve ends; None where it never was a number."""
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else None
+
+
 def arms_of(runs: Sequence[ReportRun]) -> tuple[Arm, ...]:
     """Which of the runs are drawn alike."""
     return arms([Setting(run.series.run, run.mitigation, run.base_lr) for run in runs])

@@ -50,6 +50,10 @@ def test_a_figure_and_its_table(runs: Path, stablab: Stablab) -> None:
     [
         (("--kind", "knn"), "a figure needs a file to go to: give -o FILE"),
         (("--kind", "knn", "-o", "missing/x.pdf"), "cannot write missing/x.pdf: give a file in a folder that exists"),
+        (
+            ("--kind", "knn", "-o", "x.html"),
+            "cannot tell a format from x.html: end it in .pdf, .svg or .png, or give --format",
+        ),
         (("--kind", "compare", "-o", "x.pdf"), "a comparison needs two runs or more"),
         (("--kind", "lag", "--latex", "--format", "pdf"), "--latex writes a table: leave --format out"),
     ],

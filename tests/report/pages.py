@@ -98,7 +98,7 @@ def odd_runs() -> dict[str, ReportRun]:
             RunSeries("curve", 50, (), {"knn_top1": EvalCurve(flat, flat / 100, np.full(100, 50))})
         ),
         "no kNN": report_run(RunSeries("grads", 100, (LayerSeries("only", 0, flat, np.ones(100)),))),
-        "all NaN": report_run(RunSeries("nan", 100, (LayerSeries("only", 0, flat, np.full(100, np.nan)),))),
+        "all NaN": report_run(RunSeries("broken", 100, (LayerSeries("only", 0, flat, np.full(100, np.nan)),))),
         "some NaN": report_run(
             RunSeries("some", 100, (LayerSeries("only", 0, flat, some_nan),), {"knn_top1": broken}), status="crashed"
         ),

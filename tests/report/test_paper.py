@@ -159,6 +159,7 @@ def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[ReportRun
     ("kind", "odd", "message"),
     [
         ("knn", "no kNN", "run grads has no kNN accuracy; train with --set eval.knn_every=10"),
+        ("knn", "some NaN", "run some has no kNN accuracy; train with --set eval.knn_every=10"),
         ("spikes", "no gradients", "run curve has no gradients recorded; train with --log-grads"),
         ("heatmap", "frozen", "run frozen has no gradients recorded; train with --log-grads"),
         ("lag", "empty", "run empty has no lag to draw: no layer has a gradient"),
