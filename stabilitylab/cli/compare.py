@@ -30,7 +30,10 @@ _UNNAMED = ("train.seed", "optim.base_lr", "mitigation")
     help="What tells the groups apart: mitigation, or a configuration key such as method.name or model.pos_embed.",
 )  # fmt: skip
 @click.option("--baseline", metavar="VALUE", help="The group to compare with. [default: none, or the first run's]")
-@click.option("--format", "form", type=click.Choice(["text", "json", "csv"]), default="text", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "csv", "html", "md", "latex"]), default="text",
+    show_default=True, help="html is a page of its own; latex needs the package booktabs.",
+)  # fmt: skip
 @runs_dir
 def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, runs_dir: str | None) -> None:
     """Compare RUNs by mitigation, paired by seed and learning rate.
@@ -59,6 +62,11 @@ def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, run
         click.echo(json.dumps(plain(whole), indent=2, allow_nan=False))
     elif form == "csv":
         _print_csv(found)
+    elif form in ("html", "md", "latex"):
+        from stabilitylab.report import comparison as forms
+
+        write = {"html": forms.comparison_html, "md": forms.comparison_markdown, "latex": forms.comparison_latex}[form]
+        click.echo(write(found, by), nl=False)
     else:
         _print_text(found, by)
 

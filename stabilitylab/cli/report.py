@@ -12,7 +12,7 @@ from stabilitylab.cli.options import runs_dir
 from stabilitylab.config import ConfigError
 
 if TYPE_CHECKING:
-    from stabilitylab.analysis.results import Comparison
+    from stabilitylab.analysis.results import Comparison, RunAnalysis
     from stabilitylab.report.html import ReportRun
     from stabilitylab.store.reader import RunReader
 
@@ -56,11 +56,22 @@ def load_runs(run_dirs: Sequence[Path]) -> list[ReportRun]:
 
     runs = []
     for run_dir in run_dirs:
-        with open_run(run_dir) as reader:
+        analysis = _kept_analysis(run_dir)
+        with open_run(run_dir) as reader:  # after the analysis: what it found is in what is drawn, also of a live run
             for problem in reader.problems:
                 click.echo(f"stablab: warning: {problem}", err=True)
-            runs.append(_report_run(reader))
+            runs.append(_report_run(reader, analysis))
     return runs
+
+
+def _kept_analysis(run_dir: Path) -> RunAnalysis | None:
+    """The analysis that is kept beside the run, or made and kept now; None for a run without gradients."""
+    from stabilitylab.answers import answer_run
+
+    try:
+        return answer_run(run_dir).analysis
+    except ConfigError:
+        return None
 
 
 def compare(runs: Sequence[ReportRun]) -> Comparison:
@@ -75,7 +86,7 @@ def compare(runs: Sequence[ReportRun]) -> Comparison:
     )
 
 
-def _report_run(reader: RunReader) -> ReportRun:
+def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
     from stabilitylab.analysis.run import analyze_run
     from stabilitylab.experiments import load_series
     from stabilitylab.report.html import ReportRun
@@ -86,7 +97,7 @@ def _report_run(reader: RunReader) -> ReportRun:
     versions = sorted(name for name in reader.meta if name.endswith("_version"))
     return ReportRun(
         series=series,
-        analysis=analyze_run(series),
+        analysis=analysis or analyze_run(series),
         config=reader.config,
         status=reader.status,
         created_at=reader.meta.get("created_at", ""),

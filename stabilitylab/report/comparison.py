@@ -13,8 +13,8 @@ from stabilitylab.report.definitions import DEFINITIONS
 from stabilitylab.report.side_by_side import several_rates
 from stabilitylab.report.tables import effect_rows, rate_rows, run_rows
 
-_EFFECT_TITLES = ("mitigation", "measure", "without", "with", "difference", "95% interval", "p (Holm)", "seeds")
-_RUN_TITLES = ("run", "mitigation", "base lr", "seed", "final kNN, %", "best kNN, %", "spikes a 10,000",
+_EFFECT_TITLES = ("measure", "without", "with", "difference", "95% interval", "p (Holm)", "seeds", "verdict", "needed")
+_RUN_TITLES = ("base lr", "seed", "final kNN, %", "best kNN, %", "spikes a 10,000",
                "deepest dip, points", "status")  # fmt: skip
 
 
@@ -22,22 +22,43 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], str]
 """Caption, titles, rows, and an alignment letter a column."""
 
 
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The tables that hold something."""
+def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Table]:
+    """The tables that hold something. ``by`` is what tells the groups apart."""
     effects: list[tuple[str, ...]] = [
         (row["mitigation"], row["metric"], row["baseline"], row["mitigated"], row["difference"], row["interval"],
-         row["p"], row["seeds"])
+         row["p"], row["seeds"], row["verdict"], row["needed"])
         for row in effect_rows(comparison)
     ]  # fmt: skip
     runs: list[tuple[str, ...]] = [
         tuple(row.values()) for row in run_rows(comparison.runs, [""] * len(comparison.runs))
     ]
+    titles = ("run", by, *_RUN_TITLES)
     tables: list[Table] = [
-        ("Effect of each mitigation over runs paired by seed", _EFFECT_TITLES, effects, "llrrrrrr"),
+        (
+            f"Effect of each {by} against {comparison.baseline}, over runs paired by seed; needed: seeds that show the "
+            "difference seen with probability 0.8",
+            (by, *_EFFECT_TITLES), effects, "llrrrrrrlr",
+        ),
         rates_table(comparison.runs),
-        ("The runs", _RUN_TITLES, runs, "llrrrrrrl"),
-    ]
+        losses_table(comparison, by),
+        ("The runs", titles, runs, "llrrrrrrl"),
+    ]  # fmt: skip
     return [table for table in tables if table[2]]
+
+
+def losses_table(comparison: Comparison, by: str = "mitigation") -> Table:
+    """Sensitivity to the learning rate as one number a group, with its interval over seeds."""
+    rows: list[tuple[str, ...]] = [
+        (
+            row.mitigation,
+            f"{100 * row.mean:.1f}",
+            f"{100 * row.ci95[0]:.1f} to {100 * row.ci95[1]:.1f}" if row.ci95 else "",
+            str(row.num_seeds),
+        )
+        for row in comparison.lr_sensitivity
+    ]
+    caption = "Final kNN lost against the best of the learning rates, in points, mean over the rates"
+    return caption, (by, "points lost", "95% interval", "seeds"), rows, "lrrr"
 
 
 def rates_table(summaries: Sequence[RunSummary]) -> Table:
@@ -48,10 +69,10 @@ def rates_table(summaries: Sequence[RunSummary]) -> Table:
     return caption, titles, [(name, *cells) for name, cells in rows], "l" + "r" * len(rates)
 
 
-def comparison_markdown(comparison: Comparison) -> str:
+def comparison_markdown(comparison: Comparison, by: str = "mitigation") -> str:
     """Tables in GitHub's dialect, then what to bear in mind."""
     parts = []
-    for caption, titles, rows, align in comparison_tables(comparison):
+    for caption, titles, rows, align in comparison_tables(comparison, by):
         lines = [
             f"**{caption}**",
             "",
@@ -63,22 +84,22 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comparison_latex(comparison: Comparison) -> str:
+def comparison_latex(comparison: Comparison, by: str = "mitigation") -> str:
     """Floating tables; what to bear in mind stands in comments above them."""
     head = [f"% {' '.join(remark.split())}" for remark in remarks(comparison)]
     head.insert(0, "% \\usepackage{booktabs}")
     tables = [
         latex.table(titles, rows, align=align, caption=caption, label=f"tab:stablab-{number}")
-        for number, (caption, titles, rows, align) in enumerate(comparison_tables(comparison), 1)
+        for number, (caption, titles, rows, align) in enumerate(comparison_tables(comparison, by), 1)
     ]
     return "\n".join([*head, "", *tables])
 
 
-def comparison_html(comparison: Comparison) -> str:
+def comparison_html(comparison: Comparison, by: str = "mitigation") -> str:
     """A page of its own, without script: the tables, the remarks, the definitions they rest on."""
     css = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
     parts = []
-    for caption, titles, rows, align in comparison_tables(comparison):
+    for caption, titles, rows, align in comparison_tables(comparison, by):
         head = "".join(_cell("th", title, a) for title, a in zip(titles, align, strict=True))
         body = "".join(
             "<tr>" + "".join(_cell("td", cell, a) for cell, a in zip(row, align, strict=True)) + "</tr>\n"

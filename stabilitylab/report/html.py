@@ -135,6 +135,8 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         "numbers": tables.key_numbers(run.series, found),
         "notes": found.notes,
         "lag_sentence": wording.lag_sentence(found),
+        "cross_sentence": wording.cross_sentence(found),
+        "early_sentence": wording.early_sentence(found),
         "link_sentence": wording.link_sentence(found),
         "layers": tables.layer_rows(run.series, found),
         "episodes": tables.episode_rows(found),

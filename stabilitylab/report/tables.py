@@ -166,6 +166,8 @@ def _effect_row(effect: Effect) -> dict[str, str]:
         "p": "" if effect.p_holm is None else f"{effect.p_holm:.3f}",
         "seeds": str(effect.num_seeds),
         "warning": effect.warning,
+        "verdict": effect.verdict,
+        "needed": "" if effect.seeds_needed is None else str(effect.seeds_needed),
     }
 
 

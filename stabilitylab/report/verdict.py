@@ -149,7 +149,7 @@ def _effect_in_words(effect: Effect) -> str:
     chance = "" if effect.p_holm is None else f", p = {effect.p_holm:.2g}"
     return (
         f"{effect.mitigation}: {100 * effect.difference:+.1f} points of final kNN{interval}{chance}, "
-        f"{count(effect.num_seeds, 'seed')}."
+        f"{count(effect.num_seeds, 'seed')}: {effect.verdict}."
     )
 
 

@@ -67,6 +67,31 @@ def lag_sentence(found: RunAnalysis) -> str:
     return f"Lag from {lag.source} to {lag.target}: {median}, {matched}: {lag.verdict}; {lag.reason}."
 
 
+def cross_sentence(found: RunAnalysis) -> str:
+    """The second, independent estimate of the lag, and whether the two agree."""
+    cross = found.lag.cross if found.lag is not None else None
+    if cross is None or found.lag is None:
+        return ""
+    agree = {True: "; the two agree", False: "; the two do not agree", None: ""}[found.lag.agree]
+    return (
+        f"By cross-correlation: {cross.lag:g} iterations (95% interval {cross.ci95[0]:g} to {cross.ci95[1]:g}, "
+        f"correlation {cross.correlation:.2f}, p = {cross.p_value:.2g}){agree}."
+    )
+
+
+def early_sentence(found: RunAnalysis) -> str:
+    """Whether a signal rose before the spikes did."""
+    early = found.early_warning
+    if early is None or early.hit_rate is None:
+        return ""
+    lead = f", a median of {early.median_lead:g} iterations before" if early.median_lead is not None else ""
+    chance = "" if early.hit_rate_by_chance is None else f"; chance gives {percent(early.hit_rate_by_chance)}"
+    return (
+        f"{early.signal} warned of {early.num_warned} of {count(early.num_spikes, 'spike')}{lead} "
+        f"({percent(early.hit_rate)}{chance}), with {count(early.num_false, 'false alarm')}."
+    )
+
+
 def link_sentence(found: RunAnalysis) -> str:
     """How many dips follow a spike, against chance."""
     link = found.dip_link

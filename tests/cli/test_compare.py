@@ -149,3 +149,23 @@ def test_another_rate_and_ratio(stablab_in: Callable[..., str]) -> None:
 def test_options_that_make_no_sense(study: tuple[Path, list[str]], args: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(cli, ["analyze", "x_0_0.1", *args, "--runs-dir", str(study[0])], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "opening", "row"),
+    [
+        ("md", "**Effect of each mitigation", "| x | final kNN top-1 |"),
+        ("html", "<!doctype html>", "<td>x</td><td>final kNN top-1</td>"),
+        ("latex", "% \\usepackage{booktabs}", "x & final kNN top-1 &"),
+    ],
+)
+def test_the_forms_for_papers_hold_the_numbers_of_the_json(
+    study: tuple[Path, list[str]], stablab_in: Callable[..., str], form: str, opening: str, row: str
+) -> None:
+    shown = stablab_in("compare", *study[1], "--format", form)
+    assert shown.startswith(opening)
+    assert row in shown
+    effects = json.loads(stablab_in("compare", *study[1], "--format", "json"))["effects"]
+    final = next(effect for effect in effects if effect["metric"] == "final_knn")
+    for value in (final["difference"], *final["ci95"]):
+        assert f"{100 * value:+.1f}".replace("+", "$+$" if form == "latex" else "+") in shown

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from stabilitylab.analysis.results import Comparison, Effect
+from stabilitylab.analysis.results import Comparison, Effect, LrSensitivity
 from stabilitylab.report.comparison import comparison_html, comparison_latex, comparison_markdown, comparison_tables
 from tests.report.pages import compared_runs, comparison_of
 
@@ -41,12 +41,36 @@ def test_every_number_is_in_every_form(comparison: Comparison) -> None:
 
 
 def test_the_effect_is_written_with_its_interval() -> None:
-    effect = Effect("frozen-patch", "none", "final_knn", 0.85, 0.871, 0.021, (0.004, 0.038), 0.0625, 0.0625, 5)
+    effect = Effect(
+        "frozen-patch",
+        "none",
+        "final_knn",
+        0.85,
+        0.871,
+        0.021,
+        (0.004, 0.038),
+        0.0625,
+        0.0625,
+        5,
+        verdict="better",
+        seeds_needed=4,
+    )
     comparison = Comparison((), (effect,), "none", ("a note",))
-    row = "| frozen-patch | final kNN top-1 | 85.0 % | 87.1 % | +2.1 | +0.4 to +3.8 | 0.062 | 5 |"
+    row = "| frozen-patch | final kNN top-1 | 85.0 % | 87.1 % | +2.1 | +0.4 to +3.8 | 0.062 | 5 | better | 4 |"
     assert row in comparison_markdown(comparison)
     assert "- a note" in comparison_markdown(comparison)
     assert '<td class="num">+0.4 to +3.8</td>' in comparison_html(comparison)
+
+
+def test_what_the_learning_rate_costs_is_one_number_a_group() -> None:
+    row = LrSensitivity("frozen-patch", 0.031, (0.012, 0.05), 5, ((0.1, 0.9), (0.3, 0.8)))
+    comparison = Comparison((), (), "none", (), (row,))
+    assert "| frozen-patch | 3.1 | 1.2 to 5.0 | 5 |" in comparison_markdown(comparison)
+
+
+def test_groups_other_than_mitigations_are_named(comparison: Comparison) -> None:
+    assert "| method.name | measure |" in comparison_markdown(comparison, "method.name")
+    assert "<th>method.name</th>" in comparison_html(comparison, "method.name")
 
 
 def test_markdown_rows_have_the_columns_of_their_head(comparison: Comparison) -> None:

@@ -55,7 +55,7 @@ def test_the_first_screen_answers_four_questions(page: str) -> None:
     assert "calm: No: 0 spikes" in said
     assert "patch_embed leads 12 of 12 episodes of several layers; patch_embed to predictor: 20 iterations" in said
     assert "Deepest dip" in said
-    assert "What helps? frozen-patch: -0.2 points of final kNN, 1 seed." in said
+    assert "What helps? frozen-patch: -0.2 points of final kNN, 1 seed: too few seeds." in said
 
 
 def test_episodes_are_outlined_and_numbered(page: str) -> None:

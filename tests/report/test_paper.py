@@ -173,9 +173,13 @@ def test_what_cannot_be_drawn_says_why(kind: str, odd: str, message: str) -> Non
 
 
 def test_the_latex_table_of_a_comparison_has_the_intervals() -> None:
-    effect = Effect("frozen-patch", "none", "final_knn", 0.85, 0.871, 0.021, (0.004, 0.038), 0.0625, 0.0625, 5, "few")
+    effect = Effect(
+        "frozen-patch", "none", "final_knn", 0.85, 0.871, 0.021, (0.004, 0.038), 0.0625, 0.0625, 5, "few", "better"
+    )
     table = numbers_latex("compare", [], Comparison((), (effect,), "none"))
-    row = "frozen-patch & final kNN top-1 & 85.0 \\% & 87.1 \\% & $+$2.1 & $+$0.4 to $+$3.8 & 0.062 & 5 \\\\"
+    row = (
+        "frozen-patch & final kNN top-1 & 85.0 \\% & 87.1 \\% & $+$2.1 & $+$0.4 to $+$3.8 & 0.062 & 5 & better &  \\\\"
+    )
     assert row in table
     assert "% frozen-patch: few" in table
     assert table.count("\\begin{tabular}") == table.count("\\end{tabular}") == 1
