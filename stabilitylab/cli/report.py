@@ -87,6 +87,7 @@ def compare(runs: Sequence[ReportRun]) -> Comparison:
 
 
 def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
+    from stabilitylab.analysis.explain import explain_episodes
     from stabilitylab.analysis.run import analyze_run
     from stabilitylab.experiments import load_series
     from stabilitylab.report.html import ReportRun
@@ -95,13 +96,15 @@ def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
     curve = reader.table("iterations")
     known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
     versions = sorted(name for name in reader.meta if name.endswith("_version"))
+    found = analysis or analyze_run(series)
     return ReportRun(
         series=series,
-        analysis=analysis or analyze_run(series),
+        analysis=found,
         config=reader.config,
         status=reader.status,
         created_at=reader.meta.get("created_at", ""),
         loss=(curve["iteration"], curve["loss"]) if len(curve["iteration"]) else None,
         provenance={name: reader.meta[name] for name in (*known, *versions)},
         events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
+        accounts=[(account.text, account.next) for account in explain_episodes(found, reader.config)],
     )

@@ -23,6 +23,7 @@ from stabilitylab.report.runs import ReportRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
 """More runs than these: their own sections are folded, and drawn when opened."""
+MOST_ACCOUNTS = 40
 
 
 def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
@@ -140,6 +141,8 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         "link_sentence": wording.link_sentence(found),
         "layers": tables.layer_rows(run.series, found),
         "episodes": tables.episode_rows(found),
+        "accounts": run.accounts[:MOST_ACCOUNTS],
+        "more_accounts": max(len(run.accounts) - MOST_ACCOUNTS, 0),
         "dips": tables.dip_rows(found),
         "events": [e for e in run.events if e[1] not in ("checkpoint",)],
         "provenance": run.provenance,

@@ -14,7 +14,8 @@ from stabilitylab.report.arms import Arm, Setting, arms
 
 @dataclass(frozen=True)
 class ReportRun:
-    """One run of a report. ``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail)."""
+    """One run of a report. ``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail); ``accounts`` tell
+    each episode in words, and what to try next."""
 
     series: RunSeries
     analysis: RunAnalysis
@@ -24,6 +25,7 @@ class ReportRun:
     loss: tuple[np.ndarray, np.ndarray] | None
     provenance: dict[str, str]
     events: Sequence[tuple[int, str, str]]
+    accounts: Sequence[tuple[str, str]] = ()
 
     @property
     def trained_layers(self) -> list[LayerSeries]:

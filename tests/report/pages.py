@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stabilitylab.analysis.compare import compare_runs, summarize_run
+from stabilitylab.analysis.explain import explain_episodes
 from stabilitylab.analysis.results import Comparison, Episode, EvalCurve, LayerSeries, RunSeries
 from stabilitylab.analysis.run import analyze_run
 from stabilitylab.report.html import ReportRun, render_report
@@ -25,9 +26,10 @@ def report_run(
     status: str = "finished",
     episodes: tuple[Episode, ...] = (),
 ) -> ReportRun:
+    found = replace(analyze_run(series), episodes=episodes)
     return ReportRun(
         series=series,
-        analysis=replace(analyze_run(series), episodes=episodes),
+        analysis=found,
         config={
             "mitigation": [mitigation] if mitigation else [],
             "train": {"seed": seed},
@@ -38,6 +40,7 @@ def report_run(
         loss=(np.arange(100), np.linspace(3, 1 + 0.1 * seed, 100)),
         provenance={"seed": str(seed), "torch_version": "2"},
         events=[(0, "mitigation", mitigation)] if mitigation else [],
+        accounts=[(account.text, account.next) for account in explain_episodes(found)],
     )
 
 

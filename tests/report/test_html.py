@@ -68,6 +68,13 @@ def test_episodes_are_outlined_and_numbered(page: str) -> None:
     assert '<td>patch_embed</td><td class="wide">blocks.0 +10, predictor +20</td>' in page
 
 
+def test_each_episode_is_told_in_words_with_what_to_try_next(page: str) -> None:
+    planted = planted_run(seed=0, layers=("patch_embed", "blocks.0", "predictor"))
+    for number, (start, end) in enumerate(zip(*list(planted.onsets.values())[::2], strict=True), 1):
+        assert f"Episode {number}, iterations {start} to {end + 4}." in page
+    assert page.count('<span class="next">') == 12
+
+
 def test_seeds_of_an_arm_are_drawn_alike_and_arms_are_told_apart_without_colour() -> None:
     runs = compared_runs()
     shown: Any = charts(render_report(runs, comparison_of(runs)))
