@@ -21,6 +21,7 @@ from stabilitylab.analysis.run import analyze_run
 from stabilitylab.analysis.settings import SpikeSettings
 from stabilitylab.config import ConfigError
 from stabilitylab.experiments import load_series
+from stabilitylab.report.arms import Settings
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE
 from stabilitylab.store.manifest import MANIFEST
@@ -75,13 +76,8 @@ def answer_run(run_dir: Path, settings: SpikeSettings | None = None, *, keep: bo
 
 def summarize(series: RunSeries, analysis: RunAnalysis, config: dict[str, Any]) -> RunSummary:
     """A run's row in a comparison. A run without a configuration (imported) has seed 0 and no learning rate."""
-    return summarize_run(
-        series,
-        analysis,
-        mitigation="+".join(config.get("mitigation") or ()) or "none",
-        seed=config.get("train", {}).get("seed", 0),
-        base_lr=config.get("optim", {}).get("base_lr", float("nan")),
-    )
+    named = Settings.of(config)
+    return summarize_run(series, analysis, mitigation=named.mitigation, seed=named.seed, base_lr=named.base_lr)
 
 
 EARLY_SIGNAL = "adam_rms"

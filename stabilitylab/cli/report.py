@@ -76,14 +76,10 @@ def _kept_analysis(run_dir: Path) -> RunAnalysis | None:
 
 def compare(runs: Sequence[ReportRun]) -> Comparison:
     """The runs side by side, mitigations against none."""
-    from stabilitylab.analysis.compare import compare_runs, summarize_run
+    from stabilitylab.analysis.compare import compare_runs
+    from stabilitylab.answers import summarize
 
-    return compare_runs(
-        [
-            summarize_run(run.series, run.analysis, mitigation=run.mitigation, seed=run.seed, base_lr=run.base_lr)
-            for run in runs
-        ]
-    )
+    return compare_runs([summarize(run.series, run.analysis, run.config) for run in runs])
 
 
 def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
@@ -97,6 +93,8 @@ def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
     known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
     versions = sorted(name for name in reader.meta if name.endswith("_version"))
     found = analysis or analyze_run(series)
+    # A run recorded elsewhere may have anything in its configuration; advice reads sections and lists.
+    sections = {key: value for key, value in reader.config.items() if isinstance(value, (dict, list))}
     return ReportRun(
         series=series,
         analysis=found,
@@ -106,5 +104,5 @@ def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
         loss=(curve["iteration"], curve["loss"]) if len(curve["iteration"]) else None,
         provenance={name: reader.meta[name] for name in (*known, *versions)},
         events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
-        accounts=[(account.text, account.next) for account in explain_episodes(found, reader.config)],
+        accounts=[(account.text, account.next) for account in explain_episodes(found, sections)],
     )

@@ -8,15 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What decides a run's arm."""
+class Settings:
+    """What tells runs apart. A run recorded elsewhere may lack them, or have anything in their place."""
 
-    run: str
     mitigation: str
+    seed: int
     base_lr: float
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Settings:
+        named = config.get("mitigation") or ()
+        mitigation = named if isinstance(named, str) else "+".join(map(str, named)) or "none"
+        seed, base_lr = _value(config, "train", "seed", 0), _value(config, "optim", "base_lr", math.nan)
+        return cls(mitigation, int(seed), float(base_lr))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +36,12 @@ class Arm:
     members: tuple[int, ...]
 
 
-def arms(settings: Sequence[Setting]) -> tuple[Arm, ...]:
-    """The arms in order of their first run, those without a mitigation first."""
+def arms(runs: Sequence[tuple[str, Settings]]) -> tuple[Arm, ...]:
+    """The arms of named runs, in order of their first run, those without a mitigation first."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for place, setting in enumerate(settings):
+    for place, (_, setting) in enumerate(runs):
         groups.setdefault((setting.mitigation, lr_label(setting.base_lr)), []).append(place)
-    alone = len(groups) == len(settings)
+    alone = len(groups) == len(runs)
     several_mitigations = len({mitigation for mitigation, _ in groups}) > 1
     several_rates = len({rate for _, rate in groups}) > 1
     found = []
@@ -43,7 +51,7 @@ def arms(settings: Sequence[Setting]) -> tuple[Arm, ...]:
         parts = [mitigation_label(mitigation)] if several_mitigations or not several_rates else []
         if several_rates and rate:
             parts.append(f"lr {rate}")
-        label = settings[members[0]].run if alone else ", ".join(parts)
+        label = runs[members[0]][0] if alone else ", ".join(parts)
         found.append(Arm(label, index, tuple(members)))
     return tuple(found)
 
@@ -54,3 +62,9 @@ def mitigation_label(mitigation: str) -> str:
 
 def lr_label(base_lr: float) -> str:
     return "" if math.isnan(base_lr) else f"{base_lr:.6g}"
+
+
+def _value(config: dict[str, Any], section: str, key: str, missing: float) -> Any:
+    inner = config.get(section)
+    value = inner.get(key) if isinstance(inner, dict) else None
+    return value if isinstance(value, (int, float)) else missing

@@ -43,7 +43,7 @@ def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> s
     return environment.get_template("report.html.j2").render(
         title=", ".join(run.series.run for run in runs[:3]) + (" ..." if len(runs) > 3 else ""),
         headline=verdict.headline(pairs, comparison),
-        answers=verdict.answers(pairs, [run.mitigation for run in runs], groups, comparison),
+        answers=verdict.answers(pairs, [run.named.mitigation for run in runs], groups, comparison),
         knn=_knn(runs, groups, charts),
         loss=_loss(runs, groups, charts),
         rates=tables.rate_rows(summaries) if side_by_side.several_rates(summaries) else None,

@@ -152,7 +152,9 @@ def finals(axis: Axes, runs: Sequence[ReportRun], arms: Sequence[Arm], compariso
         for place in arm.members:
             value = final[runs[place].series.run]
             if value is not None:
-                places.setdefault((runs[place].seed, lr_label(runs[place].base_lr)), []).append((x, 100 * value))
+                places.setdefault((runs[place].named.seed, lr_label(runs[place].named.base_lr)), []).append(
+                    (x, 100 * value)
+                )
     for points in places.values():
         axis.plot(*zip(*points, strict=True), color="#999999", lw=0.5, zorder=1)
     for x, arm in enumerate(arms):

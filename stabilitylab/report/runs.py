@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.report.arms import Arm, Setting, arms
+from stabilitylab.report.arms import Arm, Settings, arms
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,8 @@ class ReportRun:
         return [layer for layer in self.series.layers if layer.trainable and len(layer.iteration)]
 
     @property
-    def mitigation(self) -> str:
-        named = self.config.get("mitigation") or ()
-        return named if isinstance(named, str) else "+".join(map(str, named)) or "none"
-
-    @property
-    def seed(self) -> int:
-        return int(_value(self.config, "train", "seed", 0))
-
-    @property
-    def base_lr(self) -> float:
-        return float(_value(self.config, "optim", "base_lr", float("nan")))
+    def named(self) -> Settings:
+        return Settings.of(self.config)
 
 
 def last_finite(values: np.ndarray) -> float | None:
@@ -53,10 +44,4 @@ def last_finite(values: np.ndarray) -> float | None:
 
 def arms_of(runs: Sequence[ReportRun]) -> tuple[Arm, ...]:
     """Which of the runs are drawn alike."""
-    return arms([Setting(run.series.run, run.mitigation, run.base_lr) for run in runs])
-
-
-def _value(config: dict[str, Any], section: str, key: str, missing: float) -> Any:
-    inner = config.get(section)
-    value = inner.get(key) if isinstance(inner, dict) else None
-    return value if isinstance(value, (int, float)) else missing
+    return arms([(run.series.run, run.named) for run in runs])

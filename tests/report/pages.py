@@ -81,7 +81,12 @@ def compared_runs(seeds: int = 3, rates: Sequence[float] = (0.05, 0.1)) -> list[
 
 def comparison_of(runs: Sequence[ReportRun]) -> Comparison:
     return compare_runs(
-        [summarize_run(r.series, r.analysis, mitigation=r.mitigation, seed=r.seed, base_lr=r.base_lr) for r in runs]
+        [
+            summarize_run(
+                r.series, r.analysis, mitigation=r.named.mitigation, seed=r.named.seed, base_lr=r.named.base_lr
+            )
+            for r in runs
+        ]
     )
 
 

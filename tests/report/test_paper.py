@@ -123,11 +123,11 @@ def test_spikes_stand_where_they_were_planted() -> None:
 
 
 def test_a_mean_curve_is_the_mean_of_its_seeds(many: list[ReportRun]) -> None:
-    runs = [run for run in many if run.base_lr == 0.1]
+    runs = [run for run in many if run.named.base_lr == 0.1]
     figure = drawn("knn", runs, comparison_of(runs))
     thick = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 1.4]
     for line, mitigation in zip(thick, ("none", "frozen-patch"), strict=True):
-        curves = [run.series.evals["knn_top1"].value for run in runs if run.mitigation == mitigation]
+        curves = [run.series.evals["knn_top1"].value for run in runs if run.named.mitigation == mitigation]
         assert len(curves) == 3
         np.testing.assert_allclose(np.asarray(line.get_ydata()), 100 * np.mean(curves, axis=0))
 
