@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stabilitylab.analysis.results import LayerSeries
+from stabilitylab.analysis.results import LayerSeries, RunSeries, Spike
 from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.html import render_report
 from stabilitylab.report.tables import config_differences
 from stabilitylab.report.writing import write_whole
-from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page
+from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page, report_run
 from tests.synthetic import layer_series, noise, plant, planted_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -66,6 +67,16 @@ def test_episodes_are_outlined_and_numbered(page: str) -> None:
     assert outlines == [(a - 1, b + 5, -0.5, 2.5) for a, b in zip(starts, ends, strict=True)]
     assert [label["text"] for label in heat["layout"]["annotations"]] == [str(n) for n in range(1, 13)]
     assert '<td>patch_embed</td><td class="wide">blocks.0 +10, predictor +20</td>' in page
+
+
+def test_many_spikes_are_all_marked_with_one_line() -> None:
+    layer = layer_series(noise(4000, seed=0))
+    spikes = tuple(Spike(layer.name, onset, onset, onset, 5.0, 9.0) for onset in range(100, 4000, 10))
+    run = report_run(RunSeries("many", 4000, (layer,)))
+    run = replace(run, analysis=replace(run.analysis, spikes=spikes))
+    shown: Any = charts(render_report([run], None))["heat0"]
+    (ticks,) = shown["layout"]["shapes"]
+    assert re.findall(r"M(\d+),-0.3L(\d+),0.3", ticks["path"]) == [(str(x), str(x)) for x in range(100, 4000, 10)]
 
 
 def test_each_episode_is_told_in_words_with_what_to_try_next(page: str) -> None:
