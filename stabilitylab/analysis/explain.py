@@ -42,7 +42,7 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
             f"Episode {number}, iterations {episode.start} to {episode.end}.",
             _rise(episode),
             _spread(episode, found),
-            *(_cost(dip) for dip in dips),
+            *(_cost(dip, episode.start) for dip in dips),
         ]
         if not dips and found.dips is not None and not any("for dips" in note for note in found.notes):
             parts.append("No accuracy dip followed.")
@@ -70,17 +70,26 @@ def _spread(episode: Episode, found: RunAnalysis) -> str:
         by_chance = alarms is not None and alarms.mirrored_events > 0 and math.isfinite(episode.ratio)
         return "No other layer took part" + (": chance alone opens such events." if by_chance else ".")
     followers = episode.order[1:]
-    named = [f"{layer} after {onset - episode.start}" for layer, onset in followers[:3]]
+    named = [f"{layer} {_after(onset - episode.start)}" for layer, onset in followers[:3]]
     more = f" and {len(followers) - 3} more" if len(followers) > 3 else ""
     last_layer, last = followers[-1]
-    end = f", the last {last_layer} after {last - episode.start}" if len(followers) > 3 else ""
+    end = f", the last {last_layer} {_after(last - episode.start)}" if len(followers) > 3 else ""
     share = f"{len(episode.order)} of {round(len(episode.order) / episode.reach)} trained layers took part"
-    return f"Then {', '.join(named)}{more} iterations{end}; {share}."
+    return f"Then {', '.join(named)}{more}{end}; {share}."
 
 
-def _cost(dip: Dip) -> str:
+def _after(iterations: int) -> str:
+    if iterations == 0:
+        return "at once"
+    return f"after {iterations} iteration{'' if iterations == 1 else 's'}"
+
+
+def _cost(dip: Dip, since: int) -> str:
     back = "has not recovered" if dip.recovered is None else f"recovered by {dip.recovered}"
-    return f"kNN accuracy fell by {100 * dip.depth:.1f} points from {dip.start} (lowest at {dip.trough}) and {back}."
+    size = f"{100 * dip.depth:.1f} points"
+    if dip.start < since:
+        return f"kNN accuracy was falling since {dip.start}; it lost {size} (lowest at {dip.trough}) and {back}."
+    return f"kNN accuracy fell by {size} from {dip.start} (lowest at {dip.trough}) and {back}."
 
 
 def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:

@@ -24,14 +24,25 @@ def test_the_whole_story_of_a_wave() -> None:
     first, alone, again = explain_episodes(FOUND)
     assert first.text == (
         "Episode 1, iterations 181 to 240. patch_embed rose first, at 181, and reached 21.0 times its usual norm "
-        "(14 noise sd) at 183, the most of any layer. Then blocks.0 after 9, predictor after 57 iterations; 3 of 3 "
-        "trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at 262) and recovered by 300. "
+        "(14 noise sd) at 183, the most of any layer. Then blocks.0 after 9 iterations, predictor after 57 iterations; 3 of "
+        "3 trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at 262) and recovered by 300. "
         "It is number 1 of 2 that patch_embed leads."
     )
     assert first.next.startswith("freeze the patch projection (--mitigation frozen-patch)")
     assert "at iteration 81" in first.next
     assert "No other layer took part. No accuracy dip followed." in alone.text
     assert "number 2 of 2" in again.text
+
+
+def test_a_fall_that_came_first_is_not_blamed_on_the_episode() -> None:
+    early = replace(FOUND, dips=(replace(DIP, start=100),))
+    assert "kNN accuracy was falling since 100; it lost 12.3 points" in explain_episodes(early)[0].text
+
+
+def test_layers_that_rise_with_the_leader_do_so_at_once() -> None:
+    together = replace(WAVE, order=(("patch_embed", 181), ("blocks.0", 181), ("predictor", 182)))
+    (account,) = explain_episodes(replace(FOUND, episodes=(together,)))
+    assert "Then blocks.0 at once, predictor after 1 iteration; 3 of 3" in account.text
 
 
 def test_the_advice_depends_on_who_led_and_what_was_done() -> None:
