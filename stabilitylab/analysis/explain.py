@@ -12,6 +12,7 @@ from stabilitylab.analysis.dips import LINK_WINDOW
 from stabilitylab.analysis.results import Dip, Episode, RunAnalysis, plain
 
 PATCH = "patch_embed"
+FREEZE, CLIP = "frozen-patch", "clip-global:1.0"
 BEFORE = 100
 """A branch that is to avoid an episode starts this many iterations before it."""
 
@@ -105,20 +106,26 @@ def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
 def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any]) -> str:
     done = tuple(config.get("mitigation") or ())
     warmup = (config.get("optim") or {}).get("warmup_iterations")
-    branch = f"compare from before it, at iteration {max(episode.start - BEFORE, 0)}"
+
+    def branch(mitigation: str) -> str:
+        at = max(episode.start - BEFORE, 0)
+        return f"see both futures: stablab branch {found.run} --at {at} --mitigation {mitigation}"
+
     if not math.isfinite(episode.ratio):
         amp = (config.get("train") or {}).get("amp")
         half = "turn --amp fp16 off first; then " if amp == "fp16" else ""
-        return f"{half}lower --base-lr or clip the whole gradient (--mitigation clip-global:1.0); {branch}."
+        return f"{half}lower --base-lr or clip the whole gradient; {branch(CLIP)}"
     if isinstance(warmup, int) and 0 < episode.start < warmup:
-        return f"it lies in the warm-up ({warmup} iterations): a longer one, optim.warmup_iterations; {branch}."
-    if episode.leader == PATCH and "frozen-patch" not in done:
-        return f"freeze the patch projection (--mitigation frozen-patch), the paper's cure for this order; {branch}."
-    if len(episode.order) == 1:
-        return "one layer alone: look whether it comes back before changing anything."
-    if "frozen-patch" in done:
         return (
-            f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: lower --base-lr."
+            f"it lies in the warm-up of {warmup} iterations: a longer one, --set optim.warmup_iterations={2 * warmup}"
         )
-    cures = "lower --base-lr, a longer warm-up or --mitigation clip-global:1.0"
-    return f"{episode.leader} leads, so freezing the patch projection may not help: {cures}; {branch}."
+    if episode.leader == PATCH and FREEZE not in done:
+        return f"freeze the patch projection, the paper's cure for this order; {branch(FREEZE)}"
+    if len(episode.order) == 1:
+        return "one layer alone: look whether it comes back before changing anything"
+    if FREEZE in done:
+        return f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: lower --base-lr"
+    return (
+        f"{episode.leader} leads, so freezing the patch projection may not help: lower --base-lr, or clip; "
+        f"{branch(CLIP)}"
+    )
