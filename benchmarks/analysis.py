@@ -172,5 +172,6 @@ def main(iterations: int, num_layers: int, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10,000 iterations x 30 layers")
-    quick = parser.parse_args().quick
-    main(10_000 if quick else 100_000, 30 if quick else 150, 1 if quick else 2)
+    parser.add_argument("--rounds", type=int, default=2, help="turns each takes; the best counts")
+    given = parser.parse_args()
+    main(*((10_000, 30) if given.quick else (100_000, 150)), rounds=given.rounds)

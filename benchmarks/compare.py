@@ -74,7 +74,7 @@ def main(runs: int, *, check: bool) -> None:
         cells = []
         for n in counts:
             found = [
-                groups(seed, "normal", n, size * SD * np.sqrt(2))[0].verdict == "better" for seed in range(runs // 4)
+                groups(seed, "normal", n, size * SD * np.sqrt(2))[0].verdict == "better" for seed in range(runs // 10)
             ]
             cells.append(f"{power(n, size):.2f} / {np.mean(found):.2f}")
         print(f"{size:>7g}" + "".join(f"{cell:>14}" for cell in cells) + f"{seeds_needed(size) or '> 1000':>15}")
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the comparisons; the limits are not checked")
     quick = parser.parse_args().quick
-    main(100 if quick else 1000, check=not quick)
+    main(300 if quick else 3000, check=not quick)

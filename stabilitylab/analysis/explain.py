@@ -12,6 +12,7 @@ from stabilitylab.analysis.dips import LINK_WINDOW
 from stabilitylab.analysis.results import Dip, Episode, RunAnalysis, plain
 
 PATCH = "patch_embed"
+FREEZE, CLIP = "frozen-patch", "clip-global:1.0"
 BEFORE = 100
 """A branch that is to avoid an episode starts this many iterations before it."""
 
@@ -42,7 +43,7 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
             f"Episode {number}, iterations {episode.start} to {episode.end}.",
             _rise(episode),
             _spread(episode, found),
-            *(_cost(dip) for dip in dips),
+            *(_cost(dip, episode.start) for dip in dips),
         ]
         if not dips and found.dips is not None and not any("for dips" in note for note in found.notes):
             parts.append("No accuracy dip followed.")
@@ -70,17 +71,26 @@ def _spread(episode: Episode, found: RunAnalysis) -> str:
         by_chance = alarms is not None and alarms.mirrored_events > 0 and math.isfinite(episode.ratio)
         return "No other layer took part" + (": chance alone opens such events." if by_chance else ".")
     followers = episode.order[1:]
-    named = [f"{layer} after {onset - episode.start}" for layer, onset in followers[:3]]
+    named = [f"{layer} {_after(onset - episode.start)}" for layer, onset in followers[:3]]
     more = f" and {len(followers) - 3} more" if len(followers) > 3 else ""
     last_layer, last = followers[-1]
-    end = f", the last {last_layer} after {last - episode.start}" if len(followers) > 3 else ""
+    end = f", the last {last_layer} {_after(last - episode.start)}" if len(followers) > 3 else ""
     share = f"{len(episode.order)} of {round(len(episode.order) / episode.reach)} trained layers took part"
-    return f"Then {', '.join(named)}{more} iterations{end}; {share}."
+    return f"Then {', '.join(named)}{more}{end}; {share}."
 
 
-def _cost(dip: Dip) -> str:
+def _after(iterations: int) -> str:
+    if iterations == 0:
+        return "at once"
+    return f"after {iterations} iteration{'' if iterations == 1 else 's'}"
+
+
+def _cost(dip: Dip, since: int) -> str:
     back = "has not recovered" if dip.recovered is None else f"recovered by {dip.recovered}"
-    return f"kNN accuracy fell by {100 * dip.depth:.1f} points from {dip.start} (lowest at {dip.trough}) and {back}."
+    size = f"{100 * dip.depth:.1f} points"
+    if dip.start < since:
+        return f"kNN accuracy was falling since {dip.start}; it lost {size} (lowest at {dip.trough}) and {back}."
+    return f"kNN accuracy fell by {size} from {dip.start} (lowest at {dip.trough}) and {back}."
 
 
 def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
@@ -96,20 +106,26 @@ def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
 def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any]) -> str:
     done = tuple(config.get("mitigation") or ())
     warmup = (config.get("optim") or {}).get("warmup_iterations")
-    branch = f"compare from before it, at iteration {max(episode.start - BEFORE, 0)}"
+
+    def branch(mitigation: str) -> str:
+        at = max(episode.start - BEFORE, 0)
+        return f"see both futures: stablab branch {found.run} --at {at} --mitigation {mitigation}"
+
     if not math.isfinite(episode.ratio):
         amp = (config.get("train") or {}).get("amp")
         half = "turn --amp fp16 off first; then " if amp == "fp16" else ""
-        return f"{half}lower --base-lr or clip the whole gradient (--mitigation clip-global:1.0); {branch}."
+        return f"{half}lower --base-lr or clip the whole gradient; {branch(CLIP)}"
     if isinstance(warmup, int) and 0 < episode.start < warmup:
-        return f"it lies in the warm-up ({warmup} iterations): a longer one, optim.warmup_iterations; {branch}."
-    if episode.leader == PATCH and "frozen-patch" not in done:
-        return f"freeze the patch projection (--mitigation frozen-patch), the paper's cure for this order; {branch}."
-    if len(episode.order) == 1:
-        return "one layer alone: look whether it comes back before changing anything."
-    if "frozen-patch" in done:
         return (
-            f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: lower --base-lr."
+            f"it lies in the warm-up of {warmup} iterations: a longer one, --set optim.warmup_iterations={2 * warmup}"
         )
-    cures = "lower --base-lr, a longer warm-up or --mitigation clip-global:1.0"
-    return f"{episode.leader} leads, so freezing the patch projection may not help: {cures}; {branch}."
+    if episode.leader == PATCH and FREEZE not in done:
+        return f"freeze the patch projection, the paper's cure for this order; {branch(FREEZE)}"
+    if len(episode.order) == 1:
+        return "one layer alone: look whether it comes back before changing anything"
+    if FREEZE in done:
+        return f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: lower --base-lr"
+    return (
+        f"{episode.leader} leads, so freezing the patch projection may not help: lower --base-lr, or clip; "
+        f"{branch(CLIP)}"
+    )

@@ -70,6 +70,8 @@ def share_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float
 
 
 POWER = 0.8
+NORMAL_SUM = 2.8016
+"""The normal quantiles of 0.975 and 0.8, added."""
 MOST_SEEDS = 1000
 
 
@@ -84,15 +86,14 @@ def power(n: int, effect_size: float, level: float = 0.95) -> float:
     return float(nct.sf(limit, n - 1, shift) + np.nan_to_num(nct.cdf(-limit, n - 1, shift)))
 
 
-def seeds_needed(effect_size: float, wanted: float = POWER) -> int | None:
-    """The fewest pairs whose power is ``wanted``; None above 1,000: no study of this kind."""
-    if power(MOST_SEEDS, effect_size) < wanted:
+def seeds_needed(effect_size: float) -> int | None:
+    """The fewest pairs whose power is 0.8; None above 1,000: no study of this kind."""
+    if abs(effect_size) * np.sqrt(MOST_SEEDS) < NORMAL_SUM:
         return None
-    low, high = 1, MOST_SEEDS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, effect_size) >= wanted else (middle, high)
-    return high
+    n = max(int((NORMAL_SUM / effect_size) ** 2), 2)  # what the normal distribution asks for; Student's needs some more
+    while power(n, effect_size) < POWER:
+        n += 1
+    return n if n <= MOST_SEEDS else None
 
 
 @cache

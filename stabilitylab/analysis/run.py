@@ -104,12 +104,14 @@ def cross_lags(
         return {}
     start, step = int(first[0]), max(int(np.median(np.diff(first))), 1)
     length = (int(first[-1]) - start) // step + 1
-    grids = (
-        on_grid(layer.iteration, found.score, start, step, length)
-        for layer, found in zip(layers, detections, strict=True)
-    )
-    correlator = CrossCorrelator(next(grids), window=max(window // step, 1), step=step)
-    return {layer.name: correlator.lag_of(grid) for layer, grid in zip(layers[1:], grids, strict=True)}
+
+    def excess(layer: LayerSeries, found: Detection) -> np.ndarray:
+        return on_grid(layer.iteration, found.score, start, step, length)
+
+    correlator = CrossCorrelator(excess(layers[0], detections[0]), window=max(window // step, 1), step=step)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        lags = pool.map(lambda layer, found: correlator.lag_of(excess(layer, found)), layers[1:], detections[1:])
+        return dict(zip([layer.name for layer in layers[1:]], lags, strict=True))
 
 
 def without_duplicates(layer: LayerSeries) -> LayerSeries:

@@ -151,13 +151,15 @@ def _print_text(found: Comparison, by: str) -> None:
 
 def _print_runs(runs: Sequence[RunSummary], say: Callable[[str], None]) -> None:
     head = f"{'final':>8}{'best':>8}{'spikes/10k':>12}{'dip area':>10}"
-    say(f"\n  {'run':<16}{'group':<20}{'seed':>5}{'base lr':>9}{head}")
+    wide = max(len("run"), *(len(run.run) for run in runs)) + 2
+    group = max(len("group"), *(len(run.mitigation) for run in runs)) + 2
+    say(f"\n  {'run':<{wide}}{'group':<{group}}{'seed':>5}{'base lr':>9}{head}")
     for run in runs:
         values = [_number(run.final_knn, ".3f"), _number(run.best_knn, ".3f")]
         rest = f"{_number(run.spikes_per_10k, '.2f'):>12}{_number(run.dip_area, '.1f'):>10}"
         flag = "  diverged" if run.diverged else ""
         shown = f"{values[0]:>8}{values[1]:>8}{rest}{flag}"
-        say(f"  {run.run:<16}{run.mitigation:<20}{run.seed:>5}{_number(run.base_lr, 'g'):>9}{shown}")
+        say(f"  {run.run:<{wide}}{run.mitigation:<{group}}{run.seed:>5}{_number(run.base_lr, 'g'):>9}{shown}")
 
 
 def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None]) -> None:

@@ -282,6 +282,7 @@ class RunReader:
         allowed = {str(path) for path in paths} | {glob_escaped(path) for path in paths}
         con.execute("SET python_enable_replacements = false")
         con.execute(f"SET allowed_paths = [{', '.join(map(quote, sorted(allowed)))}]")
+        con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
         con.execute("SET enable_external_access = false")
         con.execute("SET lock_configuration = true")
 

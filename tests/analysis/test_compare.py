@@ -89,6 +89,10 @@ def test_power_is_what_simulation_gives() -> None:
     needed = seeds_needed(1.0)
     assert needed == 10  # the textbook's n for d = 1, 80%, two-sided 5%
     assert power(needed - 1, 1.0) < 0.8 <= power(needed, 1.0)
+    for size in (0.15, 0.5, 0.9, 2.0, 5.0):
+        needed = seeds_needed(size)
+        assert needed is not None
+        assert needed == next(n for n in range(2, 1000) if power(n, size) >= 0.8)
     assert seeds_needed(0.01) is None
     size = detectable_size(8)
     assert size is not None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from stabilitylab.analysis.explain import explain_episodes
 from stabilitylab.analysis.results import Dip, Episode, RunAnalysis, SpikeRef
 from stabilitylab.analysis.run import analyze_run
+from stabilitylab.cli.branch import command as branch
 from tests.synthetic import planted_run
 
 LAYERS = (("patch_embed", 0), ("blocks.0", 1), ("predictor", 2))
@@ -24,14 +25,27 @@ def test_the_whole_story_of_a_wave() -> None:
     first, alone, again = explain_episodes(FOUND)
     assert first.text == (
         "Episode 1, iterations 181 to 240. patch_embed rose first, at 181, and reached 21.0 times its usual norm "
-        "(14 noise sd) at 183, the most of any layer. Then blocks.0 after 9, predictor after 57 iterations; 3 of 3 "
-        "trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at 262) and recovered by 300. "
-        "It is number 1 of 2 that patch_embed leads."
+        "(14 noise sd) at 183, the most of any layer. Then blocks.0 after 9 iterations, predictor after 57 iterations; "
+        "3 of 3 trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at 262) and recovered by "
+        "300. It is number 1 of 2 that patch_embed leads."
     )
-    assert first.next.startswith("freeze the patch projection (--mitigation frozen-patch)")
-    assert "at iteration 81" in first.next
+    assert first.next == (
+        "freeze the patch projection, the paper's cure for this order; see both futures: stablab branch r --at 81 "
+        "--mitigation frozen-patch"
+    )
     assert "No other layer took part. No accuracy dip followed." in alone.text
     assert "number 2 of 2" in again.text
+
+
+def test_a_fall_that_came_first_is_not_blamed_on_the_episode() -> None:
+    early = replace(FOUND, dips=(replace(DIP, start=100),))
+    assert "kNN accuracy was falling since 100; it lost 12.3 points" in explain_episodes(early)[0].text
+
+
+def test_layers_that_rise_with_the_leader_do_so_at_once() -> None:
+    together = replace(WAVE, order=(("patch_embed", 181), ("blocks.0", 181), ("predictor", 182)))
+    (account,) = explain_episodes(replace(FOUND, episodes=(together,)))
+    assert "Then blocks.0 at once, predictor after 1 iteration; 3 of 3" in account.text
 
 
 def test_the_advice_depends_on_who_led_and_what_was_done() -> None:
@@ -45,11 +59,17 @@ def test_the_advice_depends_on_who_led_and_what_was_done() -> None:
     assert "predictor leads" in advice(late)
     assert "the largest was blocks.0" in explain_episodes(replace(FOUND, episodes=(late,)))[0].text
     assert "is frozen and predictor leads" in advice(late, mitigation=("frozen-patch",))
-    assert "warm-up (300 iterations)" in advice(WAVE, optim={"warmup_iterations": 300})
+    assert "warm-up of 300 iterations" in advice(WAVE, optim={"warmup_iterations": 300})
     assert advice(broken, train={"amp": "fp16"}).startswith("turn --amp fp16 off")
     assert advice(broken).startswith("lower --base-lr")
     assert "one layer alone" in advice(ALONE)
     assert "was not finite at 183" in explain_episodes(replace(FOUND, episodes=(broken,)))[0].text
+
+
+def test_the_command_in_the_advice_is_one_that_exists() -> None:
+    words = explain_episodes(FOUND)[0].next.split("stablab ")[1].split()
+    context = branch.make_context("branch", words[1:])
+    assert (words[0], context.params["at"], context.params["mitigation"]) == ("branch", 81, ("frozen-patch",))
 
 
 def test_every_episode_of_a_planted_run_is_told_with_its_dip() -> None:

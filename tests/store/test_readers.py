@@ -1,6 +1,7 @@
 """Readers beside a writer, and SQL that may only read."""
 
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,3 +201,15 @@ def test_a_flipped_byte_in_the_file_is_told(run_dir: Path) -> None:
     path.write_bytes(data)
     with open_run(run_dir) as run:
         assert any("cannot be read whole" in problem for problem in run.verify())
+
+
+def test_no_progress_bar_is_drawn_where_there_is_no_script(run_dir: Path) -> None:
+    """Standard output is the caller's. A process without a main file looks interactive to DuckDB."""
+    with start(run_dir) as writer:
+        add(writer, range(3))
+    code = (
+        f"from stabilitylab.store.reader import open_run; run = open_run({str(run_dir)!r}); "
+        "print(run._con.execute(\"SELECT value FROM duckdb_settings() WHERE name = 'enable_progress_bar'\").fetchall())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[('false',)]"
