@@ -48,7 +48,8 @@ def command(
     stablab study experiments/small/fig5_frozen_patch.toml --dry-run
     stablab study experiments/small/fig5_frozen_patch.toml --jobs 2
     """
-    from stabilitylab.experiments.collect import finished_runs, verdicts, write_summary
+    from stabilitylab.experiments.collect import finished_runs, read_summary, verdicts, write_summary
+    from stabilitylab.experiments.overview import draw_overview
     from stabilitylab.experiments.study import load_study
     from stabilitylab.store.location import runs_root
 
@@ -61,7 +62,9 @@ def command(
         return
     failures = {} if collect else _train(todo, root, jobs, slurm)
     folder = Path(output) if output else Path("reports") / study.name
-    rows = write_summary(study, root, folder)
+    write_summary(study, root, folder)
+    rows = read_summary(folder)
+    draw_overview(rows, study.title, folder / "overview.svg")
     if report:
         from stabilitylab.cli.report import build_report
 

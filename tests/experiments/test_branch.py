@@ -124,7 +124,7 @@ def test_what_cannot_be_branched_is_refused_before_anything_is_trained(
 
 def test_a_branch_is_never_overwritten(parent: Path, tmp_path: Path) -> None:
     (tmp_path / "run-at10-s0-frozen-patch").mkdir()
-    with pytest.raises(ConfigError, match="branch run-at10-s0-frozen-patch is in .* already"):
+    with pytest.raises(ConfigError, match=r"branch run-at10-s0-frozen-patch is in .* already"):
         branch_run(parent, 10, ("frozen-patch",), tmp_path)
 
 

@@ -104,6 +104,7 @@ def test_each_study_in_the_repository_is_sound() -> None:
     assert {f"fig{n}" for n in range(1, 7)} == {name[:4] for name in paper if name.startswith("fig")}
 
 
+@pytest.mark.slow
 def test_a_study_killed_in_the_middle_is_finished_by_the_same_command(tmp_path: Path) -> None:
     study = study_file(tmp_path, TINY.replace("iterations = 12", "iterations = 40") + GRID + CLAIM)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -121,7 +122,7 @@ def test_a_study_killed_in_the_middle_is_finished_by_the_same_command(tmp_path: 
     time.sleep(0.5)  # the orphaned worker notices that it is alone
     again = subprocess.run(command(study), env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"4 runs, {len(done)} finished, {6 - len(done)} to train" in again.stdout
+    assert f"4 runs, {len(done)} finished, {4 - len(done)} to train" in again.stdout
     assert "inconclusive: frozen is no 50 points better (final_knn" in again.stdout  # two seeds
     for run in runs:
         path = tmp_path / "runs" / run.name
