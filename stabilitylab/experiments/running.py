@@ -245,3 +245,15 @@ def train_or_resume(
         shutil.rmtree(run_dir)
         lock.release()
     return train_run(config, root, name, progress).path
+
+
+def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
+    """`train_or_resume`; returns the reason where it failed, else an empty string. A parent that is gone is no
+    failure of the run: BrokenPipeError passes."""
+    try:
+        train_or_resume(config, root, name, progress)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

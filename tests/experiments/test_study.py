@@ -165,14 +165,6 @@ def test_the_summary_is_what_the_runs_hold_and_decides_the_claims(tmp_path: Path
     assert [(v.verdict, v.num_seeds) for v in verdicts(study, rows)] == [("inconclusive", 0)]  # no frozen run
 
 
-def test_a_run_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> None:
-    study = load_study(study_file(tmp_path, TINY + "[grid]\nbatch_size = [5000, 32]\n"))  # digits has 1,400 images
-    failures = run_jobs([(r.name, r.config) for r in study.runs], tmp_path, 1)
-    assert list(failures) == [study.runs[0].name]
-    assert "batch_size 5000 is larger than the data set" in failures[study.runs[0].name]
-    assert is_complete(tmp_path / study.runs[1].name)
-
-
 def test_the_cost_counts_iterations_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stabilitylab.experiments import cost
 
@@ -217,23 +209,18 @@ def test_an_exploding_grid_needs_a_yes(tmp_path: Path) -> None:
 
 
 def test_two_runs_through_submitit(tmp_path: Path) -> None:
+    """And a third that fails, which says why."""
     from stabilitylab.experiments.slurm import run_on_cluster
 
-    study = load_study(study_file(tmp_path, TINY + "[grid]\nseed = [0, 1]\n"))
+    study = load_study(study_file(tmp_path, TINY + "[[grid]]\nseed = [0, 1]\n[[grid]]\nbatch_size = 5000\n"))
     told: list[tuple[str, str]] = []
     work = [(run.name, run.config) for run in study.runs]
-    settings = {"timeout_min": 5}
-    assert run_on_cluster(work, tmp_path, settings, lambda *what: told.append(what), cluster="local") == {}
-    assert sorted(told) == sorted((run.name, "") for run in study.runs)
-    assert all(is_complete(tmp_path / run.name) for run in study.runs)
-
-
-def test_a_failed_job_says_why(tmp_path: Path) -> None:
-    from stabilitylab.experiments.slurm import run_on_cluster
-
-    study = load_study(study_file(tmp_path, TINY + "[grid]\nbatch_size = 5000\n"))
-    failures = run_on_cluster([(r.name, r.config) for r in study.runs], tmp_path, {"timeout_min": 5}, cluster="local")
-    assert "batch_size 5000 is larger than the data set" in failures[study.runs[0].name]
+    failures = run_on_cluster(work, tmp_path, {"timeout_min": 5}, lambda *what: told.append(what), cluster="local")
+    *good, bad = study.runs
+    assert list(failures) == [bad.name]
+    assert "batch_size 5000 is larger than the data set" in failures[bad.name]
+    assert sorted(told) == sorted([(bad.name, failures[bad.name]), *((run.name, "") for run in good)])
+    assert all(is_complete(tmp_path / run.name) for run in good)
 
 
 def test_without_slurm_the_refusal_is_one_line(tmp_path: Path) -> None:
