@@ -26,10 +26,13 @@ def branch_run(
     root: Path,
     *,
     num_seeds: int = 1,
+    until: int | None = None,
     progress: Callable[[str, Progress], None] = lambda *_: None,
 ) -> list[Path]:
     """From the last checkpoint at or before iteration ``at``, futures in pairs: the run's own configuration, and that
     with ``mitigation`` added. The first pair sees the batches that the run saw; ``num_seeds`` - 1 more see others.
+
+    ``until``: the iteration at which the futures end, on the run's own schedule, if not at its end.
 
     A branch is a run like any other, its past included. Nothing is trained before each is known to fit. Returns the
     folders, without and with in turn.
@@ -47,8 +50,9 @@ def branch_run(
             future = _future(config, seed, added)
             trainer = Trainer(future)
             trainer.restore(state, trained)
-            if start >= trainer.total:
-                raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.total}: there is nothing to branch")
+            trainer.stop = min(until or trainer.total, trainer.total)
+            if start >= trainer.stop:
+                raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.stop}: there is nothing to branch")
             name = "-".join(
                 [run_dir.name, f"at{start}", f"s{seed}", *(x.replace(":", "") for x in added or ("as-was",))]
             )

@@ -94,12 +94,13 @@ def test_adams_memory_comes_along_parameter_by_parameter(parent: Path) -> None:
 
 
 def test_more_seeds_see_other_batches_from_the_same_state(parent: Path, tmp_path: Path) -> None:
-    paths = branch_run(parent, 10, ("clip-global:0.1",), tmp_path, num_seeds=2)
+    paths = branch_run(parent, 10, ("clip-global:0.1",), tmp_path, num_seeds=2, until=13)
     assert [path.name.split("-")[2] for path in paths] == ["s0", "s0", "s1", "s1"]
     found = [series(path)["projector"][1] for path in paths]
     assert found[0][10] == found[1][10]
     assert found[2][10] == found[3][10]
     assert found[0][10] != found[2][10]
+    assert [len(norms) for norms in found] == [13] * 4
     draw_futures(paths, tmp_path / "futures.svg")
     drawn = (tmp_path / "futures.svg").read_text()
     assert drawn.count("<path") > 8
@@ -153,7 +154,8 @@ def test_the_last_checkpoint_before_each_spike_is_found(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir()
     for iteration in range(100, 600, 100):
         (run / "checkpoints" / f"iteration-{iteration:06d}.pt").touch()
-    assert before_spikes(run) == {300, 400}
+    # Of the last 200 iterations it is not known yet: the checkpoints that may turn out to precede a spike stay.
+    assert before_spikes(run) == {300, 400, 500}
 
 
 def test_keeping_before_spikes_needs_gradients_and_checkpoints() -> None:
