@@ -89,7 +89,7 @@ def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
     if high < claim.smallest:
         there, reason = False, f"the interval excludes an effect of {size}"
     elif low > 0:
-        there, reason = True, f"the interval lies above 0 ({side}) and reaches {claim.smallest:g}"
+        there, reason = True, f"the interval lies {side} than 0 and reaches {size}"
     else:
         return Verdict(claim, "inconclusive", f"the interval holds both 0 and {size}", mean, interval, n)
     claimed = not claim.direction.startswith("not_")
