@@ -47,8 +47,7 @@ def claim(direction: str = "higher", smallest: float = 0.01, **more: Any) -> Cla
         ([0.05, 0.06, 0.04, 0.05], "not_lower", "reproduced"),
         ([0.05, 0.06], "higher", "inconclusive"),
         ([], "higher", "inconclusive"),
-        ([0.0, 0.0, 0.0], "not_higher", "reproduced"),  # no spread at all
-        ([0.5, 0.5, 0.5], "higher", "reproduced"),
+        ([0.0, 0.0, 0.0], "not_higher", "inconclusive"),  # no spread: five runs without a dip are no proof
     ],
 )
 def test_the_interval_decides(effects: list[float], direction: str, verdict: str) -> None:
@@ -96,7 +95,8 @@ def test_flags_count_as_zero_and_one() -> None:
     table = [{"train.seed": s, "mitigation": m, "diverged": str(m == "none")} for s in range(3) for m in names]
     less = Claim("c", "diverged", {"mitigation": names[1]}, "lower", 0.2, baseline={"mitigation": names[0]})
     found = judge(less, table)
-    assert (found.verdict, found.difference) == ("reproduced", -1.0)
+    assert (found.verdict, found.difference) == ("inconclusive", -1.0)
+    assert found.reason == "all 3 seeds differ by the same amount: no interval"
 
 
 @pytest.mark.parametrize(
