@@ -21,10 +21,8 @@ from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
 from stabilitylab.train.checkpoint import (
     Checkpoint,
-    carry_optimizer,
     make_checkpoint,
     restore_checkpoint,
-    restore_method,
     save_checkpoint,
 )
 from stabilitylab.train.distributed import World, join
@@ -127,11 +125,8 @@ class Trainer:
     def restore(self, state: Checkpoint, trained: Sequence[str] | None = None) -> None:
         """Go on from a checkpoint: `train` then starts at its iteration. ``trained``: what the run that made it
         trained, where that may differ."""
-        if trained is None:
-            restore_checkpoint(state, self.method, self.optimizer, self.scaler)
-        else:
-            restore_method(state, self.method)
-            carry_optimizer(state["optimizer"], trained, self.optimizer, self.trained_names())
+        names = None if trained is None else (trained, self.trained_names())
+        restore_checkpoint(state, self.method, self.optimizer, self.scaler, names)
         self.mitigations.load_state_dict(state.get("mitigations", {}), self.device)
         self.start = state["iteration"]
 
