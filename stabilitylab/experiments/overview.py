@@ -15,6 +15,7 @@ _PANELS = (("final_knn", "final kNN top-1 (%)"), ("max_dip_depth", "deepest dip 
 def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
     """Final accuracy and deepest dip of each run; across: the first key that varies besides seed and mitigation,
     colour: the mitigation. A bar marks the mean over seeds."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     mitigations = list(dict.fromkeys(row["mitigation"] for row in rows))
@@ -46,7 +47,8 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
         if len(colours) > 1 and metric == "final_knn":
             axes.legend(frameon=False, fontsize=7)
     try:
-        figure.savefig(output, metadata={"Date": None})
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text as text; the same bytes each time
+            figure.savefig(output, metadata={"Date": None})
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
 
