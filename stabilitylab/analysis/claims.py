@@ -78,18 +78,16 @@ def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
     mean = float(differences.mean()) if n else None
     if n < MIN_SEEDS:
         return Verdict(claim, "inconclusive", f"{n} seeds, at least {MIN_SEEDS} are needed", mean, None, n)
-    same = bool(np.ptp(differences) == 0)
-    # All pairs alike: no spread to build an interval from, and none is needed.
-    interval = (float(differences[0]), float(differences[0])) if same else mean_interval(differences)
-    assert interval is not None
-    assert mean is not None
+    interval = mean_interval(differences)
+    if interval is None or mean is None:  # e.g. no run of either group has a dip: that is no proof of anything
+        return Verdict(claim, "inconclusive", f"all {n} seeds differ by the same amount: no interval", mean, None, n)
     low, high = interval if claim.direction in ("higher", "not_higher") else (-interval[1], -interval[0])
     side = "higher" if claim.direction in ("higher", "not_higher") else "lower"
     size = f"{claim.smallest:g} {side}"
     if high < claim.smallest:
         there, reason = False, f"the interval excludes an effect of {size}"
     elif low > 0:
-        there, reason = True, f"the interval lies above 0 ({side}) and reaches {claim.smallest:g}"
+        there, reason = True, f"the interval lies {side} than 0 and reaches {size}"
     else:
         return Verdict(claim, "inconclusive", f"the interval holds both 0 and {size}", mean, interval, n)
     claimed = not claim.direction.startswith("not_")

@@ -13,10 +13,17 @@ from stabilitylab.config import ConfigError
 @click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="Leave the run here, or just before.")
 @click.option("--mitigation", required=True, multiple=True, metavar="NAME[:VALUE]", help="What is added. Repeatable.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Pairs of futures; each its data.")
+@click.option("--until", type=click.IntRange(1), metavar="ITER", help="End the futures here. Default: where RUN ends.")
 @click.option("-o", "--output", metavar="FILE", help="A figure of the futures, .png or .svg.")
 @runs_dir
 def command(
-    run: str, at: int, mitigation: tuple[str, ...], seeds: int, output: str | None, runs_dir: str | None
+    run: str,
+    at: int,
+    mitigation: tuple[str, ...],
+    seeds: int,
+    until: int | None,
+    output: str | None,
+    runs_dir: str | None,
 ) -> None:
     """The counterfactual: go on from a checkpoint before ITER with and without a mitigation.
 
@@ -43,6 +50,7 @@ def command(
             mitigation,
             root,
             num_seeds=seeds,
+            until=until,
             progress=lambda name, state: progress.update(state, name),
         )
     if output is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError
+from stabilitylab.config import ConfigError, parse_override
 
 if TYPE_CHECKING:
     from stabilitylab.analysis.claims import Verdict
@@ -26,6 +26,7 @@ _SAY_EVERY = 30.0  # seconds between plain lines of progress
 @click.option("--collect", is_flag=True, help="Train nothing: summarise what is finished.")
 @click.option("--yes", is_flag=True, help="Go on with a grid of more than 200 runs.")
 @click.option("--slurm", metavar="PARTITION", help="Submit each run to Slurm through submitit, and wait for them.")
+@click.option("--slurm-set", metavar="KEY=VALUE", multiple=True, help="What submitit takes, e.g. gpus_per_node=1.")
 @click.option("-o", "--output", metavar="DIR", help="Where the summary goes. Default: reports/<study>.")
 @click.option("--report", is_flag=True, help="Write the HTML report of all runs too.")
 @runs_dir
@@ -36,6 +37,7 @@ def command(
     collect: bool,
     yes: bool,
     slurm: str | None,
+    slurm_set: tuple[str, ...],
     output: str | None,
     report: bool,
     runs_dir: str | None,
@@ -48,7 +50,8 @@ def command(
     stablab study experiments/small/fig5_frozen_patch.toml --dry-run
     stablab study experiments/small/fig5_frozen_patch.toml --jobs 2
     """
-    from stabilitylab.experiments.collect import finished_runs, verdicts, write_summary
+    from stabilitylab.experiments.collect import finished_runs, read_summary, verdicts, write_summary
+    from stabilitylab.experiments.overview import draw_overview
     from stabilitylab.experiments.study import load_study
     from stabilitylab.store.location import runs_root
 
@@ -59,9 +62,14 @@ def command(
     if dry_run:
         _plan(study, todo, jobs)
         return
-    failures = {} if collect else _train(todo, root, jobs, slurm)
+    cluster = None
+    if slurm is not None:
+        cluster = {"slurm_partition": slurm} | {".".join(key): value for key, value in map(parse_override, slurm_set)}
+    failures = {} if collect else _train(todo, root, jobs, cluster)
     folder = Path(output) if output else Path("reports") / study.name
-    rows = write_summary(study, root, folder)
+    write_summary(study, root, folder)
+    rows = read_summary(folder)
+    draw_overview(rows, study.title, folder / "overview.svg")
     if report:
         from stabilitylab.cli.report import build_report
 
@@ -95,15 +103,15 @@ def _plan(study: Study, todo: list[PlannedRun], jobs: int) -> None:
     click.echo(f"cost: {seconds / 3600:.2f} hours of one process, {seconds / 3600 / jobs:.2f} with --jobs {jobs}")
 
 
-def _train(todo: list[PlannedRun], root: Path, jobs: int, slurm: str | None) -> dict[str, str]:
+def _train(todo: list[PlannedRun], root: Path, jobs: int, cluster: dict[str, Any] | None) -> dict[str, str]:
     if not todo:
         return {}
     work = [(run.name, run.config) for run in todo]
     progress = _Whole(len(work))
-    if slurm is not None:
+    if cluster is not None:
         from stabilitylab.experiments.slurm import run_on_cluster
 
-        return run_on_cluster(work, root, {"slurm_partition": slurm}, ended=progress.ended)
+        return run_on_cluster(work, root, cluster, progress.ended)
     from stabilitylab.experiments.local import run_jobs
 
     return run_jobs(work, root, jobs, progress.update, progress.ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,13 @@ def branch_run(
     root: Path,
     *,
     num_seeds: int = 1,
+    until: int | None = None,
     progress: Callable[[str, Progress], None] = lambda *_: None,
 ) -> list[Path]:
     """From the last checkpoint at or before iteration ``at``, futures in pairs: the run's own configuration, and that
     with ``mitigation`` added. The first pair sees the batches that the run saw; ``num_seeds`` - 1 more see others.
+
+    ``until``: the iteration at which the futures end, on the run's own schedule, if not at its end.
 
     A branch is a run like any other, its past included. Nothing is trained before each is known to fit. Returns the
     folders, without and with in turn.
@@ -41,25 +45,28 @@ def branch_run(
     state = load_checkpoint(run_dir / "checkpoints", at)
     start = state["iteration"]
     trained = Trainer(config).trained_names()
-    plans: list[tuple[str, Trainer]] = []
+
+    def depart(future: Config) -> Trainer:
+        trainer = Trainer(future)
+        trainer.restore(state, trained)
+        trainer.stop = min(until or trainer.total, trainer.total)
+        if start >= trainer.stop:
+            raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.stop}: there is nothing to branch")
+        return trainer
+
+    depart(_future(config, config.train.seed, mitigation))  # fits, or is refused here; seeds change nothing about it
+    futures: dict[str, Config] = {}
     for seed in range(config.train.seed, config.train.seed + num_seeds):
         for added in ((), mitigation):
-            future = _future(config, seed, added)
-            trainer = Trainer(future)
-            trainer.restore(state, trained)
-            if start >= trainer.total:
-                raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.total}: there is nothing to branch")
-            name = "-".join(
-                [run_dir.name, f"at{start}", f"s{seed}", *(x.replace(":", "") for x in added or ("as-was",))]
-            )
+            what = [x.replace(":", "") for x in added] or ["as-was"]
+            name = "-".join([run_dir.name, f"at{start}", f"s{seed}", *what])
             if (root / name).exists():
                 raise ConfigError(f"branch {name} is in {root} already; remove it, or give another --runs-dir")
-            plans.append((name, trainer))
+            futures[name] = _future(config, seed, added)
     paths = []
     with open_run(run_dir) as past:
-        for name, trainer in plans:
-            trainer.restore(state, trained)  # a trainer made since has drawn random numbers
-            paths.append(_train_branch(past, start, trainer, root, name, lambda told, n=name: progress(n, told)))  # type: ignore[misc]
+        for name, future in futures.items():
+            paths.append(_train_branch(past, depart(future), root, name, partial(progress, name)))
     return paths
 
 
@@ -71,8 +78,9 @@ def _future(config: Config, seed: int, added: tuple[str, ...]) -> Config:
 
 
 def _train_branch(
-    past: RunReader, start: int, trainer: Trainer, root: Path, name: str, progress: Callable[[Progress], None]
+    past: RunReader, trainer: Trainer, root: Path, name: str, progress: Callable[[Progress], None]
 ) -> Path:
+    start = trainer.start
     folder = claim_run(root, name)
     (folder / "config.toml").write_text(trainer.given.to_toml(), encoding="utf-8")
     meta = provenance() | {"seed": str(trainer.config.train.seed), "device": str(trainer.device)}
@@ -80,8 +88,7 @@ def _train_branch(
     config = trainer.given.model_dump(mode="json")
     writer = RunWriter.create(folder, config=config, meta=meta, layers=layer_rows(trainer))
     for table in _PAST:
-        rows = past.table(table)
-        writer.append(table, {column: values[rows["iteration"] < start] for column, values in rows.items()})
+        writer.append(table, past.query(f"SELECT * FROM {table} WHERE iteration < {start}").fetchnumpy())
     writer.event(start, "branch", f"branched from {past.meta.get('run_id', '')} at iteration {start}")
     for mitigation in trainer.given.mitigation:
         writer.event(start, "mitigation", mitigation)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stabilitylab.analysis.results import RunSeries
+from stabilitylab.analysis.run import analyze_run
 from stabilitylab.config import ConfigError
 from stabilitylab.experiments.reading import load_series
 from stabilitylab.store.reader import open_run
@@ -26,7 +27,7 @@ class _Future:
 
 def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
     """Draw the branches that `branch_run` gave, without and with the mitigation in turn: gradient norm of the layer
-    with the largest spike, and kNN accuracy. .png or .svg."""
+    that spikes most, and kNN accuracy. .png or .svg."""
     from matplotlib.figure import Figure
 
     futures = [_read(path, colour) for path, colour in zip(paths, (_WAS, _WOULD) * (len(paths) // 2), strict=True)]
@@ -61,14 +62,20 @@ def _read(path: Path, colour: str) -> _Future:
 
 
 def _shown_layer(futures: Sequence[_Future]) -> str:
-    """The layer, trained in every future, whose gradient rises highest above its median after the branch."""
+    """Of the layers trained in every future, that of the largest spike where nothing was changed; if there is none,
+    the one that rises highest above its median."""
     shared = set.intersection(*({x.name for x in f.series.layers if x.trainable} for f in futures))
+    found: dict[str, float] = {}
     rises: dict[str, float] = {}
-    for future in futures:
+    for future in futures[::2]:
+        for spike in analyze_run(future.series, lag=False, dips=False).spikes or ():
+            if spike.onset >= future.branched_at and spike.layer in shared:
+                found[spike.layer] = max(spike.ratio, found.get(spike.layer, 0.0))
         for layer in future.series.layers:
             after = layer.grad_norm[layer.iteration >= future.branched_at]
             after = after[np.isfinite(after)]
             if layer.name in shared and len(after):
                 rise = float(after.max() / np.median(after))
                 rises[layer.name] = max(rise, rises.get(layer.name, 0.0))
-    return max(rises, key=lambda name: rises[name])
+    chosen = found or rises
+    return max(chosen, key=lambda name: chosen[name])

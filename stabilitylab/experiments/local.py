@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stabilitylab.config import Config
-from stabilitylab.experiments.running import train_or_resume, train_run
+from stabilitylab.experiments.running import attempt
 
 if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress
@@ -51,7 +51,7 @@ def run_jobs(
     is gone on with. A worker that dies costs its run and is replaced."""
     waiting = deque(jobs)
     num_workers = max(1, min(num_workers, len(jobs)))
-    threads = max(1, (os.cpu_count() or 1) // num_workers)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_workers))
     workers: list[_Worker] = []
     failures: dict[str, str] = {}
     try:
@@ -136,18 +136,9 @@ def _work(pipe: Connection, root: Path, threads: int, fresh: bool) -> None:
     try:
         while (job := pipe.recv()) is not None:
             name, config = job
-            why = ""
-            try:
-                if fresh:
-                    train_run(config, root, name, tell)
-                else:
-                    train_or_resume(config, root, name, tell)
-            except OSError as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                why = f"{type(error).__name__}: {error}"
-            except Exception as error:
-                why = f"{type(error).__name__}: {error}"
-            pipe.send(why)
+            if fresh and (root / name).exists():
+                pipe.send(f"run {name} exists already in {root}")
+            else:
+                pipe.send(attempt(config, root, name, tell))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return  # the parent is gone, or was interrupted

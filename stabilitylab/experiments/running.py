@@ -140,15 +140,20 @@ def probe_run(
 
 
 def before_spikes(run_dir: Path) -> set[int]:
-    """The checkpoints, by iteration, that are the last before a spike of the run so far."""
+    """The checkpoints, by iteration, that are the last before a spike of the run so far, and all within the reach of
+    the detector's look ahead: whether something was a spike is known only when the gradients after it are."""
     from stabilitylab.analysis.run import analyze_run
+    from stabilitylab.analysis.spikes import SpikeSettings
     from stabilitylab.experiments.reading import load_series
     from stabilitylab.train.checkpoint import checkpoints, iteration_of
 
     with open_run(run_dir) as reader:
-        spikes = analyze_run(load_series(reader), lag=False, dips=False).spikes or ()
+        series = load_series(reader)
+    spikes = analyze_run(series, lag=False, dips=False).spikes or ()
     there = [iteration_of(path) for path in checkpoints(run_dir / "checkpoints")]
-    return {max(earlier) for spike in spikes if (earlier := [t for t in there if t <= spike.onset])}
+    before = {max(earlier) for spike in spikes if (earlier := [t for t in there if t <= spike.onset])}
+    open_until = series.iterations - SpikeSettings().window
+    return before | {t for i, t in enumerate(there) if i == 0 or there[i - 1] > open_until}
 
 
 def layer_rows(trainer: Trainer) -> list[LayerRow]:
@@ -245,3 +250,15 @@ def train_or_resume(
         shutil.rmtree(run_dir)
         lock.release()
     return train_run(config, root, name, progress).path
+
+
+def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
+    """`train_or_resume`; returns the reason where it failed, else an empty string. A parent that is gone is no
+    failure of the run: BrokenPipeError passes."""
+    try:
+        train_or_resume(config, root, name, progress)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

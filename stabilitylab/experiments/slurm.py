@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stabilitylab.config import Config, ConfigError
-from stabilitylab.experiments.running import train_or_resume
+from stabilitylab.experiments.running import attempt
 
 _LOOK_EVERY = 1.0  # seconds between looks at the jobs
 
@@ -34,12 +34,13 @@ def run_on_cluster(
         raise ConfigError(f"cannot submit to Slurm from here: {error}") from None
     executor.update_parameters(**parameters)
     root = root.resolve()
-    submitted = {name: executor.submit(train_or_resume, config, root, name) for name, config in jobs}
+    submitted = {name: executor.submit(attempt, config, root, name) for name, config in jobs}
     failures: dict[str, str] = {}
     while submitted:
         for name in [name for name, job in submitted.items() if job.done()]:
-            failure = submitted.pop(name).exception()
-            why = "" if failure is None else str(failure).strip().splitlines()[-1]
+            job = submitted.pop(name)
+            failure = job.exception()  # of the job itself: killed, or out of time
+            why = job.result() if failure is None else str(failure).strip().splitlines()[0]
             if why:
                 failures[name] = why
             ended(name, why)

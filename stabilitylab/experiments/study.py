@@ -179,8 +179,9 @@ def _claim(path: Path, values: Any) -> Claim:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: claims are [[claim]] tables")
     groups = {
-        key: {AXES.get(axis, axis): value for axis, value in values.get(key, {}).items()}
+        key: {AXES.get(axis, axis): value for axis, value in values[key].items()}
         for key in ("where", "treated", "baseline")
+        if isinstance(values.get(key), Mapping)
     }
     try:
         return Claim.from_dict({**values, **groups})

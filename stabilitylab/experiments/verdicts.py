@@ -15,10 +15,11 @@ _POINTS = ("final_knn", "best_knn", "max_dip_depth")
 
 _HEAD = """# The paper's claims, put to the test
 
-At small scale: scikit-learn's digits at 12 x 12, a ViT of width 64 and depth 4, 400 iterations
-(`experiments/recipes/small.toml`). It says what happens there, not on ImageNet. `stablab claims` rebuilds this table
-from the `runs.csv` beside it; each claim stands in its study's file, with its metric, direction and smallest effect of
-interest.
+At small scale: scikit-learn's digits at 12 x 12 or 16 x 16, a ViT of width 32 or 64 and depth 4, 300 to 600 iterations
+(`experiments/recipes/`). It says what happens there, not on ImageNet; the studies in `experiments/paper/` were not run.
+`stablab claims` rebuilds this table from the `runs.csv` beside it; each claim stands in its study's file, with its
+metric, direction and smallest effect of interest, stated before its runs were seen. Learning rates were chosen with
+pilot runs of seed 0.
 
 A claim is **reproduced** where the 95% interval of the difference, over seeds, lies on the claimed side of 0 and
 reaches the smallest effect of interest, **contradicted** where it excludes such an effect, else **inconclusive**. A

@@ -35,15 +35,23 @@ def make_checkpoint(
 
 
 def restore_checkpoint(
-    state: Checkpoint, method: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
+    state: Checkpoint,
+    method: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:
-    """Load a checkpoint in place. ConfigError where it belongs to another architecture."""
+    """Load a checkpoint in place. ConfigError where it belongs to another architecture. ``names``: the parameters
+    that were trained and those that are, in their optimizers' order, where they differ."""
     restore_method(state, method)
     was = state["optimizer_name"]
     try:
-        if was != type(optimizer).__name__:  # torch would load the groups of another, to fail at the first update
+        if names is not None:
+            carry_optimizer(state["optimizer"], names[0], optimizer, names[1])
+        elif was != type(optimizer).__name__:  # torch would load the groups of another, to fail at the first update
             raise ValueError(f"it holds the state of {was}")
-        optimizer.load_state_dict(state["optimizer"])
+        else:
+            optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
         raise ConfigError(f"the checkpoint belongs to another optimizer or mitigation: {error}") from None
     scaler.load_state_dict(state["scaler"])

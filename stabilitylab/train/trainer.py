@@ -21,10 +21,8 @@ from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
 from stabilitylab.train.checkpoint import (
     Checkpoint,
-    carry_optimizer,
     make_checkpoint,
     restore_checkpoint,
-    restore_method,
     save_checkpoint,
 )
 from stabilitylab.train.distributed import World, join
@@ -82,7 +80,8 @@ class Trainer:
     Everything random is drawn from ``config.train.seed``: initialisation, order and views. Runs that differ
     in the mitigation alone start from the same weights and see the same batches. ``config`` is as its mitigations
     leave it, ``given`` as it was. ``world``: this process's place among several; each takes its slice of every
-    batch. ``protect`` names the checkpoints, by iteration, that are not to be removed.
+    batch. ``stop``: where training ends, if not at ``total``, which the schedules know. ``protect`` names the
+    checkpoints, by iteration, that are not to be removed.
     """
 
     def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
@@ -105,7 +104,7 @@ class Trainer:
         self.total = config.train.iterations or math.ceil(cast(float, config.train.epochs) * per_epoch)
         self.warmup = config.optim.warmup_iterations or round((config.optim.warmup_epochs or 0) * per_epoch)
         self.peak_lr = config.optim.base_lr * config.train.batch_size / 256
-        self.start = 0
+        self.start, self.stop = 0, self.total
         self.protect: Callable[[], Collection[int]] = tuple
         self._skipped, self._last_bad = 0, -2
         if config.train.compile:
@@ -126,11 +125,8 @@ class Trainer:
     def restore(self, state: Checkpoint, trained: Sequence[str] | None = None) -> None:
         """Go on from a checkpoint: `train` then starts at its iteration. ``trained``: what the run that made it
         trained, where that may differ."""
-        if trained is None:
-            restore_checkpoint(state, self.method, self.optimizer, self.scaler)
-        else:
-            restore_method(state, self.method)
-            carry_optimizer(state["optimizer"], trained, self.optimizer, self.trained_names())
+        names = None if trained is None else (trained, self.trained_names())
+        restore_checkpoint(state, self.method, self.optimizer, self.scaler, names)
         self.mitigations.load_state_dict(state.get("mitigations", {}), self.device)
         self.start = state["iteration"]
 
@@ -148,7 +144,7 @@ class Trainer:
         watch = LossWatch(1 if self.device.type == "cpu" else _LOOK_EVERY)
         self.method.train()
         try:
-            for iteration, views in enumerate(self.batches.iterate(self.start, self.total), self.start):
+            for iteration, views in enumerate(self.batches.iterate(self.start, self.stop), self.start):
                 if self._evaluates(iteration):
                     knn_top1 = self._evaluate(recorder, iteration)
                 loss = self.step(recorder, iteration, views)

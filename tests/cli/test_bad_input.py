@@ -28,6 +28,7 @@ Refusal = Callable[..., str]
         (["train", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["train", "--batch-size", "many"], "Invalid value for '--batch-size': 'many' is not a valid integer"),
         (["train", "--config", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
+        (["study", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
     ],
 )
 def test_training_is_refused_before_a_run_exists(
@@ -43,6 +44,15 @@ def test_an_unknown_run_gets_the_nearest_names(stablab: Stablab, refusal: Refusa
         message = refusal(*command)
         assert "'hled'" in message
         assert "held" in message.replace("'hled'", "")
+
+
+def test_a_branch_needs_an_earlier_checkpoint(stablab: Stablab, refusal: Refusal) -> None:
+    stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0", "--name", "held")
+    message = refusal("branch", "held", "--at", "1", "--mitigation", "zclip")
+    assert message.startswith(
+        "no checkpoint at or before iteration 1 in runs/held/checkpoints (there: 2); train with --k"
+    )
+    assert refusal("branch", "held", "--at", "2", "--mitigation", "none").startswith("--mitigation none: the branch")
 
 
 def test_a_taken_name_is_refused_and_the_run_is_untouched(stablab: Stablab, refusal: Refusal, tmp_path: Path) -> None:
