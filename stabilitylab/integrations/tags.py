@@ -140,7 +140,7 @@ def read_wandb(path: Path) -> Tags:
             run, _, tag = name.rpartition(" - ")
             if tag.endswith(("__MIN", "__MAX")) and name[:-5] in row:
                 continue  # the page's own smoothing
-            runs.add(run)
+            runs |= {run} - {""}
             if len(runs) > 1:
                 raise LogFormatError(f"{path} mixes runs: {', '.join(sorted(runs))}; export one")
             tags.setdefault(tag, {})[int(at)] = value

