@@ -39,6 +39,7 @@ COMMON = """
     import os, torch, torch.distributed as dist, stabilitylab
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from stabilitylab.store.errors import RunExists
     from tests.integrations.test_loop import Net, batch
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -118,7 +119,7 @@ def test_all_processes_resume_at_the_same_iteration(tmp_path: Path) -> None:
     train(3, every=2, resume=True)
     try:
         train(1)
-    except (stabilitylab.RunExists, stabilitylab.RecordError) as error:
+    except (RunExists, stabilitylab.RecordError) as error:
         assert "already exists" in str(error)
     else:
         raise AssertionError("the name is taken")
