@@ -65,7 +65,14 @@ def weight_norm(step: Step) -> Tensor:
 
 def nonfinite(step: Step) -> Tensor:
     """Share of a layer's gradient entries that are NaN or infinite."""
-    return step.chosen.total(by_kind(_count_nonfinite, step.grads)[0]) / step.chosen.layer_sizes
+    if step.chosen.device.type == "cpu":  # the largest entries tell at once where there are none
+        odd = ~step.grad_norms[1].isfinite()
+        counts = torch.zeros_like(step.grad_norms[1])
+        for i in odd.nonzero().flatten().tolist():
+            counts[i] = (~step.grads[i].isfinite()).sum()
+    else:
+        counts = by_kind(_count_nonfinite, step.grads)[0]
+    return step.chosen.total(counts) / step.chosen.layer_sizes
 
 
 def adam_rms(step: Step) -> Tensor:
@@ -107,13 +114,17 @@ def _adam_sums(
         if "max_exp_avg_sq" in state:
             v[i] = torch.maximum(v[i], _whole(state["max_exp_avg_sq"]))
     steps = [_known(state.get("step", 0)) for state in states]
-    bias: Any = [1 - beta2 ** (t + 1) for t in steps]
-    if any(torch.is_tensor(b) for b in bias):
-        bias = [torch.as_tensor(b, device=g.device) for b, g in zip(bias, grads, strict=True)]
+    counted = [t for t in steps if isinstance(t, Tensor)]
+    if counted:
+        zero = torch.zeros_like(counted[0])
+        made = torch.stack([t if isinstance(t, Tensor) else zero + t for t in steps])
+        bias: Any = (1 - beta2 ** (made + 1)).unbind()
+    else:
+        bias = [1 - beta2 ** (t + 1) for t in steps]
     torch._foreach_div_(v, bias)
     torch._foreach_clamp_min_(v, eps**2)
     torch._foreach_div_(squares, v)
-    return [s.sum() for s in squares]
+    return list(torch._foreach_norm(squares, 1)) if squares[0].is_cuda else [s.sum() for s in squares]
 
 
 def _known(number: float | Tensor) -> float | Tensor:
@@ -134,11 +145,14 @@ def _alike(parameters: Sequence[nn.Parameter], key: Callable[[nn.Parameter], Any
         groups.setdefault(key(p), []).append(p)
     for group in groups.values():
         part: list[nn.Parameter] = []
+        entries = 0
         for p in group:
-            if part and sum(local(q).numel() for q in part) + p.numel() > _CHUNK:
+            size = local(p).numel()
+            if part and entries + size > _CHUNK:
                 yield part
-                part = []
+                part, entries = [], 0
             part.append(p)
+            entries += size
         yield part
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabilitylab.models.layers import Layer
+from stabilitylab.recording import signals
 from stabilitylab.recording.recorder import Recorder
 from tests.recording.test_recorder import MemorySink
 
@@ -126,3 +127,41 @@ def test_what_is_kept_for_sets_of_parameters_is_bounded() -> None:
         norm = recorder.measure()[0]
         assert (norm > 0).tolist() == [bool(chosen >> i & 1) for i in range(8)]
     assert len(recorder._index._kept) <= 16
+
+
+def test_adam_rms_where_the_step_count_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fused and capturable optimizers keep it on CUDA: nothing asks for its value, the result is the same."""
+    p = nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.AdamW([p], betas=(torch.tensor(0.9), torch.tensor(0.95)), lr=1e-2)
+    recorder = Recorder(layers_of([p]), MemorySink(), signals=("adam_rms",), optimizer=optimizer)
+    for _ in range(3):
+        p.grad = torch.randn_like(p)
+        plain = recorder.measure()
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "_known", lambda number: number)
+            torch.testing.assert_close(recorder.measure(), plain)
+        optimizer.step()
+
+
+@pytest.mark.gpu
+def test_gradients_on_two_devices_without_a_wait() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4).to(device) for device in ("cuda", "cpu")]
+    optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()])
+    names = ("grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms")
+    recorder = Recorder(
+        layers_of(*[list(layer.parameters()) for layer in layers]), MemorySink(), signals=names, optimizer=optimizer
+    )
+    for layer in layers:
+        for p in layer.parameters():
+            p.grad = torch.randn_like(p)
+    expected = [torch.cat([p.grad.flatten().cpu() for p in layer.parameters()]).norm() for layer in layers]
+    np.testing.assert_allclose(recorder.measure()[0].cpu(), expected, rtol=1e-5)
+    alone = Recorder(layers_of(list(layers[0].parameters())), MemorySink(), signals=names, optimizer=optimizer)
+    optimizer.step()
+    alone.measure()  # makes what is constant
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        alone.step(0, loss=torch.ones((), device="cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
