@@ -16,7 +16,8 @@ import numpy as np
 from stabilitylab.store.location import claim_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
-_MAX_ITERATION = 2**31 - 1  # the store's INTEGER
+MAX_ITERATION = 2**31 - 1  # the store's INTEGER
+_MAX_LAYERS = 2**15 - 1  # its SMALLINT
 
 
 class LogFormatError(ValueError):
@@ -114,6 +115,8 @@ def write_run(
     runs_dir: Path, table: GradsTable, logged: list[Scalar], *, config: dict[str, str], name: str | None
 ) -> Path:
     """Checked logs as a finished run. Returns its folder."""
+    if len(table.layers) > _MAX_LAYERS:
+        raise LogFormatError(f"{len(table.layers):,} layers; a run holds up to {_MAX_LAYERS:,}: name fewer as layers")
     order = sorted(range(len(table.layers)), key=table.depths.__getitem__)
     layer_id = {layer: position for position, layer in enumerate(order)}
     rows = [LayerRow(i, table.layers[layer], table.depths[layer], 0, True) for i, layer in enumerate(order)]
@@ -197,7 +200,7 @@ def _rows(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> Ite
 def _number(path: Path, line: int, column: str, text: str) -> float:
     try:
         return float(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise LogFormatError(f"{path}, line {line}: {column} {text!r} is not a number") from None
 
 
@@ -210,7 +213,7 @@ def _norm(path: Path, line: int, column: str, text: str) -> float:
 
 def _whole(path: Path, line: int, column: str, text: str) -> int:
     value = _number(path, line, column, text)
-    if not (0 <= value <= _MAX_ITERATION and value == int(value)):
+    if not (0 <= value <= MAX_ITERATION and value == int(value)):
         raise LogFormatError(f"{path}, line {line}: {column} {text!r} is not a whole number from 0 up")
     return int(value)
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import fnmatch
+import atexit
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stabilitylab.experiments import provenance
-from stabilitylab.models.layers import Layer, group_layers
-from stabilitylab.recording.order import ExecutionOrder, names_tell_the_order
+from stabilitylab.integrations.request import RecordError, check_options, check_signals, chosen_layers, in_order
+from stabilitylab.integrations.start import Start, open_run_for, writes
+from stabilitylab.models.layers import names_tell_the_order
+from stabilitylab.recording.order import ExecutionOrder
 from stabilitylab.recording.recorder import NullSink, Recorder
-from stabilitylab.recording.signals import DEFAULT, OF_FORWARD, SIGNALS
-from stabilitylab.store.errors import RunExists
-from stabilitylab.store.location import claim_run, find_run, runs_root
-from stabilitylab.store.reader import open_run
-from stabilitylab.store.writer import LayerRow, RunWriter
+from stabilitylab.recording.signals import DEFAULT
+from stabilitylab.store.schema import STATUSES, TABLES
 
-
-class RecordError(RuntimeError):
-    """The recorder is used in a way that cannot be right. The message names the remedy."""
+_COLUMNS = {column.name for column in TABLES["iterations"]} - {"iteration", "grad_norm"}
 
 
 def record(
@@ -43,7 +42,7 @@ def record(
     flush_every: int = 200,
     flush_seconds: float = 5.0,
     amp_skips: bool = False,
-    resume: bool = False,
+    resume: bool | int = False,
     config: dict[str, Any] | None = None,
 ) -> LoopRecorder:
     """Record every layer of ``model`` from your own loop::
@@ -58,7 +57,8 @@ def record(
 
     Nothing is wrapped and no gradient changes: the training is bit-identical with and without.
 
-    ``run``: the run's name; None takes the next run_NNN. A taken name raises `RunExists`; ``resume`` goes on with it.
+    ``run``: the run's name; None takes the next run_NNN. A taken name raises `RunExists`; ``resume`` goes on with it,
+    after its last iteration or at the one given: what was recorded from there on is dropped.
     ``signals``: of grad_norm (L2), grad_max (largest entry), weight_norm, nonfinite (share of NaN or infinite
     entries), adam_rms (RMS_t; needs ``optimizer``), update_ratio (size of the update over the weights'),
     activation_max, attention_max (forward hooks).
@@ -69,88 +69,59 @@ def record(
 
     In a distributed training call it in every process: rank 0 writes.
     """
-    unknown = [name for name in signals if name not in (*SIGNALS, *OF_FORWARD)]
-    if unknown or not signals:
-        known = ", ".join((*SIGNALS, *OF_FORWARD))
-        raise RecordError(
-            f"unknown signal {unknown[0]!r}; there are {known}" if unknown else f"no signals; take {known}"
-        )
-    if "adam_rms" in signals and optimizer is None:
-        raise RecordError("adam_rms reads the optimizer's state: record(model, optimizer, ...)")
-    layers = _chosen(model, granularity, include, exclude)
-    if not any(layer.trainable for layer in layers):
-        raise RecordError("the model has no trainable parameter to record; unfreeze one, or widen include=")
+    check_signals(signals, optimizer)
+    check_options(
+        every=every, flush_every=flush_every, flush_seconds=flush_seconds, resume=resume, run=run, config=config
+    )
+    layers = chosen_layers(model, granularity, include, exclude)
     if depth is not None:
-        layers = _in_order(layers, list(depth))
-    recorder_options = {
+        layers = in_order(layers, list(depth))
+    by_running = depth is None and granularity == "block" and not names_tell_the_order([x.name for x in layers])
+    options: dict[str, Any] = {
         "signals": tuple(signals),
         "every": every,
         "flush_every": flush_every,
         "flush_seconds": flush_seconds,
         "amp_skips": amp_skips,
     }
-    watch = None
-    if depth is None and granularity == "block" and not names_tell_the_order(layers):
-        watch = ExecutionOrder(model, layers)
-    return LoopRecorder(model, optimizer, layers, watch, run, runs_dir, resume, dict(config or {}), recorder_options)
+    start = Start(layers, run, runs_dir, resume, dict(config or {}), ordered=not by_running)
+    return LoopRecorder(model, optimizer, start, options)
 
 
 class LoopRecorder:
-    """What `record` returns. A context manager; leaving it, also by an exception, writes all there is."""
+    """What `record` returns. A context manager; leaving it, also by an exception, writes all there is. So does the end
+    of the program, or of the last reference."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None,
-        layers: list[Layer],
-        watch: ExecutionOrder | None,
-        run: str | None,
-        runs_dir: str | Path | None,
-        resume: bool,
-        config: dict[str, Any],
-        options: dict[str, Any],
-    ) -> None:
+    _closed = True  # until it is open
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None, start: Start, options: dict[str, Any]) -> None:
         self.iteration = 0
-        self._watch, self._layers = watch, layers
-        self._unordered = False
-        self._writer = None
         self.path: Path | None = None
-        if not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0:
-            self._writer = self._open(model, run, runs_dir, resume, config)
-        sharded = any(hasattr(p, "to_local") for layer in layers for p in layer.parameters)
+        self._layers = start.layers
+        self._parameters = list(model.parameters())
+        self._writer, self._watch = None, None
+        self._sharded = any(hasattr(p, "to_local") for layer in start.layers for p in layer.parameters)
         # Where gradients are whole, only the process that writes measures; shards need every process.
-        self._recorder = Recorder(
-            layers,
-            self._writer or NullSink(),
-            model=model,
-            optimizer=optimizer,
-            log_grads=self._writer is not None or sharded,
-            **options,
-        )
-        self._closed = False
-
-    def _open(
-        self, model: nn.Module, run: str | None, runs_dir: str | Path | None, resume: bool, config: dict[str, Any]
-    ) -> RunWriter:
-        root = runs_root(str(runs_dir) if runs_dir is not None else None)
-        rows = [LayerRow(i, x.name, x.depth, x.num_params, x.trainable) for i, x in enumerate(self._layers)]
-        meta = provenance() | {"device": str(next(model.parameters()).device)}
-        if resume:
-            if run is None:
-                raise RecordError("resume=True needs the name of the run: run=...")
-            self.path = find_run(root, run)
-            with open_run(self.path) as reader:
-                self.iteration = reader.num_iterations
-                known = {row.layer_id: row.name for row in reader.layers()}
-            if known != {row.layer_id: row.name for row in rows}:
-                raise RecordError(f"run {run} was recorded with other layers; give it the same model and options")
-            return RunWriter.resume(self.path, self.iteration, meta=meta)
+        log_grads = writes() or self._sharded
         try:
-            self.path = claim_run(root, run)
-        except RunExists as error:
-            raise RunExists(f"{error} (record(..., resume=True) goes on with it)") from None
-        self._unordered = self._watch is not None
-        return RunWriter.create(self.path, config=config, meta=meta, layers=[] if self._unordered else rows)
+            self._recorder = Recorder(
+                start.layers, NullSink(), model=model, optimizer=optimizer, log_grads=log_grads, **options
+            )
+        except ValueError as error:
+            raise RecordError(str(error)) from None
+        try:
+            opened = open_run_for(start, device=str(self._parameters[0].device), together=self._sharded)
+        except BaseException:
+            self._recorder.close(settle=False)
+            raise
+        self.iteration, self.path, self._writer = opened.iteration, opened.path, opened.writer
+        if self._writer is not None:
+            self._recorder.sink = self._writer
+        if opened.needs_order:
+            self._watch = ExecutionOrder(model, start.layers)
+        self._pid = os.getpid()
+        self._at_exit = _close_at_exit(self)  # after the writer's own, so that it runs before
+        self._closed = False
 
     @property
     def run(self) -> str:
@@ -160,43 +131,52 @@ class LoopRecorder:
     def step(
         self,
         loss: float | Tensor | None = None,
-        lr: float | None = None,
+        lr: float | Tensor | None = None,
         *,
         iteration: int | None = None,
-        grad_scale: float | Tensor = 1.0,
+        grad_scale: float | Tensor | None = None,
+        optimizer: Optimizer | None = None,
         stats: Tensor | None = None,
         **scalars: float | Tensor,
     ) -> None:
         """Record an iteration: call it between the last ``backward()`` and ``optimizer.step()``, before clipping.
 
-        ``grad_scale``: a GradScaler's scale, where ``scaler.unscale_(optimizer)`` was not called. ``scalars``: any
-        numbers of your own. Tensors are not waited for. ``stats``: what `measure` gave earlier.
+        ``grad_scale``: a GradScaler's scale, where ``scaler.unscale_(optimizer)`` was not called. ``optimizer``: of
+        several, the one about to step; only its parameters are measured. ``scalars``: any numbers of your own;
+        ``epoch``, ``seconds``, ``images`` and ``ema_momentum`` are columns of ``iterations``. Tensors on a device are
+        not waited for. ``stats``: what `measure` gave earlier.
         """
         self._must_be_open()
-        if stats is None and not self._recorder.has_gradient() and self._recorder._log_grads:
+        recorder = self._recorder
+        if stats is None and recorder.log_grads and not recorder.has_gradient() and not self.has_gradient():
             raise RecordError(
                 "rec.step() found no gradient: call it after loss.backward() and before optimizer.zero_grad()"
             )
-        if iteration is not None:
-            if iteration < self.iteration:
-                raise RecordError(f"iteration {iteration} is recorded already; the next is {self.iteration}")
-            self.iteration = iteration
+        if iteration is not None and iteration < self.iteration:
+            raise RecordError(f"iteration {iteration} is recorded already; the next is {self.iteration}")
+        numbers = {
+            name: _number(name, value)
+            for name, value in {"loss": loss, "lr": lr, **scalars}.items()
+            if value is not None
+        }
+        self.iteration = self.iteration if iteration is None else iteration
         self._settle_order()
-        columns: dict[str, Any] = {}
-        if loss is not None:
-            columns["loss"] = loss.detach() if isinstance(loss, Tensor) else float(loss)
-        if lr is not None:
-            columns["lr"] = float(lr)
-        for name, value in scalars.items():
-            self._recorder.scalar(self.iteration, name, value.detach() if isinstance(value, Tensor) else float(value))
-        self._recorder.step(self.iteration, stats=stats, grad_scale=grad_scale, **columns)
+        columns: dict[str, Any] = {name: value for name, value in numbers.items() if name in _COLUMNS}
+        recorder.step(self.iteration, stats=stats, grad_scale=grad_scale, optimizer=optimizer, **columns)
+        for name in numbers.keys() - columns.keys():
+            recorder.scalar(self.iteration, name, numbers[name])
         self.iteration += 1
-        self._recorder.flush_if_due()
+        recorder.flush_if_due()
+
+    def has_gradient(self) -> bool:
+        """Whether any parameter of the model has a gradient now."""
+        return any(p.grad is not None for p in self._parameters)
 
     def measure(self) -> Tensor | None:
-        """The gradients' statistics as they are now, for a later ``step(stats=...)``."""
+        """The gradients' statistics as they are now, for a later ``step(stats=...)``. None in a process that does
+        not measure."""
         self._must_be_open()
-        return self._recorder.measure()
+        return self._recorder.measure() if self._recorder.log_grads else None
 
     def log(
         self, metrics: Mapping[str, float | Tensor] | None = None, *, num_samples: int = 0, **more: float | Tensor
@@ -206,9 +186,19 @@ class LoopRecorder:
         self._must_be_open()
         for name, value in {**(metrics or {}), **more}.items():
             number = float(value)
-            if name.endswith(("_top1", "_top5")) and not (0 <= number <= 1 or math.isnan(number)):
+            if not _may_be(name, number):
                 raise RecordError(f"{name} = {number:g} is no fraction; log accuracies between 0 and 1")
             self._recorder.log(self.iteration, name, number, num_samples)
+
+    def log_found(self, metrics: Mapping[str, float], *, num_samples: int = 0) -> None:
+        """`log` for numbers that a framework reports: an accuracy that is no fraction ends no training, it is kept as
+        a scalar and said in an event."""
+        for name, value in metrics.items():
+            if _may_be(name, value):
+                self.log({name: value}, num_samples=num_samples if 0 <= value <= 1 else 0)
+            else:
+                self._recorder.scalar(self.iteration, name, value)
+                self.event("no-fraction", f"{name} = {value:g} is kept as a scalar; log accuracies between 0 and 1")
 
     def event(self, kind: str, detail: str = "") -> None:
         """Record that something happened."""
@@ -217,34 +207,41 @@ class LoopRecorder:
 
     def close(self, status: str = "finished") -> None:
         """Write all there is and take hooks away. Calling it again does nothing."""
-        if self._closed:
+        if status not in STATUSES or status == "running":
+            raise RecordError(f"a run ends as finished, stopped or crashed, not as {status!r}")
+        if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        atexit.unregister(self._at_exit)
         try:
             self._settle_order()
-            self._recorder.close()
+            self._recorder.close(settle=status == "finished" or not self._sharded)
         finally:
             if self._writer is not None:
                 self._writer.close(status)
 
     def _settle_order(self) -> None:
         """The first forward pass has shown in which order the layers run."""
-        if self._watch is None:
+        watch, self._watch = self._watch, None
+        if watch is None:
             return
-        depths = self._watch.finish()
-        self._watch = None
-        if self._writer is not None and self._unordered:
-            layers = self._layers
-            self._writer.append(
-                "layers",
-                {
-                    "layer_id": list(range(len(layers))),
-                    "name": [layer.name for layer in layers],
-                    "depth": depths,
-                    "num_params": [layer.num_params for layer in layers],
-                    "trainable": [layer.trainable for layer in layers],
-                },
-            )
+        depths, layers = watch.finish(), self._layers
+        if self._writer is None:
+            return
+        if not watch.ran and self._recorder.has_gradient():
+            text = "no layer was seen to run, so depth is the order of registration: give depth=, or record() earlier"
+            self._recorder.event(self.iteration, "order-unknown", text)
+            warnings.warn(text, stacklevel=4)
+        self._writer.append(
+            "layers",
+            {
+                "layer_id": list(range(len(layers))),
+                "name": [layer.name for layer in layers],
+                "depth": depths,
+                "num_params": [layer.num_params for layer in layers],
+                "trainable": [layer.trainable for layer in layers],
+            },
+        )
 
     def _must_be_open(self) -> None:
         if self._closed:
@@ -256,28 +253,42 @@ class LoopRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("finished" if kind is None else "crashed" if issubclass(kind, Exception) else "stopped")
+        try:
+            self.close(_status(error))
+        except Exception as failure:
+            if error is None:
+                raise
+            warnings.warn(f"the last rows of {self.run} are lost: {failure}", stacklevel=2)  # the loop's error counts
+
+    def __del__(self) -> None:
+        self.close("stopped")
 
 
-def _chosen(
-    model: nn.Module, granularity: str, include: str | Iterable[str], exclude: str | Iterable[str]
-) -> list[Layer]:
-    if granularity not in ("block", "module", "param"):
-        raise RecordError(f"granularity {granularity!r} is not block, module or param")
-    wanted = [include] if isinstance(include, str) else list(include)
-    unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
-    found = [
-        layer
-        for layer in group_layers(model.named_parameters(), granularity)
-        if any(fnmatch.fnmatchcase(layer.name, p) for p in wanted)
-        and not any(fnmatch.fnmatchcase(layer.name, p) for p in unwanted)
-    ]
-    return [Layer(layer.name, depth, layer.parameters) for depth, layer in enumerate(found)]
+def _status(error: BaseException | None) -> str:
+    return "finished" if error is None else "crashed" if isinstance(error, Exception) else "stopped"
 
 
-def _in_order(layers: list[Layer], names: list[str]) -> list[Layer]:
-    have = {layer.name: layer for layer in layers}
-    missing = [name for name in names if name not in have] + [name for name in have if name not in names]
-    if missing:
-        raise RecordError(f"depth= must name every layer once; {missing[0]!r} differs; there are {', '.join(have)}")
-    return [Layer(name, depth, have[name].parameters) for depth, name in enumerate(names)]
+def _close_at_exit(recorder: LoopRecorder) -> Callable[[], None]:
+    reference = weakref.ref(recorder)
+
+    def close() -> None:
+        forgotten = reference()
+        if forgotten is not None:
+            forgotten.close("crashed" if isinstance(getattr(sys, "last_value", None), Exception) else "stopped")
+
+    atexit.register(close)
+    return close
+
+
+def _number(name: str, value: float | Tensor) -> float | Tensor:
+    """As it is now: a tensor on a device is copied there, not waited for."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.numel() != 1:
+        raise RecordError(f"{name} must be one number, not a tensor of shape {tuple(value.shape)}; take its mean()")
+    value = value.detach().reshape(())
+    return float(value) if value.device.type == "cpu" else value.clone()
+
+
+def _may_be(name: str, value: float) -> bool:
+    return not name.endswith(("_top1", "_top5")) or 0 <= value <= 1 or math.isnan(value)

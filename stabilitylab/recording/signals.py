@@ -6,134 +6,162 @@ Each signal is a function of a `Step` and gives one number a layer, never negati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stabilitylab.recording.selection import LayerIndex, Selection, local
 
-class LayerIndex:
-    """Which layer each parameter belongs to, for summing per-parameter values into per-layer ones."""
-
-    def __init__(self, layers: Sequence[Sequence[nn.Parameter]]) -> None:
-        self.parameters = [p for layer in layers for p in layer]
-        self.num_layers = len(layers)
-        self._owner = [i for i, layer in enumerate(layers) for _ in layer]
-        self._cache: dict[tuple[int, ...], Tensor] = {}
-
-    def owner(self, which: Sequence[int], device: torch.device) -> Tensor:
-        """Layer index of each parameter in ``which``."""
-        key = tuple(which)
-        if key not in self._cache:
-            self._cache[key] = torch.tensor([self._owner[i] for i in which], device=device)
-        return self._cache[key]
+_SMALL = 1e-15
+"""Below, float32 loses the squares of entries."""
+_CHUNK = 1 << 24
+"""Entries that a signal with copies of the gradients copies at a time."""
 
 
 @dataclass
 class Step:
-    """What the signals of one iteration read. ``which``: the parameters that got a gradient."""
+    """What the signals of one iteration read. ``chosen``: the parameters that got a gradient; ``held``: those whose
+    weights are measured; ``scale``: by how much the gradients are scaled still."""
 
     index: LayerIndex
-    which: list[int]
+    chosen: Selection
+    held: Selection
     optimizer: Optimizer | None = None
-    before: list[Tensor] | None = None  # the parameters before the last update, for update_ratio
+    scale: float | Tensor | None = None
+    before: list[Tensor] | None = None  # the weights held before the last update, for update_ratio
 
     @cached_property
     def grads(self) -> list[Tensor]:
-        return [local(self.index.parameters[i].grad) for i in self.which]  # type: ignore[arg-type]
+        """The entries of each gradient that are stored, real, in this process."""
+        return [_entries(p.grad) for p in self.chosen.parameters if p.grad is not None]
 
     @cached_property
-    def grad_norms(self) -> tuple[Tensor, Tensor]:
-        """L2 norm and largest absolute entry of each gradient."""
-        return l2_and_largest(self.grads)
+    def grad_norms(self) -> Tensor:
+        """(2, n) L2 norm and largest absolute entry of each gradient."""
+        found = by_kind(l2_and_largest, self.grads)
+        return found if self.scale is None else found / self.scale
 
     @cached_property
     def weights(self) -> list[Tensor]:
-        return [local(p) for p in self.index.parameters]
-
-    @cached_property
-    def owner(self) -> Tensor:
-        return self.index.owner(self.which, self.grads[0].device)
-
-    @cached_property
-    def all_owner(self) -> Tensor:
-        return self.index.owner(range(len(self.index.parameters)), self.weights[0].device)
-
-    def l2(self, per_parameter: Tensor, *, weights: bool = False) -> Tensor:
-        """L2 norm per layer (L,) from those of its parameters; over all shards where they are sharded."""
-        owner = self.all_owner if weights else self.owner
-        names = range(len(self.index.parameters)) if weights else self.which
-        return across_shards(
-            lambda values, owners: l2(values, owners, self.index.num_layers),
-            per_parameter,
-            owner,
-            [self.index.parameters[i] for i in names],
-            square=True,
-        )
-
-    def largest(self, per_parameter: Tensor) -> Tensor:
-        """The largest value per layer (L,)."""
-        return across_shards(
-            lambda values, owners: largest(values, owners, self.index.num_layers),
-            per_parameter,
-            self.owner,
-            [self.index.parameters[i] for i in self.which],
-            square=False,
-        )
-
-    def mean(self, per_parameter_sum: Tensor) -> Tensor:
-        """Sums over a parameter's entries -> the mean over its layer's."""
-        count = self.index.num_layers
-        sizes = torch.tensor([g.numel() for g in self.grads], device=self.owner.device, dtype=torch.float32)
-        total = per_parameter_sum.new_zeros(count).index_add_(0, self.owner, per_parameter_sum)
-        return total / sizes.new_zeros(count).index_add_(0, self.owner, sizes).clamp(min=1)
+        return [_real(p) for p in self.held.parameters]
 
 
 def grad_norm(step: Step) -> Tensor:
-    return step.l2(step.grad_norms[0])
+    return step.chosen.l2(step.grad_norms[0])
 
 
 def grad_max(step: Step) -> Tensor:
-    return step.largest(step.grad_norms[1])
+    return step.chosen.largest(step.grad_norms[1])
 
 
 def weight_norm(step: Step) -> Tensor:
-    return step.l2(norms(step.weights, 2), weights=True)
+    return step.held.l2(by_kind(l2_norms, step.weights)[0])
 
 
 def nonfinite(step: Step) -> Tensor:
     """Share of a layer's gradient entries that are NaN or infinite."""
-    return step.mean(torch.stack([(~g.isfinite()).sum() for g in step.grads]).float())
+    if step.chosen.device.type == "cpu":  # the largest entries tell at once where there are none
+        odd = ~step.grad_norms[1].isfinite()
+        counts = torch.zeros_like(step.grad_norms[1])
+        for i in odd.nonzero().flatten().tolist():
+            counts[i] = (~step.grads[i].isfinite()).sum()
+    else:
+        counts = by_kind(_count_nonfinite, step.grads)[0]
+    return step.chosen.total(counts) / step.chosen.layer_sizes
 
 
 def adam_rms(step: Step) -> Tensor:
-    """RMS_t = sqrt(mean(g^2 / max(v_t, eps^2))), v_t with this gradient already in it (arXiv 2304.13013)."""
-    assert step.optimizer is not None
-    groups = {id(p): group for group in step.optimizer.param_groups for p in group["params"]}
-    sums = []
-    for i, g in zip(step.which, step.grads, strict=True):
-        parameter = step.index.parameters[i]
-        group = groups.get(id(parameter), {})
-        beta2, eps = group.get("betas", (0.9, 0.999))[1], group.get("eps", 1e-8)
-        state = step.optimizer.state.get(parameter, {})
-        t = float(state.get("step", 0)) + 1
-        old = local(state["exp_avg_sq"]) if "exp_avg_sq" in state else torch.zeros_like(g)
-        square = g.float() ** 2
-        v = (beta2 * old + (1 - beta2) * square) / (1 - beta2**t)
-        sums.append((square / v.clamp(min=eps**2)).sum())
-    return step.mean(torch.stack(sums)).sqrt()
+    """RMS_t = sqrt(mean(g^2 / max(v_t, eps^2))), v_t with this gradient already in it (arXiv 2304.13013). Over the
+    parameters of which the optimizer keeps the second moment; -1 for a layer without any."""
+    optimizer = step.optimizer
+    assert optimizer is not None
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+
+    def known(p: nn.Parameter) -> bool:
+        state = optimizer.state.get(p)
+        return p.grad is not None and "betas" in groups.get(p, ()) and (not state or "exp_avg_sq" in state)
+
+    among = step.index.select(known)
+    if not among.parameters:
+        return torch.full((step.chosen.num_layers,), -1.0, device=step.chosen.device)
+    sums: dict[nn.Parameter, Tensor] = {}
+    for part in _alike(among.parameters, lambda p: (local(p).device, id(groups[p]))):
+        group, states = groups[part[0]], [optimizer.state.get(p) or {} for p in part]
+        sums |= dict(zip(part, _adam_sums([_whole(p.grad) for p in part], states, group, step.scale), strict=True))
+    total = among.total(torch.stack([sums[p].to(among.device) for p in among.parameters]))
+    return torch.where(among.seen, (total / among.layer_sizes).sqrt(), -1.0)
+
+
+def _adam_sums(
+    grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any], scale: float | Tensor | None
+) -> list[Tensor]:
+    """Sum of g^2 / max(v, eps^2) for each parameter. What is on the device stays there."""
+    beta2, eps = _known(group["betas"][1]), float(group["eps"])
+    if scale is not None:
+        grads = [g / scale for g in grads]
+    squares = torch._foreach_mul(grads, grads)
+    v = list(torch._foreach_mul(squares, 1 - beta2))
+    past = [(i, state) for i, state in enumerate(states) if state]
+    if past:
+        kept = torch._foreach_mul([_whole(state["exp_avg_sq"]) for _, state in past], beta2)
+        torch._foreach_add_([v[i] for i, _ in past], kept)
+    for i, state in past:
+        if "max_exp_avg_sq" in state:
+            v[i] = torch.maximum(v[i], _whole(state["max_exp_avg_sq"]))
+    steps = [_known(state.get("step", 0)) for state in states]
+    counted = [t for t in steps if isinstance(t, Tensor)]
+    if counted:
+        zero = torch.zeros_like(counted[0])
+        made = torch.stack([t if isinstance(t, Tensor) else zero + t for t in steps])
+        bias: Any = (1 - beta2 ** (made + 1)).unbind()
+    else:
+        bias = [1 - beta2 ** (t + 1) for t in steps]
+    torch._foreach_div_(v, bias)
+    torch._foreach_clamp_min_(v, eps**2)
+    torch._foreach_div_(squares, v)
+    return list(torch._foreach_norm(squares, 1)) if squares[0].is_cuda else [s.sum() for s in squares]
+
+
+def _known(number: float | Tensor) -> float | Tensor:
+    """A number; on the device, a tensor: asking for it would wait."""
+    return number if isinstance(number, Tensor) and number.device.type != "cpu" else float(number)
+
+
+def _whole(tensor: Tensor | None) -> Tensor:
+    """All entries, real and float32, of this process's shard."""
+    assert tensor is not None
+    return _real(tensor.to_dense() if tensor.is_sparse else tensor).float()
+
+
+def _alike(parameters: Sequence[nn.Parameter], key: Callable[[nn.Parameter], Any]) -> Iterator[list[nn.Parameter]]:
+    """Parameters with the same key, as many at a time as may be copied."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for p in parameters:
+        groups.setdefault(key(p), []).append(p)
+    for group in groups.values():
+        part: list[nn.Parameter] = []
+        entries = 0
+        for p in group:
+            size = local(p).numel()
+            if part and entries + size > _CHUNK:
+                yield part
+                part, entries = [], 0
+            part.append(p)
+            entries += size
+        yield part
 
 
 def update_ratio(step: Step) -> Tensor:
     """L2 size of the last update over that of the weights before it."""
     assert step.before is not None
     changes = torch._foreach_sub(step.weights, step.before)
-    size = step.l2(norms(changes, 2), weights=True)
-    return size / step.l2(norms(step.before, 2), weights=True).clamp(min=1e-30)
+    size = step.held.l2(by_kind(l2_norms, changes)[0])
+    return size / step.held.l2(by_kind(l2_norms, step.before)[0]).clamp(min=1e-30)
 
 
 SIGNALS: dict[str, Callable[[Step], Tensor]] = {
@@ -145,80 +173,88 @@ SIGNALS: dict[str, Callable[[Step], Tensor]] = {
     "update_ratio": update_ratio,
 }
 OF_FORWARD = ("activation_max", "attention_max")  # measured by hooks: see activations.py
+OF_WEIGHTS = ("weight_norm", "update_ratio")
 DEFAULT = ("grad_norm", "grad_max")
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a sharded tensor (FSDP2); any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
-
-
-def across_shards(
-    reduce: Callable[[Tensor, Tensor], Tensor],
-    values: Tensor,
-    owner: Tensor,
-    parameters: Sequence[nn.Parameter],
-    *,
-    square: bool,
-) -> Tensor:
-    """Reduce values per parameter to values per layer; those of sharded parameters over all their shards, with
-    one collective."""
-    sharded = [hasattr(p, "to_local") for p in parameters]
-    if not any(sharded):
-        return reduce(values, owner)
-    mask = torch.tensor(sharded, device=values.device)
-    mine = reduce(torch.where(mask, values, 0.0), owner)
-    mine = mine.double() ** 2 if square else mine
-    group = _shard_group(next(p for p in parameters if hasattr(p, "to_local")))
-    dist.all_reduce(mine, dist.ReduceOp.SUM if square else dist.ReduceOp.MAX, group=group)
-    whole = reduce(torch.where(mask, 0.0, values), owner)
-    if square:
-        return (mine + whole.double() ** 2).sqrt().float()
-    return torch.maximum(mine, whole)
-
-
-def _shard_group(parameter: nn.Parameter) -> dist.ProcessGroup:
-    """The processes that hold one copy's shards: the mesh dimension that is sharded, not the replicated one."""
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    dims = [d for d, placement in enumerate(placements) if placement.is_shard()]
-    return mesh.get_group(dims[0] if dims else 0)
-
-
-def l2(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
-    """L2 norm per layer from L2 norms per parameter; NaN where a layer has none.
-
-    Norms are scaled by their largest before squaring, so that float32 neither overflows nor underflows.
-    """
-    top = largest(per_parameter, owner, num_layers)
-    scale = torch.where((top > 0) & top.isfinite(), top, 1.0)
-    ratio = per_parameter / scale[owner]
-    total = per_parameter.new_zeros(num_layers).index_add_(0, owner, ratio * ratio)
-    return torch.where(top.isfinite(), total.sqrt() * scale, top)
-
-
-def largest(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
-    """Largest value per layer; NaN wins over all."""
-    empty = per_parameter.new_zeros(num_layers)
-    return empty.scatter_reduce(0, owner, per_parameter, "amax", include_self=True)
+def by_kind(compute: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """``compute`` gives (k, n) for n tensors of one device and dtype; here for any, on the first one's device."""
+    kinds: dict[Any, list[int]] = {}
+    for index, t in enumerate(tensors):
+        kinds.setdefault((t.device, t.dtype), []).append(index)
+    if len(kinds) == 1:
+        return compute(tensors)
+    columns: list[Any] = [None] * len(tensors)
+    for places in kinds.values():
+        found = compute([tensors[i] for i in places]).to(tensors[0].device)
+        for place, column in zip(places, found.unbind(1), strict=True):
+            columns[place] = column
+    return torch.stack(columns, 1)
 
 
 @torch.no_grad()
-def l2_and_largest(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """L2 norm and largest absolute entry of each tensor, (len(tensors),) float32; NaN where there is one."""
-    if tensors[0].is_cuda and all(t.numel() for t in tensors):
-        return norms(tensors, 2), norms(tensors, float("inf"))
+def l2_and_largest(tensors: Sequence[Tensor]) -> Tensor:
+    """(2, n) float32: L2 norm and largest absolute entry of each tensor; NaN where there is one."""
+    if tensors[0].is_cuda:
+        maxima = torch._foreach_norm(_filled(tensors), float("inf"))
+        return torch.stack([l2_norms(tensors)[0], torch.stack(maxima).float()])
     # On the CPU torch's infinity norm is five times slower than a minimum and a maximum, and memory is what a norm
-    # costs: both while the tensor is in the cache. An empty shard has neither.
-    l2s, lows, highs = [], [], []
-    for t in tensors:
-        low, high = torch.aminmax(t if t.numel() else t.new_zeros(1))
-        l2s.append(torch.linalg.vector_norm(t))
+    # costs: both while the tensor is in the cache.
+    squares, lows, highs = [], [], []
+    for t in _filled(tensors):
+        low, high = torch.aminmax(t)
+        squares.append(_square(t))
         lows.append(low)
         highs.append(high)
-    return torch.stack(l2s).float(), torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float()
+    largest = torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float()
+    l2s = torch.stack(squares).sqrt().float()
+    return torch.stack([_careful(l2s, tensors, (largest > 0) & largest.isfinite()), largest])
 
 
 @torch.no_grad()
-def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
-    """The norm of each tensor, (len(tensors),) float32."""
-    return torch.stack([n.float() for n in torch._foreach_norm(list(tensors), order)])
+def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """(1, n) float32: the L2 norm of each tensor."""
+    if tensors[0].is_cuda:
+        # Memory is what a norm costs; double precision costs no more, and its squares do not leave its range.
+        return torch.stack(torch._foreach_norm(_filled(tensors), 2, dtype=torch.float64)).float()[None]
+    found = torch.stack([_square(t) for t in tensors]).sqrt().float()
+    return _careful(found, tensors, torch.ones_like(found, dtype=torch.bool))[None]
+
+
+def _square(tensor: Tensor) -> Tensor:
+    """The square of the L2 norm. On the CPU a dot product is as fast as torch's norm, and does not lose digits where a
+    tensor is large: of 40 million entries the norm is off by 0.3%."""
+    flat = tensor.reshape(-1)
+    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+    return torch.dot(flat, flat)
+
+
+def _careful(norms: Tensor, tensors: Sequence[Tensor], among: Tensor) -> Tensor:
+    """Norms that float32's squares may have spoilt, once more in double precision. On the CPU it is known which."""
+    doubtful = among & ~((norms > _SMALL) & norms.isfinite())
+    if norms.device.type == "cpu" and doubtful.any():
+        for i in doubtful.nonzero().flatten().tolist():
+            norms[i] = torch.linalg.vector_norm(tensors[i].double())
+    return norms
+
+
+def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """An empty shard has no largest entry: zero."""
+    return [t if t.numel() else t.new_zeros(1) for t in tensors]
+
+
+def _count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
+    """(1, n) entries that are NaN or infinite."""
+    # Zero times an entry is zero, or NaN where the entry is not finite: what is not zero is counted.
+    return torch.stack([(t * 0.0).count_nonzero() for t in tensors]).float()[None]
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = local(tensor)
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    gradient = local(gradient)
+    gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return gradient.abs() if gradient.is_complex() else gradient

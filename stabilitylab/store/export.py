@@ -6,8 +6,10 @@ from pathlib import Path
 
 import duckdb
 
+from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE, one_line, quote
 from stabilitylab.store.errors import RunBusy, StoreError
+from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import TABLES
 
@@ -22,6 +24,8 @@ def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]
     with open_run(run_dir) as reader:  # merges what a crash left
         if reader.status == "running":
             raise RunBusy(f"{run_dir.name} is still being written; export it when it has ended")
+    if (run_dir / SEGMENTS / MANIFEST).exists():
+        raise StoreError(f"{run_dir} holds rows that could not be merged; make it writable, with room, and try again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with duckdb.connect(str(run_dir / DATABASE), read_only=True) as con:

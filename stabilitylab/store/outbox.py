@@ -72,6 +72,17 @@ class Outbox:
             self.changed.notify_all()
             return self._ticket
 
+    def waiting(self) -> int:
+        """How many sealed batches the disk has not taken yet."""
+        return len(self._sealed)
+
+    def newest(self) -> int:
+        """The last iteration that came in and is here still; 0 without any."""
+        with self.changed:
+            batches = [*self._sealed, self._open]
+            spans = [part.span()[1] for batch in batches for parts in batch.rows.values() for part in parts]
+        return max((last for last in spans if last is not None), default=0)
+
     def age(self) -> float:
         """Seconds since the first row of the open batch came; 0 without any."""
         return time.monotonic() - self._opened_at if self._open.rows else 0.0

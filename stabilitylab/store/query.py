@@ -12,7 +12,8 @@ import numpy as np
 from stabilitylab.store.database import one_line
 from stabilitylab.store.errors import StoreError
 
-_EXPLAIN = re.compile(r"^\s*explain\s+(analyze\b|\([^)]*\))?", re.IGNORECASE)
+_COMMENT = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
+_EXPLAIN = re.compile(rf"^{_COMMENT}*explain\b{_COMMENT}*(?:analyze\b|\([^)]*\))?", re.IGNORECASE | re.DOTALL)
 
 
 def require_reading(sql: str) -> None:
@@ -28,8 +29,10 @@ def require_reading(sql: str) -> None:
         return
     if kind == duckdb.StatementType.EXPLAIN:
         # EXPLAIN ANALYZE runs what it explains.
-        require_reading(_EXPLAIN.sub("", statements[0].query, count=1))
-        return
+        explained, found = _EXPLAIN.subn("", statements[0].query, count=1)
+        if found:
+            require_reading(explained)
+            return
     raise StoreError(f"SQL: a run can only be read: use SELECT, not {kind.name}")
 
 

@@ -28,6 +28,7 @@ from stabilitylab.store.rows import Rows, make_rows
 from stabilitylab.store.schema import STATUSES, LayerRow
 
 _NEVER = 2**31 - 1  # an iteration that no run reaches
+_BACKLOG = 4  # flushes that wait for the disk before it is said
 _WRITE_ERRORS = (OSError, duckdb.Error, MemoryError)
 
 
@@ -57,6 +58,7 @@ class RunWriter:
         self._publish_seconds = publish_seconds
         self._retry_seconds = retry_seconds
         self._warned: set[str] = set()
+        self._behind = False
         self._closed = False
         self._status_before = ""  # of a run that is added to
         self._pid = os.getpid()
@@ -159,6 +161,7 @@ class RunWriter:
 
         With `wait`, returns when it is durable and visible to readers, or when an attempt to write it has failed.
         """
+        self._note_backlog()
         ticket = self._outbox.seal()
         if wait and self._thread.is_alive():
             self._outbox.wait_for(ticket, timeout=60.0)
@@ -259,6 +262,13 @@ class RunWriter:
                 outbox.changed.wait(self._publish_seconds / 2)
                 if outbox.age() >= self._publish_seconds:
                     outbox.seal()
+
+    def _note_backlog(self) -> None:
+        """A disk that falls behind is an event, once, until it has caught up; training does not wait for it."""
+        waiting = self._outbox.waiting()
+        if waiting >= _BACKLOG and not self._behind:
+            self.event(self._outbox.newest(), "backlog", f"the disk is slow: {waiting} flushes wait in memory")
+        self._behind = waiting >= _BACKLOG or (self._behind and waiting > 0)
 
     def _warn(self, topic: str, text: str) -> None:
         if topic in self._warned:

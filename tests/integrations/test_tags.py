@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from stabilitylab.integrations.csv import LogFormatError, import_csv
 from stabilitylab.integrations.tags import import_tags, read_tensorboard, read_wandb
 from stabilitylab.store.errors import StoreError
 from stabilitylab.store.export import export_run
+from stabilitylab.store.locks import COMPACT_LOCK, try_lock
 from stabilitylab.store.reader import open_run
+from stabilitylab.store.writer import RunWriter
 from tests.cli.conftest import Stablab, stablab  # noqa: F401  (a fixture)
 from tests.synthetic import planted_grads_csv
 
@@ -83,6 +86,10 @@ def test_wandb_exports(form: str, tmp_path: Path) -> None:
         ("a.csv", "x,y\n1,2\n", "line 2: no step column"),
         ("a.csv", "step,gradients/a\n0.5,2\n", "line 2: step '0.5' is not a whole number"),
         ("a.csv", "", "holds no numbers"),
+        ("a.csv", "step,gradients/a\n3e9,2\n", "line 2: step '3e9' is not a whole number"),
+        ("a.csv", "step,gradients/a\n0," + "1" * 140_000, "is not readable as CSV: field larger than field limit"),
+        ("a.jsonl", '{"step": ' + "1" * 400 + ', "grad/a": 1}', "line 1: step '1+' is not a whole number"),
+        ("a.jsonl", '{"step": ' + "1" * 5000 + "}", "line 1: not JSON"),
         ("a.jsonl", "{oops}\n", "line 1: not JSON"),
         ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
         ("a.csv", "step,gradients/a\n0,-2\n", "gradients/a is -2 at step 0"),
@@ -95,6 +102,61 @@ def test_faults_are_named(name: str, text: str, message: str, tmp_path: Path) ->
     with pytest.raises(LogFormatError, match=message):
         import_tags(tmp_path / "runs", read_wandb(path), source="wandb")
     assert not (tmp_path / "runs").exists()
+
+
+def test_maxima_go_with_norms_and_layers_are_in_natural_order(tmp_path: Path) -> None:
+    tags = {f"grad_norm/blocks.{i}": {0: 1.0 + i, 1: 2.0} for i in (0, 1, 10, 11, 2)}
+    tags["grad_max/blocks.10"] = {1: 0.5}
+    run = import_tags(tmp_path, tags, source="x")
+    with open_run(run) as reader:
+        assert [row.name for row in reader.layers()] == [f"blocks.{i}" for i in (0, 1, 2, 10, 11)]
+        assert {i: v.tolist() for i, (_, v) in reader.layer_series("grad_max").items()} == {3: [0.5]}
+        assert len(reader.table("scalars")["name"]) == 0
+
+
+def test_two_tags_of_one_short_name_keep_their_own(tmp_path: Path) -> None:
+    tags = {
+        "grad/a": {0: 1.0},
+        "loss": {0: 1.0},
+        "train/loss": {0: 2.0},
+        "a/knn_top1": {0: 75.0},
+        "b/knn_top1": {0: 0.5},
+    }
+    with open_run(import_tags(tmp_path, tags, source="x")) as reader:
+        assert set(reader.table("scalars")["name"]) == tags.keys() - {"grad/a", "loss"}
+        assert reader.table("iterations")["loss"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"train/grad_norm/a": {0: 1.0}, "val/grad_norm/a": {0: 1.0}}, "are both layer 'a'"),
+        ({"grad/a": {0: 1.0}, "val/knn_top1": {0: 75.0}}, "val/knn_top1 is 75 at step 0, not a fraction"),
+        ({f"grad/{i}": {0: 1.0} for i in range(40_000)}, "40,000 layers; a run holds up to 32,767"),
+    ],
+    ids=["layer", "fraction", "layers"],
+)
+def test_tags_that_cannot_be_one_run(tags: dict[str, dict[int, float]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(LogFormatError, match=message):
+        import_tags(tmp_path / "runs", tags, source="x")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_runs_below_one_folder_are_not_mixed(tmp_path: Path) -> None:
+    for version in ("version_1", "version_100"):
+        write_events(tmp_path / version)
+    with pytest.raises(LogFormatError, match=r"version_1 and .*version_100 both hold .*: two runs"):
+        read_tensorboard(tmp_path)
+
+
+def test_the_columns_of_wandbs_page(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    one = "Step,run-a - grad/x,run-a - grad/x__MIN,run-a - grad/x__MAX\n0,1,1,1\n"
+    path.write_text(one)
+    assert read_wandb(path) == {"grad/x": {0: 1.0}}
+    path.write_text("Step,run-a - grad/x,run-b - grad/x\n0,1,2\n")
+    with pytest.raises(LogFormatError, match="mixes runs: run-a, run-b; export one"):
+        read_wandb(path)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +182,20 @@ def test_export_and_read_back(form: str, tmp_path: Path) -> None:
     assert np.ma.getmaskarray(back["grad_max"]).all()  # not measured stays NULL
     with pytest.raises(StoreError, match="exists; export into another folder"):
         export_run(run, tmp_path / "out", form)
+
+
+def test_a_run_that_could_not_be_merged_is_not_exported_in_part(tmp_path: Path) -> None:
+    planted_grads_csv(tmp_path / "grads.csv")
+    run = import_csv(tmp_path / "runs", tmp_path / "grads.csv", name="r")
+    lock = RunWriter.annotate(run)
+    lock.append("scalars", {"iteration": [1], "name": ["late"], "value": [1.0]})
+    lock.publish(wait=True)
+    kept = tmp_path / "kept"
+    shutil.copytree(run, kept)  # as a crash leaves it
+    lock.close()
+    other = try_lock(kept / "segments" / COMPACT_LOCK)  # somebody else is at it
+    assert other is not None
+    with pytest.raises(StoreError, match="holds rows that could not be merged"):
+        export_run(kept, tmp_path / "out")
+    other.release()
+    assert tmp_path / "out" / "scalars.parquet" in export_run(kept, tmp_path / "out")

@@ -167,3 +167,107 @@ def test_a_step_that_the_loss_scaler_skips_is_an_event_and_no_spike() -> None:
     assert missing.tolist() == [False, True, False]
     assert not np.ma.getmaskarray(sink.column("layer_stats", "weight_norm")).any()
     assert [(t, kind) for t, kind, _ in sink.events] == [(1, "amp-skip")]
+
+
+def test_a_skip_at_the_edge_of_a_flush_and_what_it_keeps() -> None:
+    model, sink = torch.nn.Linear(3, 2), MemorySink()
+    signals = ("grad_norm", "nonfinite", "update_ratio")
+    layers = group_layers(model.named_parameters())
+    recorder = Recorder(layers, sink, amp_skips=True, signals=signals, flush_every=1)
+    for iteration in range(3):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, float("inf") if iteration == 1 else 1.0)
+        recorder.step(iteration)
+        recorder.flush_if_due()
+    recorder.close()
+    assert [list(block["iteration"]) for block in sink.tables["iterations"] if "grad_norm" in block] == [[0], [2]]
+    assert sink.column("iterations", "iteration").tolist() == [0, 1, 2]
+    assert sink.column("layer_stats", "nonfinite").reshape(3, -1).max(axis=1).tolist() == [0, 1, 0]
+    assert sink.column("layer_stats", "update_ratio").tolist() == [0] * len(sink.column("layer_stats", "update_ratio"))
+    assert [(t, kind) for t, kind, _ in sink.events] == [(1, "amp-skip")]
+
+
+def test_the_share_of_nan_alone_tells_a_skip() -> None:
+    model, sink = torch.nn.Linear(3, 2), MemorySink()
+    recorder = Recorder(group_layers(model.named_parameters()), sink, amp_skips=True, signals=("nonfinite",))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    recorder.step(4)
+    recorder.flush()
+    assert [(t, kind) for t, kind, _ in sink.events] == [(4, "amp-skip")]
+
+
+def test_a_layer_that_is_unfrozen_later_has_rows_from_then_on() -> None:
+    net, sink = small_net(), MemorySink()
+    net[0].requires_grad_(False)
+    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=SIGNALS, flush_every=2)
+    for iteration in range(6):
+        net[0].requires_grad_(iteration >= 2)
+        net.zero_grad()
+        net(torch.randn(2, 5)).pow(2).sum().backward()
+        recorder.step(iteration)
+        recorder.flush_if_due()
+    ids = sink.column("layer_stats", "layer_id")
+    assert sink.column("layer_stats", "iteration")[ids == 0].tolist() == [2, 3, 4, 5]
+    assert not np.ma.getmaskarray(sink.column("layer_stats", "grad_norm")).any()
+
+
+def test_a_flush_that_fails_does_not_write_twice() -> None:
+    class Failing(MemorySink):
+        def append(self, table: str, columns: Mapping[str, object]) -> None:
+            super().append(table, columns)
+            if table == "iterations" and self.published == 0:
+                self.published = 1
+                raise OSError("no")
+
+    net, sink = small_net(), Failing()
+    recorder = Recorder(group_layers(net.named_parameters()), sink)
+    net(torch.randn(2, 5)).sum().backward()
+    recorder.step(0)
+    with pytest.raises(OSError, match="no"):
+        recorder.flush()
+    recorder.step(1)
+    recorder.close()
+    assert sink.column("iterations", "iteration").tolist() == [0, 1]
+    assert sink.column("layer_stats", "iteration").tolist() == [0] * 3 + [1] * 3
+
+
+def test_a_signal_that_nothing_gives_is_said_once() -> None:
+    net, sink = small_net(), MemorySink()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=("adam_rms",), optimizer=sgd, flush_every=2)
+    net(torch.randn(2, 5)).sum().backward()
+    recorder.step(0)
+    recorder.step(1)
+    with pytest.warns(UserWarning, match="adam_rms was never measured"):
+        recorder.flush()
+    for iteration in range(2, 6):
+        recorder.step(iteration)
+        recorder.flush_if_due()
+    assert [kind for _, kind, _ in sink.events] == ["not-measured"]
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_100000_steps() -> None:
+    import tracemalloc
+
+    class Nowhere(MemorySink):
+        def append(self, table: str, columns: Mapping[str, object]) -> None: ...
+
+    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
+    recorder = Recorder(group_layers(net.named_parameters()), Nowhere(), flush_every=100)
+    net(torch.randn(2, 2)).sum().backward()
+    tracemalloc.start()
+    sizes = []
+    for iteration in range(100_000):
+        if iteration % 3 == 0:  # the set of parameters with a gradient changes
+            list(net.parameters())[iteration % 5].grad = None
+        elif iteration % 3 == 1:
+            for p in net.parameters():
+                p.grad = torch.ones_like(p)
+        recorder.step(iteration, loss=1.0)
+        recorder.flush_if_due()
+        if iteration % 20_000 == 19_950:
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert max(sizes) - sizes[0] < 100_000, sizes

@@ -54,6 +54,19 @@ def test_rows_wait_and_are_written_when_there_is_room(run_dir: Path, disk_is_ful
         assert run.events() == []
 
 
+@pytest.mark.filterwarnings("ignore::stabilitylab.store.errors.StoreWarning")
+def test_a_disk_that_falls_behind_is_an_event(run_dir: Path, disk_is_full: Switch) -> None:
+    with start(run_dir, retry_seconds=0.05) as writer:
+        disk_is_full(True)
+        for begin in range(0, 100, 10):
+            add(writer, range(begin, begin + 10))
+            writer.publish()
+        disk_is_full(False)
+    with open_run(run_dir) as run:
+        assert [(e.kind, e.detail[:17]) for e in run.events()] == [("backlog", "the disk is slow:")]
+        assert run.verify() == []
+
+
 def test_rows_beyond_the_bound_are_counted(run_dir: Path, disk_is_full: Switch) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

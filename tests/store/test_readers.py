@@ -120,6 +120,7 @@ def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         ("DELETE FROM layer_stats", "use SELECT, not DELETE"),
         ("CREATE TABLE t (a INT)", "use SELECT, not CREATE"),
         ("INSERT INTO layers SELECT * FROM layers", "use SELECT, not INSERT"),
+        ("/* c */ EXPLAIN -- d\nANALYZE CREATE TABLE t (a INT)", "use SELECT, not CREATE"),
         ("EXPLAIN ANALYZE CREATE TABLE t (a INT)", "use SELECT, not CREATE"),
         ("EXPLAIN (ANALYZE, FORMAT json) DELETE FROM layers", "use SELECT, not DELETE"),
         ("DROP VIEW layers", "use SELECT, not DROP"),
@@ -146,7 +147,15 @@ def test_sql_that_does_more_than_read_is_refused(either: Path, sql: str, message
 
 
 @pytest.mark.parametrize(
-    "sql", ["FROM layers", "WITH l AS (FROM layers) FROM l", "DESCRIBE layers", "SHOW TABLES", "EXPLAIN FROM layers"]
+    "sql",
+    [
+        "FROM layers",
+        "WITH l AS (FROM layers) FROM l",
+        "DESCRIBE layers",
+        "SHOW TABLES",
+        "EXPLAIN FROM layers",
+        "/* c */ explain select 1",
+    ],
 )
 def test_sql_that_reads_is_let_through(either: Path, sql: str) -> None:
     with open_run(either) as run:

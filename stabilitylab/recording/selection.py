@@ -1,0 +1,136 @@
+"""The parameters that one measurement reads, and the sums over them per layer: on any device, over any shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_KEPT = 16
+"""Sets of parameters whose constants are kept: most trainings alternate between one or two."""
+
+
+class Selection:
+    """Some of the parameters, and what is constant about them: on the device once, so that no step copies to it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], owners: Sequence[int], num_layers: int) -> None:
+        self.parameters = list(parameters)
+        self.num_layers = num_layers
+        self._owners = list(owners)
+        self.device = local(parameters[0]).device if parameters else torch.device("cpu")
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """(n,) the layer of each parameter."""
+        return torch.tensor(self._owners, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def layer_sizes(self) -> Tensor:
+        """(layers,) entries of each layer, all shards together; 1 where there are none."""
+        sizes = torch.tensor([float(p.numel()) for p in self.parameters], device=self.device)
+        return sizes.new_zeros(self.num_layers).index_add_(0, self.owner, sizes).clamp(min=1)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """(layers,) whether a layer has a parameter here."""
+        return torch.zeros(self.num_layers, dtype=torch.bool, device=self.device).index_fill_(0, self.owner, True)
+
+    @cached_property
+    def shards(self) -> list[tuple[tuple[dist.ProcessGroup, ...], Tensor]]:
+        """For each way in which parameters are sharded: the groups of processes that hold the parts of one copy,
+        and (n,) which parameters. Without groups: those that are whole in this process."""
+        ways: dict[Any, tuple[tuple[dist.ProcessGroup, ...], list[bool]]] = {}
+        for index, parameter in enumerate(self.parameters):
+            mesh, placements = getattr(parameter, "device_mesh", None), getattr(parameter, "placements", ())
+            dims = tuple(d for d, placement in enumerate(placements) if placement.is_shard())
+            key = (mesh, dims) if dims else None
+            if key not in ways:
+                groups = tuple(mesh.get_group(d) for d in dims) if mesh is not None else ()
+                ways[key] = (groups, [False] * len(self.parameters))
+            ways[key][1][index] = True
+        return [(groups, torch.tensor(mask, device=self.device)) for groups, mask in ways.values()]
+
+    def total(self, per_parameter: Tensor) -> Tensor:
+        """Sums per parameter -> (layers,) sums, over all shards."""
+        empty = per_parameter.new_zeros(self.num_layers)
+        return self._reduce(
+            per_parameter, lambda values: empty.index_add(0, self.owner, values), dist.ReduceOp.SUM, torch.add
+        )
+
+    def largest(self, per_parameter: Tensor) -> Tensor:
+        """Largest values, none negative -> (layers,), over all shards; NaN wins over all."""
+        return self._reduce(
+            per_parameter, lambda v: largest(v, self.owner, self.num_layers), dist.ReduceOp.MAX, torch.maximum
+        )
+
+    def l2(self, per_parameter: Tensor) -> Tensor:
+        """L2 norms -> (layers,) L2 norms, over all shards."""
+        if len(self.shards) == 1 and not self.shards[0][0]:
+            return l2(per_parameter, self.owner, self.num_layers)
+        return self.total(per_parameter.double() ** 2).sqrt().float()
+
+    def _reduce(
+        self,
+        values: Tensor,
+        reduce: Callable[[Tensor], Tensor],
+        operation: Any,
+        join: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        result = None
+        for groups, mask in self.shards:
+            part = reduce(values if len(self.shards) == 1 else torch.where(mask, values, 0.0))
+            for group in groups:
+                # Collectives may lose NaN in a maximum; among floats that are not negative its bits are the largest.
+                maximum = operation == dist.ReduceOp.MAX
+                dist.all_reduce(part.view(torch.int32) if maximum else part, operation, group=group)
+            result = part if result is None else join(result, part)
+        assert result is not None
+        return result
+
+
+class LayerIndex:
+    """Which layer each parameter belongs to."""
+
+    def __init__(self, layers: Sequence[Sequence[nn.Parameter]]) -> None:
+        self.parameters = [p for layer in layers for p in layer]
+        self.num_layers = len(layers)
+        self._owner = [i for i, layer in enumerate(layers) for _ in layer]
+        self._kept: dict[tuple[Any, ...], Selection] = {}
+
+    def select(self, chosen: Callable[[nn.Parameter], bool]) -> Selection:
+        """Those parameters for which ``chosen`` holds."""
+        which = [i for i, p in enumerate(self.parameters) if chosen(p)]
+        key = (self.parameters[which[0]].device if which else None, *which)
+        if key not in self._kept:
+            if len(self._kept) == _KEPT:
+                del self._kept[next(iter(self._kept))]
+            found = [self.parameters[i] for i in which], [self._owner[i] for i in which]
+            self._kept[key] = Selection(*found, self.num_layers)
+        return self._kept[key]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor (FSDP2); any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
+
+
+def l2(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
+    """L2 norm per layer from L2 norms per parameter; NaN where a layer has none.
+
+    Norms are scaled by their largest before squaring, so that float32 neither overflows nor underflows.
+    """
+    top = largest(per_parameter, owner, num_layers)
+    scale = torch.where((top > 0) & top.isfinite(), top, 1.0)
+    ratio = per_parameter / scale[owner]
+    total = per_parameter.new_zeros(num_layers).index_add_(0, owner, ratio * ratio)
+    return torch.where(top.isfinite(), total.sqrt() * scale, top)
+
+
+def largest(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
+    """Largest value per layer; NaN wins over all."""
+    empty = per_parameter.new_zeros(num_layers)
+    return empty.scatter_reduce(0, owner, per_parameter, "amax", include_self=True)

@@ -1,0 +1,167 @@
+"""Every kind of gradient against its formula in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stabilitylab.models.layers import Layer
+from stabilitylab.recording import signals
+from stabilitylab.recording.recorder import Recorder
+from tests.recording.test_recorder import MemorySink
+
+
+def layers_of(*groups: Sequence[nn.Parameter]) -> list[Layer]:
+    return [Layer(f"layer{i}", i, tuple(group)) for i, group in enumerate(groups)]
+
+
+def parameter(gradient: Tensor) -> nn.Parameter:
+    p = nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    p.grad = gradient
+    return p
+
+
+def measured(layers: list[Layer], signals: tuple[str, ...] = ("grad_norm", "grad_max"), **options: Any) -> np.ndarray:
+    """(signals, layers)"""
+    found = Recorder(layers, MemorySink(), signals=signals, **options).measure()
+    return found.numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_norms_in_any_precision(dtype: torch.dtype) -> None:
+    gradients = [torch.full((1000, 1000), 100.0).to(dtype), torch.randn(7, 5).to(dtype)]
+    norm, largest = measured(layers_of([parameter(gradients[0])], [parameter(gradients[1])]))
+    np.testing.assert_allclose(norm, [g.double().norm() for g in gradients], rtol=1e-4)
+    np.testing.assert_allclose(largest, [g.double().abs().max() for g in gradients], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-24, 1e20, 1e30])
+def test_norms_whose_squares_leave_float32(size: float) -> None:
+    norm, largest = measured(layers_of([parameter(torch.full((50,), size)), parameter(torch.full((50,), size))]))
+    assert norm[0] == pytest.approx(10 * size, rel=1e-5)
+    assert largest[0] == pytest.approx(size, rel=1e-6)
+
+
+def test_sparse_complex_empty_and_mixed_gradients() -> None:
+    embedding = nn.Embedding(10, 4, sparse=True)
+    (embedding(torch.tensor([1, 1, 3])) * torch.arange(1.0, 13).view(3, 4)).sum().backward()
+    assert embedding.weight.grad is not None
+    dense = embedding.weight.grad.to_dense().double()
+    wave = torch.randn(6, dtype=torch.complex64)
+    layers = layers_of(
+        [embedding.weight], [parameter(wave)], [parameter(torch.zeros(0, 3))], [parameter(torch.ones(3).half())]
+    )
+    norm, largest, nonfinite = measured(layers, ("grad_norm", "grad_max", "nonfinite"))
+    np.testing.assert_allclose(norm, [dense.norm(), wave.abs().double().norm(), 0, 3**0.5], rtol=1e-5)
+    np.testing.assert_allclose(largest, [dense.abs().max(), wave.abs().max(), 0, 1], rtol=1e-5)
+    assert nonfinite.tolist() == [0, 0, 0, 0]
+
+
+def naive_rms(p: nn.Parameter, v: Tensor, t: int, beta2: float, eps: float, top: Tensor | None = None) -> Tensor:
+    assert p.grad is not None
+    square = p.grad.double() ** 2
+    v = beta2 * v.double() + (1 - beta2) * square
+    v = (v if top is None else torch.maximum(v, top.double())) / (1 - beta2**t)
+    return square / v.clamp(min=eps**2)
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"fused": True}, {"betas": (0.9, 0.95)}], ids=str)
+def test_adam_rms_of_each_kind_of_adam(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5))]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, **options)
+    beta2 = options.get("betas", (0.9, 0.999))[1]
+    recorder = Recorder(layers_of(parameters), MemorySink(), signals=("adam_rms",), optimizer=optimizer)
+    for t in range(1, 6):
+        values = []
+        for p in parameters:
+            p.grad = torch.randn_like(p) * (10.0 if t == 2 else 0.1)
+            state = optimizer.state.get(p) or {}
+            v = state.get("exp_avg_sq", torch.zeros_like(p))
+            values.append(naive_rms(p, v, t, beta2, 1e-8, state.get("max_exp_avg_sq")).flatten())
+        expected = torch.cat(values).mean().sqrt().item()
+        assert recorder.measure()[0, 0].item() == pytest.approx(expected, rel=1e-4)
+        scaled = [p.grad for p in parameters]
+        for p in parameters:
+            assert p.grad is not None
+            p.grad = p.grad * 1024
+        assert recorder.measure(grad_scale=1024.0)[0, 0].item() == pytest.approx(expected, rel=1e-4)
+        for p, gradient in zip(parameters, scaled, strict=True):
+            p.grad = gradient
+        optimizer.step()
+
+
+def test_adam_rms_is_unknown_where_the_optimizer_keeps_no_second_moment() -> None:
+    mine, other = parameter(torch.ones(3)), parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([mine])
+    optimizer.step()
+    found = measured(layers_of([mine], [other]), ("adam_rms",), optimizer=optimizer)
+    assert found[0, 0] == pytest.approx(1, rel=1e-3)
+    assert found[0, 1] == -1
+
+
+def test_only_the_parameters_of_the_optimizer_that_steps() -> None:
+    d, g = parameter(torch.ones(3)), parameter(torch.ones(4))
+    recorder = Recorder(layers_of([d], [g]), MemorySink())
+    assert recorder.measure(optimizer=torch.optim.SGD([g], lr=0.1))[0].tolist() == [-1, 2]
+
+
+def test_the_share_of_entries_that_are_not_finite() -> None:
+    bad = torch.ones(8)
+    bad[1], bad[5] = float("nan"), float("-inf")
+    found = measured(layers_of([parameter(bad), parameter(torch.ones(2))], [parameter(torch.ones(4))]), ("nonfinite",))
+    np.testing.assert_allclose(found[0], [0.2, 0])
+
+
+def test_what_is_kept_for_sets_of_parameters_is_bounded() -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(8)]
+    recorder = Recorder(layers_of(*[[p] for p in parameters]), MemorySink())
+    for chosen in range(1, 256):
+        for i, p in enumerate(parameters):
+            p.grad = torch.ones(2) if chosen >> i & 1 else None
+        norm = recorder.measure()[0]
+        assert (norm > 0).tolist() == [bool(chosen >> i & 1) for i in range(8)]
+    assert len(recorder._index._kept) <= 16
+
+
+def test_adam_rms_where_the_step_count_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fused and capturable optimizers keep it on CUDA: nothing asks for its value, the result is the same."""
+    p = nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.AdamW([p], betas=(torch.tensor(0.9), torch.tensor(0.95)), lr=1e-2)
+    recorder = Recorder(layers_of([p]), MemorySink(), signals=("adam_rms",), optimizer=optimizer)
+    for _ in range(3):
+        p.grad = torch.randn_like(p)
+        plain = recorder.measure()
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "_known", lambda number: number)
+            torch.testing.assert_close(recorder.measure(), plain)
+        optimizer.step()
+
+
+@pytest.mark.gpu
+def test_gradients_on_two_devices_without_a_wait() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4).to(device) for device in ("cuda", "cpu")]
+    optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()])
+    names = ("grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms")
+    recorder = Recorder(
+        layers_of(*[list(layer.parameters()) for layer in layers]), MemorySink(), signals=names, optimizer=optimizer
+    )
+    for layer in layers:
+        for p in layer.parameters():
+            p.grad = torch.randn_like(p)
+    expected = [torch.cat([p.grad.flatten().cpu() for p in layer.parameters()]).norm() for layer in layers]
+    np.testing.assert_allclose(recorder.measure()[0].cpu(), expected, rtol=1e-5)
+    alone = Recorder(layers_of(list(layers[0].parameters())), MemorySink(), signals=names, optimizer=optimizer)
+    optimizer.step()
+    alone.measure()  # makes what is constant
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        alone.step(0, loss=torch.ones((), device="cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
