@@ -105,7 +105,7 @@ def _need_gradients(series: RunSeries, status: str) -> None:
             f"run {series.run} is still running and has no gradients recorded yet; "
             "try again in some seconds (or it was started without --log-grads)"
         )
-    raise ConfigError(f"run {series.run} has no gradients recorded; train with --log-grads")
+    raise ConfigError(f"run {series.run} has no gradient norms recorded; train with --log-grads, or record grad_norm")
 
 
 def _rows(run_dir: Path) -> list[tuple[str, int, int]]:

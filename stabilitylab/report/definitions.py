@@ -26,8 +26,8 @@ DEFINITIONS = (
     ),
     (
         "dip",
-        "A fall of kNN accuracy below the level it had reached, by at least 4 standard errors and 1 point. Its area "
-        "is accuracy lost times iterations.",
+        "A fall of kNN accuracy below the level it had reached, by at least 4 standard errors and 1 point, one or "
+        "several evaluations judged together. Its area is accuracy lost times iterations.",
     ),
     ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
     (

@@ -65,7 +65,10 @@ def test_a_taken_name_is_refused_and_the_run_is_untouched(stablab: Stablab, refu
 
 def test_a_run_without_gradients(stablab: Stablab, refusal: Refusal) -> None:
     stablab("train", "--iterations", "2", "--name", "blind")
-    assert refusal("analyze", "blind") == "run blind has no gradients recorded; train with --log-grads"
+    assert (
+        refusal("analyze", "blind")
+        == "run blind has no gradient norms recorded; train with --log-grads, or record grad_norm"
+    )
 
 
 def test_sql_only_reads(stablab: Stablab, refusal: Refusal) -> None:
