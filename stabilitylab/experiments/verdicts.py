@@ -41,7 +41,9 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     """Markdown: every claim of ``studies``, decided by ``reports/<study>/runs.csv``."""
     found = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in found]
-    counts = [_word(verdict, rows) for _, rows, all_of_it in judged for verdict in all_of_it]
+    counts = [
+        _word(verdict, len(rows) == len(study.runs)) for study, rows, all_of_it in judged for verdict in all_of_it
+    ]
     tally = ", ".join(f"{counts.count(kind)} {kind}" for kind in _WORDS)
     runs = len({row["run"] for _, rows in found for row in rows})
     lines = [_HEAD, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
@@ -54,13 +56,14 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
         if 0 < len(rows) < len(study.runs):
             where += f", {len(rows)} of {len(study.runs)} runs"
         for verdict in judgements:
-            lines.append(f"| {where} | {_row(verdict)} | **{_word(verdict, rows)}** |")
+            lines.append(f"| {where} | {_row(verdict)} | **{_word(verdict, len(rows) == len(study.runs))}** |")
             where = ""
     return "\n".join(lines) + "\n"
 
 
-def _word(verdict: Verdict, rows: Sequence[object]) -> str:
-    return verdict.verdict if rows else "not run"
+def _word(verdict: Verdict, whole: bool) -> str:
+    """A claim without a pair of runs was not run, unless its whole study was."""
+    return verdict.verdict if whole or verdict.num_seeds else "not run"
 
 
 def _row(verdict: Verdict) -> str:
