@@ -69,7 +69,7 @@ def our_step(trainer: Trainer, folder: Path, close: ExitStack) -> Callable[[list
 
     def step(views: list[Tensor]) -> None:
         nonlocal done
-        trainer._step(recorder, done, views)
+        trainer.step(recorder, done, views)
         recorder.flush_if_due()
         done += 1
 

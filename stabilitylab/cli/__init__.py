@@ -20,6 +20,7 @@ COMMANDS = {
     "sql": "sql",
     "import": "imports",
     "export": "export",
+    "study": "study",
     "demo": "demo",
 }
 

@@ -125,7 +125,7 @@ class Trainer:
             for iteration, views in enumerate(self.batches.iterate(self.start, self.total), self.start):
                 if self._evaluates(iteration):
                     knn_top1 = self._evaluate(recorder, iteration)
-                loss = self._step(recorder, iteration, views)
+                loss = self.step(recorder, iteration, views)
                 # On the CPU the value is at hand; an accelerator is waited for now and then, all processes alike.
                 known = loss.item() if self.device.type == "cpu" or iteration % _LOOK_EVERY == 0 else None
                 recorder.flush_if_due()
@@ -145,7 +145,7 @@ class Trainer:
             recorder.flush()
         return TrainResult(done, knn_top1, stopped)
 
-    def _step(self, recorder: Recorder, iteration: int, views: list[Tensor]) -> Tensor:
+    def step(self, recorder: Recorder, iteration: int, views: list[Tensor]) -> Tensor:
         """One update. The order is the paper's: EMA before keys; gradients are recorded before any clipping."""
         started = time.perf_counter()
         lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup)

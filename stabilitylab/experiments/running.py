@@ -1,23 +1,21 @@
-"""From a configuration to a run in the store, and from a run in the store to what analysis reads."""
+"""From a configuration to a run in the store."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import platform
-import queue
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
 from stabilitylab.config import Config, ConfigError, from_dict, read_toml
+from stabilitylab.store.errors import StoreError
 from stabilitylab.store.location import claim_run
-from stabilitylab.store.reader import RunReader, open_run
+from stabilitylab.store.locks import lock_for_writing
+from stabilitylab.store.reader import open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
 if TYPE_CHECKING:
@@ -186,75 +184,38 @@ def provenance() -> dict[str, str]:
     return found | {"python_version": platform.python_version(), "git_commit": git.stdout.strip()}
 
 
-def train_side_by_side(
-    jobs: Sequence[tuple[str, Config]], root: Path, progress: Callable[[str, Progress], None]
-) -> list[Path]:
-    """Train named runs in processes of their own, each with its share of the cores. Returns their folders.
-
-    RuntimeError names the runs that failed; the others are finished and kept.
-    """
-    context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
-    messages = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // len(jobs))
-    workers = {
-        name: context.Process(target=_train_in_process, args=(name, config, root, threads, messages))
-        for name, config in jobs
-    }
-    for worker in workers.values():
-        worker.start()
-    failures = {}
-    for name, message in _messages(messages, workers):
-        if isinstance(message, str):
-            failures[name] = message
-        else:
-            progress(name, message)
-    failures |= {n: f"exit code {w.exitcode}" for n, w in workers.items() if w.exitcode and n not in failures}
-    if failures:
-        raise RuntimeError("; ".join(f"{name} failed: {why}" for name, why in failures.items()))
-    return [root / name for name, _ in jobs]
+def is_complete(run_dir: Path) -> bool:
+    """Whether a run has come to its end: all its iterations, or a loss that was not finite."""
+    if not run_dir.is_dir():
+        return False
+    try:
+        with open_run(run_dir) as reader:
+            if reader.status == "stopped":  # by its loss, or by hand
+                return any(event.kind == "nonfinite" for event in reader.events())
+            return reader.status == "finished"
+    except StoreError:
+        return False
 
 
-def _messages(
-    messages: multiprocessing.Queue[tuple[str, Progress | str]], workers: Mapping[str, BaseProcess]
-) -> Iterator[tuple[str, Progress | str]]:
-    while True:
-        alive = any(worker.is_alive() for worker in workers.values())
-        try:
-            yield messages.get(timeout=0.2)
-        except queue.Empty:
-            if not alive:
-                return
-
-
-def _train_in_process(
-    name: str,
+def train_or_resume(
     config: Config,
     root: Path,
-    threads: int,
-    messages: multiprocessing.Queue[tuple[str, Progress | str]],
-) -> None:
-    import torch
+    name: str,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Path:
+    """Bring run ``name`` to its end: kept if it is there, gone on with from its last checkpoint if it died, else
+    trained. RunBusy while another process writes it."""
+    from stabilitylab.train.checkpoint import checkpoints
 
-    torch.set_num_threads(threads)
-    try:
-        train_run(config, root, name, progress=lambda state: messages.put((name, state)))
-    except Exception as error:
-        messages.put((name, f"{type(error).__name__}: {error}"))
-
-
-def load_series(reader: RunReader) -> RunSeries:
-    """Everything of a run that analysis reads."""
-    recorded = reader.layer_series("grad_norm")
-    empty = next(iter(recorded.values()), None)
-    layers = []
-    for row in sorted(reader.layers(), key=lambda row: row.depth):
-        series = recorded.get(row.layer_id)
-        if series is None and empty is not None:
-            series = (empty[0][:0], empty[1][:0])
-        if series is not None:
-            layers.append(LayerSeries(row.name, row.depth, series[0], series[1], row.trainable))
-    evals = {
-        metric: EvalCurve(columns["iteration"], columns["value"], columns["num_samples"])
-        for metric, columns in reader.evals().items()
-    }
-    return RunSeries(reader.meta["run_id"], reader.num_iterations, tuple(layers), evals)
+    run_dir = root / name
+    if is_complete(run_dir):
+        return run_dir
+    if run_dir.is_dir():
+        # Held until it is ours again, so that of two studies that share a dead run one takes it.
+        lock = lock_for_writing(run_dir / "segments")
+        if checkpoints(run_dir / "checkpoints"):
+            lock.release()
+            return resume_run(run_dir, progress).path
+        shutil.rmtree(run_dir)
+        lock.release()
+    return train_run(config, root, name, progress).path

@@ -1,0 +1,134 @@
+"""``stablab study``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stabilitylab.cli.options import runs_dir
+from stabilitylab.config import ConfigError
+
+if TYPE_CHECKING:
+    from stabilitylab.analysis.claims import Verdict
+    from stabilitylab.experiments.study import PlannedRun, Study
+    from stabilitylab.train.trainer import Progress
+
+_SAY_EVERY = 30.0  # seconds between plain lines of progress
+
+
+@click.command()
+@click.argument("file", metavar="FILE.toml")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs trained at a time.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, from a timing probe, and stop.")
+@click.option("--collect", is_flag=True, help="Train nothing: summarise what is finished.")
+@click.option("--yes", is_flag=True, help="Go on with a grid of more than 200 runs.")
+@click.option("--slurm", metavar="PARTITION", help="Submit each run to Slurm through submitit, and wait for them.")
+@click.option("-o", "--output", metavar="DIR", help="Where the summary goes. Default: reports/<study>.")
+@click.option("--report", is_flag=True, help="Write the HTML report of all runs too.")
+@runs_dir
+def command(
+    file: str,
+    jobs: int,
+    dry_run: bool,
+    collect: bool,
+    yes: bool,
+    slurm: str | None,
+    output: str | None,
+    report: bool,
+    runs_dir: str | None,
+) -> None:
+    """Train a grid of runs, compare them, and decide the study's claims.
+
+    Runs that are finished are kept, dead ones are run again: after a crash, give the same command.
+
+    \b
+    stablab study experiments/small/fig5_frozen_patch.toml --dry-run
+    stablab study experiments/small/fig5_frozen_patch.toml --jobs 2
+    """
+    from stabilitylab.experiments.collect import finished_runs, verdicts, write_summary
+    from stabilitylab.experiments.study import load_study
+    from stabilitylab.store.location import runs_root
+
+    study, root = load_study(file, yes=yes), runs_root(runs_dir)
+    done = {run.name for run in finished_runs(study, root)}
+    todo = [run for run in study.runs if run.name not in done]
+    click.echo(f"{study.title}: {len(study.runs)} runs, {len(done)} finished, {len(todo)} to train")
+    if dry_run:
+        _plan(study, todo, jobs)
+        return
+    failures = {} if collect else _train(todo, root, jobs, slurm)
+    folder = Path(output) if output else Path("reports") / study.name
+    rows = write_summary(study, root, folder)
+    if report:
+        from stabilitylab.cli.report import build_report
+
+        build_report([root / run.name for run in finished_runs(study, root)], folder / "report.html")
+    for verdict in verdicts(study, rows):
+        click.echo(describe(verdict))
+    click.echo(f"summary: {folder}, of {len(rows)} of {len(study.runs)} runs")
+    if failures:
+        first = next(iter(failures.items()))
+        raise ConfigError(f"{len(failures)} runs failed, the first {first[0]}: {first[1]}; the same command goes on")
+
+
+def describe(verdict: Verdict) -> str:
+    """``reproduced: TEXT (final_knn +0.012, 95% [0.004, 0.02], 5 seeds: REASON)``."""
+    size = "no value" if verdict.difference is None else f"{verdict.difference:+.3g}"
+    interval = f", 95% [{verdict.ci95[0]:.3g}, {verdict.ci95[1]:.3g}]" if verdict.ci95 else ""
+    return (
+        f"{verdict.verdict}: {verdict.claim.text} "
+        f"({verdict.claim.metric} {size}{interval}, {verdict.num_seeds} seeds: {verdict.reason})"
+    )
+
+
+def _plan(study: Study, todo: list[PlannedRun], jobs: int) -> None:
+    from stabilitylab.experiments.cost import estimate_seconds
+
+    for run in study.runs:
+        click.echo(f"  {'train' if run in todo else 'keep '} {run.name}")
+    for claim in study.claims:
+        click.echo(f"  claim: {claim.text} ({claim.metric}, {claim.direction}, at least {claim.smallest:g})")
+    seconds = estimate_seconds([run.config for run in todo])
+    click.echo(f"cost: {seconds / 3600:.2f} hours of one process, {seconds / 3600 / jobs:.2f} with --jobs {jobs}")
+
+
+def _train(todo: list[PlannedRun], root: Path, jobs: int, slurm: str | None) -> dict[str, str]:
+    if not todo:
+        return {}
+    work = [(run.name, run.config) for run in todo]
+    progress = _Whole(len(work))
+    if slurm is not None:
+        from stabilitylab.experiments.slurm import run_on_cluster
+
+        return run_on_cluster(work, root, {"slurm_partition": slurm}, ended=progress.ended)
+    from stabilitylab.experiments.local import run_jobs
+
+    return run_jobs(work, root, jobs, progress.update, progress.ended)
+
+
+class _Whole:
+    """Progress of all runs together, as a plain line now and then and at the end of each run."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._shares: dict[str, float] = {}
+        self._start = self._said = time.monotonic()
+
+    def update(self, name: str, state: Progress) -> None:
+        self._shares[name] = state.iteration / state.total
+        if time.monotonic() - self._said >= _SAY_EVERY:
+            self._say(", ".join(f"{name} {share:.0%}" for name, share in self._shares.items()))
+
+    def ended(self, name: str, why: str) -> None:
+        self.done += 1
+        self._shares.pop(name, None)
+        self._say(f"{name} {'failed: ' + why if why else 'finished'}")
+
+    def _say(self, what: str) -> None:
+        now = self._said = time.monotonic()
+        share = (self.done + sum(self._shares.values())) / self.total
+        left = (now - self._start) * (1 - share) / share if share else 0.0
+        click.echo(f"{self.done}/{self.total} runs, {left / 60:.0f} min left: {what}", err=True)
