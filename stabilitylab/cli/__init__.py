@@ -21,6 +21,7 @@ COMMANDS = {
     "import": "imports",
     "export": "export",
     "study": "study",
+    "branch": "branch",
     "demo": "demo",
 }
 

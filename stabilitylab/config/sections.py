@@ -149,6 +149,7 @@ class TrainConfig(Section):
     on_nan: Literal["stop", "skip", "continue"] = Field("stop", description="what a non-finite loss does")
     checkpoint_every: int = Field(500, ge=0, description="iterations between checkpoints; 0: only the last")
     checkpoint_keep: int = Field(2, ge=1, description="how many of the latest stay")
+    keep_before_spikes: bool = Field(False, description="those stay too that precede a gradient spike")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -188,6 +189,12 @@ class Config(Section):
     record: RecordConfig = RecordConfig()
     eval: EvalConfig = EvalConfig()
     mitigation: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _spikes_are_seen(self) -> Config:
+        if self.train.keep_before_spikes and not (self.record.log_grads and self.train.checkpoint_every):
+            raise ValueError("train.keep_before_spikes needs record.log_grads and train.checkpoint_every above 0")
+        return self
 
     def to_toml(self) -> str:
         """The configuration as TOML; ``load_toml`` reads it back to an equal one."""

@@ -53,13 +53,13 @@ def train_run(
     meta["processes"] = str(trainer.world.size)
     run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    writer = RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=_layer_rows(trainer))
+    writer = RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=layer_rows(trainer))
     for mitigation in config.mitigation:
         writer.event(0, "mitigation", mitigation)
     if trainer.data.left_out:
         first = ", ".join(map(str, trainer.data.left_out[:5]))
         writer.event(0, "bad-image", f"{len(trainer.data.left_out)} images cannot be decoded and are left out: {first}")
-    return _train_into(writer, trainer, run_dir, progress, started)
+    return record_into(writer, trainer, run_dir, progress, started)
 
 
 def resume_run(
@@ -86,7 +86,7 @@ def resume_run(
         return _follow(trainer)
     meta = provenance() | {"device": str(trainer.device), "processes": str(world.size)}
     writer = RunWriter.resume(run_dir, state["iteration"], meta=meta)
-    return _train_into(writer, trainer, run_dir, progress, started)
+    return record_into(writer, trainer, run_dir, progress, started)
 
 
 def probe_run(
@@ -134,11 +134,23 @@ def probe_run(
     return results
 
 
-def _layer_rows(trainer: Trainer) -> list[LayerRow]:
+def before_spikes(run_dir: Path) -> set[int]:
+    """The checkpoints, by iteration, that are the last before a spike of the run so far."""
+    from stabilitylab.analysis.run import analyze_run
+    from stabilitylab.experiments.reading import load_series
+    from stabilitylab.train.checkpoint import checkpoints, iteration_of
+
+    with open_run(run_dir) as reader:
+        spikes = analyze_run(load_series(reader), lag=False, dips=False).spikes or ()
+    there = [iteration_of(path) for path in checkpoints(run_dir / "checkpoints")]
+    return {max(earlier) for spike in spikes if (earlier := [t for t in there if t <= spike.onset])}
+
+
+def layer_rows(trainer: Trainer) -> list[LayerRow]:
     return [LayerRow(i, x.name, x.depth, x.num_params, x.trainable) for i, x in enumerate(trainer.layers())]
 
 
-def _train_into(
+def record_into(
     writer: RunWriter,
     trainer: Trainer,
     run_dir: Path,
@@ -148,6 +160,8 @@ def _train_into(
     from stabilitylab.recording.recorder import Recorder
 
     settings = trainer.config.record
+    if trainer.config.train.keep_before_spikes:
+        trainer.protect = lambda: before_spikes(run_dir)
     with writer:
         started(run_dir)
         recorder = Recorder(

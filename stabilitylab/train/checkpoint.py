@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,17 @@ def restore_method(state: Checkpoint, method: nn.Module) -> None:
     method.load_state_dict(saved)
 
 
-def save_checkpoint(folder: Path, state: Checkpoint, keep: int) -> Path:
+def carry_optimizer(saved: Checkpoint, names: Sequence[str], optimizer: Optimizer, own_names: Sequence[str]) -> None:
+    """Load the state of another optimizer of the same kind, parameter by parameter: ``names`` those that the saved one
+    trained, in its order, ``own_names`` those that this one trains. What is new starts afresh."""
+    index = {name: i for i, name in enumerate(names)}
+    state = {i: saved["state"][index[name]] for i, name in enumerate(own_names) if index.get(name) in saved["state"]}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save_checkpoint(folder: Path, state: Checkpoint, keep: int, protected: Collection[int] = ()) -> Path:
     """Write ``folder/iteration-000600.pt`` through a temporary name, so that a kill leaves the last good one;
-    then remove all but the latest ``keep``."""
+    then remove all but the latest ``keep`` and those at ``protected`` iterations."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iteration-{state['iteration']:06d}.pt"
     temporary = path.with_suffix(".tmp")
@@ -71,18 +80,23 @@ def save_checkpoint(folder: Path, state: Checkpoint, keep: int) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     for old in checkpoints(folder)[keep:]:
-        old.unlink()
+        if iteration_of(old) not in protected:
+            old.unlink()
     return path
+
+
+def iteration_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.partition("-")[2])
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, latest first."""
-    return sorted(folder.glob("iteration-*.pt"), key=lambda path: int(path.stem.partition("-")[2]), reverse=True)
+    return sorted(folder.glob("iteration-*.pt"), key=iteration_of, reverse=True)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """The latest checkpoint that can be read. ConfigError if there is none."""
-    found = checkpoints(folder)
+def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
+    """The latest checkpoint that can be read, at or before iteration ``at``. ConfigError if there is none."""
+    found = [path for path in checkpoints(folder) if at is None or iteration_of(path) <= at]
     for path in found:
         try:
             state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,5 +105,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             warnings.warn(f"{path} cannot be read ({reason}); trying an earlier one", stacklevel=2)
         else:
             return state
-    what = "none of them can be read" if found else "there is none"
-    raise ConfigError(f"no checkpoint in {folder}: {what}; start the run anew")
+    if found or at is None:
+        what = "none of them can be read" if found else "there is none"
+        raise ConfigError(f"no checkpoint in {folder}: {what}; start the run anew")
+    there = ", ".join(str(iteration_of(path)) for path in reversed(checkpoints(folder))) or "none"
+    raise ConfigError(
+        f"no checkpoint at or before iteration {at} in {folder} (there: {there}); train with --keep-before-spikes, or "
+        "--set train.checkpoint_every=N --set train.checkpoint_keep=N"
+    )

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,14 @@ from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, load_data
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
-from stabilitylab.train.checkpoint import Checkpoint, make_checkpoint, restore_checkpoint, save_checkpoint
+from stabilitylab.train.checkpoint import (
+    Checkpoint,
+    carry_optimizer,
+    make_checkpoint,
+    restore_checkpoint,
+    restore_method,
+    save_checkpoint,
+)
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.large_batch import CutStep
@@ -71,10 +78,12 @@ class Trainer:
 
     Everything random is drawn from ``config.train.seed``: initialisation, order and views. Runs that differ
     in the mitigation alone start from the same weights and see the same batches. ``config`` is as its mitigations
-    leave it. ``world``: this process's place among several; each takes its slice of every batch.
+    leave it, ``given`` as it was. ``world``: this process's place among several; each takes its slice of every
+    batch. ``protect`` names the checkpoints, by iteration, that are not to be removed.
     """
 
     def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
+        self.given = config
         config = configured(config)  # fails before the data is read
         self.config, self.world = config, world
         self.device = pick_device(config.train.device, world.local_rank)
@@ -94,6 +103,7 @@ class Trainer:
         self.warmup = config.optim.warmup_iterations or round((config.optim.warmup_epochs or 0) * per_epoch)
         self.peak_lr = config.optim.base_lr * config.train.batch_size / 256
         self.start = 0
+        self.protect: Callable[[], Collection[int]] = tuple
         if config.train.compile:
             self.method.base_encoder.compile()  # in place: parameters keep their names
             if self.method.uses_momentum_encoder:
@@ -104,9 +114,19 @@ class Trainer:
         """The layers to record, from input to output."""
         return group_layers(self.method.named_parameters(), self.config.record.granularity)
 
-    def restore(self, state: Checkpoint) -> None:
-        """Go on from a checkpoint: `train` then starts at its iteration."""
-        restore_checkpoint(state, self.method, self.optimizer, self.scaler)
+    def trained_names(self) -> list[str]:
+        """The parameters that the optimizer trains, in its order."""
+        names = {id(p): name for name, p in self.method.named_parameters()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def restore(self, state: Checkpoint, trained: Sequence[str] | None = None) -> None:
+        """Go on from a checkpoint: `train` then starts at its iteration. ``trained``: what the run that made it
+        trained, where that may differ."""
+        if trained is None:
+            restore_checkpoint(state, self.method, self.optimizer, self.scaler)
+        else:
+            restore_method(state, self.method)
+            carry_optimizer(state["optimizer"], trained, self.optimizer, self.trained_names())
         self.mitigations.load_state_dict(state.get("mitigations", {}), self.device)
         self.start = state["iteration"]
 
@@ -207,7 +227,7 @@ class Trainer:
         state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
         state["mitigations"] = self.mitigations.state_dict()
         try:
-            path = save_checkpoint(folder, state, keep=self.config.train.checkpoint_keep)
+            path = save_checkpoint(folder, state, self.config.train.checkpoint_keep, self.protect())
         except OSError as error:  # a full disk must not end the training
             recorder.event(iteration, "checkpoint-failed", str(error.strerror))
             warnings.warn(f"no checkpoint at iteration {iteration}: {error.strerror}; training goes on", stacklevel=2)
