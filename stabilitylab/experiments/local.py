@@ -51,7 +51,7 @@ def run_jobs(
     is gone on with. A worker that dies costs its run and is replaced."""
     waiting = deque(jobs)
     num_workers = max(1, min(num_workers, len(jobs)))
-    threads = max(1, (os.cpu_count() or 1) // num_workers)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_workers))
     workers: list[_Worker] = []
     failures: dict[str, str] = {}
     try:
