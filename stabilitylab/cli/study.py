@@ -69,7 +69,7 @@ def command(
     folder = Path(output) if output else Path("reports") / study.name
     write_summary(study, root, folder)
     rows = read_summary(folder)
-    draw_overview(rows, study.title, folder / "overview.svg")
+    draw_overview(rows, study.title, folder / "overview.png")
     if report:
         from stabilitylab.cli.report import build_report
 

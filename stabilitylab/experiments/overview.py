@@ -14,7 +14,7 @@ _PANELS = (("final_knn", "final kNN top-1 (%)"), ("max_dip_depth", "deepest dip 
 
 def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
     """Final accuracy and deepest dip of each run; across: the first key that varies besides seed and mitigation,
-    colour: the mitigation. A bar marks the mean over seeds."""
+    colour: the mitigation. A bar marks the mean over seeds. ``output`` is a .png or .svg."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
             axes.legend(frameon=False, fontsize=7)
     try:
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text as text; the same bytes each time
-            figure.savefig(output, metadata={"Date": None})
+            figure.savefig(output, dpi=110, metadata={"Date": None} if output.suffix == ".svg" else None)
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
 

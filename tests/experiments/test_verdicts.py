@@ -52,12 +52,12 @@ def place(tmp_path: Path) -> Path:
 
 def test_the_table_says_what_was_planted(place: Path) -> None:
     table = claims_table(find_studies(place / "studies"), place / "reports")
-    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 1 inconclusive." in table
+    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 0 inconclusive, 1 not run." in table
     half = 4.302653 * 1 / 3**0.5  # Student's, n = 3, sd 1 point
     interval = f"[{6 - half:.3g}, {6 + half:.3g}]"
     row = f"frozen \\| ends higher | +1.7 points | final_knn +6 {interval}, n = 3 | 1 | **reproduced** |"
     assert f"| [frozen](frozen/) | {row}" in table
-    assert "| never (not run), 0 of 12 runs | frozen \\| ends higher | +1.7 points | no value, n = 0 |" in table
+    assert "| never | frozen \\| ends higher | +1.7 points | no value, n = 0 | 1 | **not run** |" in table
 
 
 def test_the_command_writes_checks_and_notices_a_change(place: Path) -> None:
