@@ -130,7 +130,7 @@ def test_no_gradients_are_refused_and_not_kept(tmp_path: Path) -> None:
     folder = tmp_path / "blind"
     folder.mkdir()
     RunWriter.create(folder, config={}, meta={}, layers=[LayerRow(0, "a", 0, 1, True)]).close("finished")
-    with pytest.raises(ConfigError, match="no gradients recorded; train with --log-grads"):
+    with pytest.raises(ConfigError, match="no gradient norms recorded; train with --log-grads"):
         answer_run(folder)
     assert not (folder / "analysis").exists()
 
