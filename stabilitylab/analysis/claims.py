@@ -45,6 +45,11 @@ class Claim:
         for what, keys in (("unknown key", values.keys() - known), ("no", missing)):
             if keys:
                 raise ValueError(f"claim {str(values.get('text', ''))!r}: {what} {', '.join(sorted(keys))}")
+        for name in ("treated", "baseline", "where"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise ValueError(f'claim {values["text"]!r}: {name} is a table, such as {{ mitigation = "none" }}')
+        if isinstance(values["smallest"], bool) or not isinstance(values["smallest"], (int, float)):
+            raise ValueError(f"claim {values['text']!r}: smallest {values['smallest']!r} is not a positive number")
         claim = cls(**values)
         if claim.direction not in DIRECTIONS:
             raise ValueError(f"claim {claim.text!r}: direction {claim.direction!r} is not {' | '.join(DIRECTIONS)}")
@@ -71,7 +76,7 @@ def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
 
     A claimed difference is reproduced where the interval lies on the claimed side of 0 and reaches the smallest effect
     of interest; contradicted where it excludes an effect that large; else inconclusive. A claimed absence is
-    reproduced where such an effect is excluded, contradicted where it is there.
+    reproduced where such an effect is excluded, contradicted where the whole interval is that large.
     """
     differences = _differences(claim, rows)
     n = len(differences)
@@ -84,22 +89,23 @@ def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
     low, high = interval if claim.direction in ("higher", "not_higher") else (-interval[1], -interval[0])
     side = "higher" if claim.direction in ("higher", "not_higher") else "lower"
     size = f"{claim.smallest:g} {side}"
+    claimed = not claim.direction.startswith("not_")
     if high < claim.smallest:
         there, reason = False, f"the interval excludes an effect of {size}"
-    elif low > 0:
+    elif low > 0 and (claimed or low >= claim.smallest):
         there, reason = True, f"the interval lies {side} than 0 and reaches {size}"
     else:
-        return Verdict(claim, "inconclusive", f"the interval holds both 0 and {size}", mean, interval, n)
-    claimed = not claim.direction.startswith("not_")
+        holds = f"the interval holds both {'0' if low <= 0 else 'less'} and {size}"
+        return Verdict(claim, "inconclusive", holds, mean, interval, n)
     return Verdict(claim, "reproduced" if there == claimed else "contradicted", reason, mean, interval, n)
 
 
 def _differences(claim: Claim, rows: Sequence[Row]) -> np.ndarray:
     """One difference a seed (n,)."""
     apart = claim.treated.keys() | claim.baseline.keys()
-    chosen = [row for row in rows if _matches(row, claim.where) and _number(row.get(claim.metric)) is not None]
-    treated = _by_pair([row for row in chosen if _matches(row, claim.treated)], apart, claim.metric)
-    baseline = _by_pair([row for row in chosen if _matches(row, claim.baseline)], apart, claim.metric)
+    chosen = [row for row in rows if matches(row, claim.where) and _number(row.get(claim.metric)) is not None]
+    treated = _by_pair([row for row in chosen if matches(row, claim.treated)], apart, claim.metric)
+    baseline = _by_pair([row for row in chosen if matches(row, claim.baseline)], apart, claim.metric)
     by_seed: dict[Any, list[float]] = {}
     for (seed, rest), value in treated.items():
         if not claim.baseline:
@@ -109,7 +115,8 @@ def _differences(claim: Claim, rows: Sequence[Row]) -> np.ndarray:
     return np.array([np.mean(values) for _, values in sorted(by_seed.items())])
 
 
-def _matches(row: Row, wanted: Mapping[str, Any]) -> bool:
+def matches(row: Row, wanted: Mapping[str, Any]) -> bool:
+    """Whether a run has the values wanted, however they are spelled."""
     return all(_text(row.get(key)) == _text(value) for key, value in wanted.items())
 
 

@@ -16,13 +16,23 @@ from stabilitylab.analysis.paired import (
     seeds_needed,
     sign_flip_p,
 )
-from stabilitylab.analysis.results import Comparison, Effect, LrSensitivity, RunAnalysis, RunSeries, RunSummary
+from stabilitylab.analysis.results import (
+    Comparison,
+    Effect,
+    LayerSeries,
+    LrSensitivity,
+    RunAnalysis,
+    RunSeries,
+    RunSummary,
+)
 from stabilitylab.analysis.rules import spike_score
+from stabilitylab.analysis.settings import SpikeSettings
 
 METRIC = "knn_top1"
 MIN_SEEDS = 3
 METRICS = ("final_knn", "best_knn", "spikes_per_10k", "dip_area", "max_dip_depth", "diverged", "spike_score")
 HIGHER_IS_BETTER = ("final_knn", "best_knn")
+MIN_EVALUATIONS = 3
 DIVERGED_SHARE = 0.5
 """A run counts as diverged where its final kNN is below half of its best, or its last gradients are not finite."""
 
@@ -35,9 +45,9 @@ def summarize_run(
     values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
     final = float(values[-1]) if len(values) else None
     best = float(values.max()) if len(values) else None
-    tested = sum(len(layer.iteration) for layer in series.layers if layer.trainable)
+    tested = sum(len(layer.iteration) for layer in series.layers if layer.trainable and _judged(layer))
     rate = None if analysis.spikes is None or tested == 0 else 10_000 * len(analysis.spikes) / tested
-    dips = analysis.dips if len(values) else None
+    dips = analysis.dips if len(values) >= MIN_EVALUATIONS else None
     return RunSummary(
         run=series.run,
         mitigation=mitigation,
@@ -51,6 +61,12 @@ def summarize_run(
         diverged=_diverged(series, final, best),
         spike_score=spike_score(global_norm(series)),
     )
+
+
+def _judged(layer: LayerSeries) -> bool:
+    """Whether the layer has enough norms for spikes to be told."""
+    norm = np.asarray(layer.grad_norm)
+    return int((np.isfinite(norm) & (norm > 0)).sum()) > SpikeSettings().warmup
 
 
 def global_norm(series: RunSeries) -> np.ndarray:
@@ -96,7 +112,8 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
             notes.append(
                 f"no run of {name!r} has the seed and base learning rate of a run of {baseline!r}: not compared"
             )
-    return Comparison(runs, tuple(effects), baseline, tuple(notes), _lr_sensitivities(runs, names, notes))
+    sensitivity = _lr_sensitivities(runs, names, notes)  # which adds to the notes
+    return Comparison(runs, tuple(effects), baseline, tuple(notes), sensitivity)
 
 
 def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: str) -> Effect | None:
@@ -190,7 +207,6 @@ def _warning(n: int, differences: np.ndarray) -> str:
 
 def _diverged(series: RunSeries, final: float | None, best: float | None) -> bool:
     for layer in series.layers:
-        tail = layer.grad_norm[-10:]
-        if layer.trainable and len(tail) and not np.isfinite(tail).any():
+        if layer.trainable and len(layer.grad_norm) and not np.isfinite(layer.grad_norm[-1]):
             return True
     return final is not None and best is not None and final < DIVERGED_SHARE * best

@@ -103,16 +103,23 @@ def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
     ]  # fmt: skip
 
 
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a configuration that may hold anything: a run may be recorded elsewhere."""
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
 def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any]) -> str:
-    done = tuple(config.get("mitigation") or ())
-    warmup = (config.get("optim") or {}).get("warmup_iterations")
+    named = config.get("mitigation")
+    done = (named,) if isinstance(named, str) else tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()
+    warmup = _section(config, "optim").get("warmup_iterations")
 
     def branch(mitigation: str) -> str:
         at = max(episode.start - BEFORE, 0)
         return f"see both futures: stablab branch {found.run} --at {at} --mitigation {mitigation}"
 
     if not math.isfinite(episode.ratio):
-        amp = (config.get("train") or {}).get("amp")
+        amp = _section(config, "train").get("amp")
         half = "turn --amp fp16 off first; then " if amp == "fp16" else ""
         return f"{half}lower --base-lr or clip the whole gradient; {branch(CLIP)}"
     if isinstance(warmup, int) and 0 < episode.start < warmup:

@@ -95,10 +95,16 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class FalseAlarms:
-    """What chance alone flags: the same detector on the mirrored series, summed over layers."""
+    """What chance alone flags: the same detector on the mirrored series, summed over layers.
+
+    The threshold is fitted to that series, so in short runs it flags less than chance does: ``expected`` is the larger
+    of its count and the rate asked for. ``p_value``: of as many spikes as were found, if chance brought them (Poisson).
+    """
 
     mirrored_events: int
     per_10k_iterations: float
+    expected: float = 0.0
+    p_value: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

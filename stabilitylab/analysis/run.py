@@ -13,7 +13,8 @@ from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import WINDOW, measure_lag, propagation
 from stabilitylab.analysis.results import CrossLag, Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.analysis.spikes import Detection, SpikeSettings, chance_level, detect
+from stabilitylab.analysis.spikes import PEAK_SHARE, Detection, SpikeSettings, chance_level, detect
+from stabilitylab.analysis.tails import MIN_PEAKS
 from stabilitylab.analysis.warning import early_warning
 
 METRIC = "knn_top1"
@@ -83,7 +84,7 @@ def analyze_run(
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
         spikes=tuple(found) if spikes else None,
-        false_alarms=chance_level(clean, detections) if spikes else None,
+        false_alarms=chance_level(clean, detections, settings) if spikes else None,
         episodes=find_episodes(found, num_layers=len(clean), gap=gap) if spikes else None,
         lag=measured,
         propagation=travels,
@@ -136,9 +137,23 @@ def _layer_notes(layers: list[LayerSeries], settings: SpikeSettings) -> list[str
     for reason, names in reasons.items():
         who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
         notes.append(f"{who}: {reason}")
+    short = [layer for layer in layers if not _why_not(layer, settings) and _uncalibrated(layer, settings)]
+    if short:
+        values = max(len(layer.grad_norm) for layer in short)
+        notes.append(
+            f"{values} values are too few to fit a threshold to: z = {settings.z_open:g} is used, and the rate of "
+            "false alarms asked for is not kept"
+        )
     if any(_gaps(layer) for layer in layers):
         notes.append("iterations are missing from the record: a spike inside a gap is not seen")
     return notes
+
+
+def _uncalibrated(layer: LayerSeries, settings: SpikeSettings) -> bool:
+    """Whether the series has too few peaks for a fitted threshold."""
+    asked = settings.rule == "stablab" and settings.false_alarms_per_10k is not None
+    norm = np.asarray(layer.grad_norm, dtype=np.float64)
+    return asked and PEAK_SHARE * ((np.isfinite(norm) & (norm > 0)).sum() - settings.warmup) < MIN_PEAKS
 
 
 def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import poisson
 
 from stabilitylab.analysis.baseline import Baseline, baseline
 from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike
@@ -49,14 +50,20 @@ def detect_spikes(series: LayerSeries, settings: SpikeSettings | None = None) ->
 def false_alarms(layers: Sequence[LayerSeries], settings: SpikeSettings | None = None) -> FalseAlarms:
     """The same detector on the mirrored series (1 / norm): what it flags there, chance flagged."""
     trained = [layer for layer in layers if layer.trainable]
-    return chance_level(trained, [detect(layer, settings) for layer in trained])
+    return chance_level(trained, [detect(layer, settings) for layer in trained], settings)
 
 
-def chance_level(layers: Sequence[LayerSeries], detections: Sequence[Detection]) -> FalseAlarms:
-    """Mirrored events of layers already searched, summed."""
+def chance_level(
+    layers: Sequence[LayerSeries], detections: Sequence[Detection], settings: SpikeSettings | None = None
+) -> FalseAlarms:
+    """Mirrored events of layers already searched, summed, and how surprising the spikes are beside them."""
+    asked = (settings or SpikeSettings()).false_alarms_per_10k or 0.0
     events = sum(found.mirrored_events for found in detections)
     tested = sum(len(layer.iteration) for layer in layers)
-    return FalseAlarms(events, 10_000 * events / tested if tested else 0.0)
+    expected = max(float(events), asked * tested / 10_000)
+    spikes = sum(spike.kind == "spike" for found in detections for spike in found.spikes)
+    p_value = float(poisson.sf(spikes - 1, expected)) if expected else float(spikes == 0)
+    return FalseAlarms(events, 10_000 * events / tested if tested else 0.0, expected, p_value)
 
 
 def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

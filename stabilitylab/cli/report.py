@@ -93,8 +93,6 @@ def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
     known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
     versions = sorted(name for name in reader.meta if name.endswith("_version"))
     found = analysis or analyze_run(series)
-    # A run recorded elsewhere may have anything in its configuration; advice reads sections and lists.
-    sections = {key: value for key, value in reader.config.items() if isinstance(value, (dict, list))}
     return ReportRun(
         series=series,
         analysis=found,
@@ -104,5 +102,5 @@ def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
         loss=(curve["iteration"], curve["loss"]) if len(curve["iteration"]) else None,
         provenance={name: reader.meta[name] for name in (*known, *versions)},
         events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
-        accounts=[(account.text, account.next) for account in explain_episodes(found, sections)],
+        accounts=[(account.text, account.next) for account in explain_episodes(found, reader.config)],
     )

@@ -67,6 +67,8 @@ def command(
         cluster = {"slurm_partition": slurm} | {".".join(key): value for key, value in map(parse_override, slurm_set)}
     failures = {} if collect else _train(todo, root, jobs, cluster)
     folder = Path(output) if output else Path("reports") / study.name
+    if failures and not finished_runs(study, root):
+        raise ConfigError(_failed(failures))
     write_summary(study, root, folder)
     rows = read_summary(folder)
     draw_overview(rows, study.title, folder / "overview.png")
@@ -78,8 +80,12 @@ def command(
         click.echo(describe(verdict))
     click.echo(f"summary: {folder}, of {len(rows)} of {len(study.runs)} runs")
     if failures:
-        first = next(iter(failures.items()))
-        raise ConfigError(f"{len(failures)} runs failed, the first {first[0]}: {first[1]}; the same command goes on")
+        raise ConfigError(_failed(failures))
+
+
+def _failed(failures: dict[str, str]) -> str:
+    name, why = next(iter(failures.items()))
+    return f"{len(failures)} runs failed, the first {name}: {why}; the same command goes on"
 
 
 def describe(verdict: Verdict) -> str:

@@ -72,15 +72,17 @@ class PlainLines:
     def __init__(self) -> None:
         self._iterations = -1
         self._status = ""
-        self._told = -1
+        self._told: set[tuple[str, int]] = set()
 
     def show(self, now: Snapshot) -> None:
         over = [
-            s for s in now.spikes if s.onset > self._told and (s.end < now.iterations - 4 or now.status != "running")
+            s
+            for s in now.spikes
+            if (s.layer, s.onset) not in self._told and (s.end < now.iterations - 4 or now.status != "running")
         ]
         for spike in over:
             click.echo(f"spike {_spike(spike)}")
-        self._told = max([self._told, *(s.onset for s in over)])
+        self._told |= {(s.layer, s.onset) for s in over}
         if (now.iterations, now.status) != (self._iterations, self._status):
             click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
         self._iterations, self._status = now.iterations, now.status

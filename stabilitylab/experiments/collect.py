@@ -13,14 +13,13 @@ from typing import Any
 from stabilitylab.analysis.claims import Verdict, judge
 from stabilitylab.analysis.compare import summarize_run
 from stabilitylab.analysis.run import analyze_run
-from stabilitylab.config import Config, ConfigError
+from stabilitylab.config import ConfigError
 from stabilitylab.experiments.reading import load_series
 from stabilitylab.experiments.running import is_complete, provenance
-from stabilitylab.experiments.study import PlannedRun, Study
+from stabilitylab.experiments.study import NO_METRICS, PlannedRun, Study, look_up
 from stabilitylab.store.reader import open_run
 
 RUNS, PROVENANCE = "runs.csv", "provenance.json"
-_NOT_METRICS = ("run", "mitigation", "seed", "base_lr")
 
 
 def finished_runs(study: Study, root: Path) -> list[PlannedRun]:
@@ -69,8 +68,8 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         seed=config.train.seed,
         base_lr=config.optim.base_lr,
     )
-    row: dict[str, Any] = {"run": run.name} | {key: _look_up(config, key) for key in keys}
-    metrics = {key: value for key, value in asdict(summary).items() if key not in _NOT_METRICS}
+    row: dict[str, Any] = {"run": run.name} | {key: look_up(config, key) for key in keys}
+    metrics = {key: value for key, value in asdict(summary).items() if key not in NO_METRICS}
     first = next((layer.name for layer in series.layers if layer.trainable), "")
     spikes = analysis.spikes or ()
     metrics |= {
@@ -82,13 +81,6 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         "lag_matched": analysis.lag.num_matched if analysis.lag else 0,
     }
     return row | {key: _short(value) for key, value in metrics.items()}, meta
-
-
-def _look_up(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return " + ".join(value) or "none" if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> Any:

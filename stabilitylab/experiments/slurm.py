@@ -19,10 +19,10 @@ def run_on_cluster(
     parameters: Mapping[str, Any],
     ended: Callable[[str, str], None] = lambda *_: None,
     *,
-    cluster: str | None = None,
+    cluster: str = "slurm",
 ) -> dict[str, str]:
     """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` go to submitit
-    (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, ``local``, or what is found.
+    (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` for tests.
     ``root`` must be a folder that the nodes share. A job that Slurm kills is gone on with by the next call."""
     try:
         import submitit
@@ -32,7 +32,10 @@ def run_on_cluster(
         executor = submitit.AutoExecutor(root / ".submitit", cluster=cluster)
     except RuntimeError as error:  # no srun on this machine
         raise ConfigError(f"cannot submit to Slurm from here: {error}") from None
-    executor.update_parameters(**parameters)
+    try:
+        executor.update_parameters(**parameters)
+    except (NameError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"submitit does not take these job settings: {error}") from None
     root = root.resolve()
     submitted = {name: executor.submit(attempt, config, root, name) for name, config in jobs}
     failures: dict[str, str] = {}
@@ -40,7 +43,7 @@ def run_on_cluster(
         for name in [name for name, job in submitted.items() if job.done()]:
             job = submitted.pop(name)
             failure = job.exception()  # of the job itself: killed, or out of time
-            why = job.result() if failure is None else str(failure).strip().splitlines()[0]
+            why = job.result() if failure is None else (str(failure).strip() or type(failure).__name__).splitlines()[0]
             if why:
                 failures[name] = why
             ended(name, why)

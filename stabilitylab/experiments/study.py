@@ -17,13 +17,18 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from stabilitylab.analysis.claims import Claim
-from stabilitylab.config import Config, ConfigError, read_toml, resolve, set_key
+from stabilitylab.analysis.claims import Claim, matches
+from stabilitylab.analysis.results import RunSummary
+from stabilitylab.config import Config, ConfigError, check_choice, read_toml, resolve, set_key
 
+NO_METRICS = ("run", "mitigation", "seed", "base_lr")
+COUNTS = ("iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched")
+METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
+"""What a claim may be about: the columns of a study's ``runs.csv``."""
 AXES = {
     "method": "method.name",
     "optimizer": "optim.name",
@@ -82,12 +87,15 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     claims = values.get("claim", [])
     if not isinstance(claims, list):
         raise ConfigError(f"{path}: claims are [[claim]] tables")
+    stated = tuple(_claim(path, item) for item in claims)
+    for claim in stated:
+        _check_groups(path, claim, runs)
     return Study(
         name=path.stem,
         title=str(values.get("title", path.stem)),
         paper=str(values.get("paper", "")),
         runs=runs,
-        claims=tuple(_claim(path, item) for item in claims),
+        claims=stated,
         path=path,
     )
 
@@ -173,6 +181,30 @@ def _check_mitigations(path: Path, runs: tuple[PlannedRun, ...]) -> None:
             configured(run.config)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+
+def _check_groups(path: Path, claim: Claim, runs: tuple[PlannedRun, ...]) -> None:
+    """Before any run starts: whether the grid has runs that a claim is about."""
+    named = f"{path}: claim {claim.text!r}"
+    try:
+        check_choice("metric", claim.metric, METRICS)
+    except ConfigError as error:
+        raise ConfigError(f"{named}: {error}") from None
+    for key in {*claim.treated, *claim.baseline, *claim.where}:
+        _known(path, f"claim {claim.text!r}", key, [*AXES.values(), *_config_keys()])
+    rows = [{key: look_up(run.config, key) for key in [*AXES.values(), *_config_keys()]} for run in runs]
+    for name in ("treated", "baseline"):
+        group = getattr(claim, name)
+        if not any(matches(row, claim.where) and matches(row, group) for row in rows):
+            raise ConfigError(f"{named}: no run of the grid is {dict(claim.where) | dict(group)}")
+
+
+def look_up(config: Config, key: str) -> Any:
+    """The value of ``optim.base_lr``; several mitigations are ``a + b``, no mitigation is ``none``."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return " + ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
 
 
 def _claim(path: Path, values: Any) -> Claim:

@@ -22,9 +22,10 @@ class Settings:
     @classmethod
     def of(cls, config: dict[str, Any]) -> Settings:
         named = config.get("mitigation") or ()
-        mitigation = named if isinstance(named, str) else "+".join(map(str, named)) or "none"
+        named = named if isinstance(named, (list, tuple)) else [named]
+        mitigation = "+".join(map(str, named)) or "none"
         seed, base_lr = _value(config, "train", "seed", 0), _value(config, "optim", "base_lr", math.nan)
-        return cls(mitigation, int(seed), float(base_lr))
+        return cls(mitigation, int(seed) if math.isfinite(seed) else 0, float(base_lr))
 
 
 @dataclass(frozen=True, slots=True)

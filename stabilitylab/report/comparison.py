@@ -74,7 +74,7 @@ def comparison_markdown(comparison: Comparison, by: str = "mitigation") -> str:
     parts = []
     for caption, titles, rows, align in comparison_tables(comparison, by):
         lines = [
-            f"**{caption}**",
+            f"**{_escape(caption)}**",
             "",
             _line(titles),
             "|" + "|".join("---:" if a == "r" else "---" for a in align) + "|",

@@ -15,15 +15,15 @@ def min_max(x: np.ndarray, y: np.ndarray, bins: int = 1200) -> tuple[np.ndarray,
     3 ``bins`` points; all, if few.
 
     A peak's sharpness is its smaller step, up and down again, in log units where all values are positive. So a spike
-    of one iteration stays even where a taller one shares its bin, and is there when the reader zooms in. A value
-    that is not finite is kept too: it breaks the line where it stands.
+    of one iteration stays even where a taller one shares its bin, and is there when the reader zooms in. The
+    first of values that are not finite is kept too: it breaks the line where they stand.
     """
     n = len(y)
     if n <= 3 * bins:
         return x, y
     starts = np.linspace(0, n, bins + 1).astype(int)[:-1]
     finite = np.isfinite(y)
-    keep = ~finite
+    keep = ~finite & np.append(True, finite[:-1])  # one gap a stretch
     for sign in (1.0, -1.0):
         keep[_first_largest(np.where(finite, sign * y, -np.inf), starts)] = True
     keep[_sharpest(y, finite, bins)] = True

@@ -67,7 +67,7 @@ def heat_map(series: RunSeries, analysis: RunAnalysis) -> Figure:
     spikes = [s for s in analysis.spikes or () if s.kind == "spike"]
     many = len(spikes) > _MANY_MARKS
     shown = figure([heat] if many else [heat, _circles(spikes)], "iteration", "")
-    shown["layout"]["yaxis"] |= {"autorange": "reversed", "automargin": True}
+    shown["layout"]["yaxis"] |= {"type": "category", "autorange": "reversed", "automargin": True}
     shown["layout"]["showlegend"] = False
     shown["layout"]["margin"] |= {"t": 52}
     row = {layer.name: place for place, layer in enumerate(layers)}
@@ -178,7 +178,7 @@ def depth_against_lag(analysis: RunAnalysis) -> Figure:
     trace["error_x"] = {"type": "data", "array": above, "arrayminus": below, "color": COLOURS[0], "thickness": 1.5}
     trace["text"] = [f"{row.num_matched} matched" for row in rows]
     shown = figure([trace], "median lag, iterations", "")
-    shown["layout"]["yaxis"] |= {"autorange": "reversed", "automargin": True}
+    shown["layout"]["yaxis"] |= {"type": "category", "autorange": "reversed", "automargin": True}
     shown["layout"]["xaxis"] |= {"zeroline": True}
     shown["layout"]["showlegend"] = False
     return shown

@@ -63,7 +63,7 @@ def _runs(runs: Sequence[ReportRun]) -> str:
                 f"{100 * finite[-1]:.1f}" if len(finite) else "",
                 f"{100 * finite.max():.1f}" if len(finite) else "",
                 str(len(found.spikes or ())),
-                str(found.false_alarms.mirrored_events) if found.false_alarms else "",
+                f"{found.false_alarms.expected:.2g}" if found.false_alarms else "",
                 f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"
                 if lag is not None and lag.ci95 is not None and timed
                 else "inconclusive",

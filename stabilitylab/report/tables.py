@@ -35,7 +35,7 @@ def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
         spikes = [s for s in found.spikes if s.kind == "spike"]
         rows.append(("spikes", str(len(spikes))))
         if found.false_alarms is not None:
-            rows.append(("by chance", str(found.false_alarms.mirrored_events)))
+            rows.append(("by chance", f"{found.false_alarms.expected:.2g}"))
         top = largest(spikes)
         if top is not None:
             rows.append(("largest", f"{top.ratio:.0f}x"))

@@ -14,11 +14,15 @@ from stabilitylab.report.wording import count, percent
 Run = tuple[RunSeries, RunAnalysis]
 
 
+MORE_THAN_CHANCE = 0.01
+"""The p-value below which spikes are called more than chance brings."""
+
+
 def unstable(found: RunAnalysis) -> bool:
-    """A dip, a gradient that is not finite, or more spikes than the mirrored series has."""
+    """A dip, a gradient that is not finite, or more spikes than chance brings."""
     spikes = found.spikes or ()
-    chance = found.false_alarms.mirrored_events if found.false_alarms else 0
-    return bool(found.dips) or any(s.kind == "nonfinite" for s in spikes) or len(spikes) > chance
+    surprising = found.false_alarms is None or found.false_alarms.p_value < MORE_THAN_CHANCE
+    return bool(found.dips) or any(s.kind == "nonfinite" for s in spikes) or (bool(spikes) and surprising)
 
 
 def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
@@ -76,8 +80,8 @@ def _how_unstable(found: Sequence[RunAnalysis]) -> str:
         spiking = "no gradients recorded"
     else:
         spikes = sum(len(analysis.spikes or ()) for analysis in found)
-        chance = sum(a.false_alarms.mirrored_events for a in found if a.false_alarms)
-        spiking = f"{count(spikes, 'spike')} (chance alone: {chance})"
+        chance = sum(a.false_alarms.expected for a in found if a.false_alarms)
+        spiking = f"{count(spikes, 'spike')} (chance alone: {chance:.2g})"
     broken = sum(any(s.kind == "nonfinite" for s in a.spikes or ()) for a in found)
     dips = f", {count(sum(len(a.dips or ()) for a in found), 'accuracy dip')}"
     nan = f", gradients not finite in {count(broken, 'run')}" if broken else ""

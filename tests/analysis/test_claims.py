@@ -43,6 +43,7 @@ def claim(direction: str = "higher", smallest: float = 0.01, **more: Any) -> Cla
         ([0.001, 0.002, -0.001, 0.002], "not_higher", "reproduced"),
         ([0.05, 0.06, 0.04, 0.05], "not_higher", "contradicted"),
         ([0.20, -0.10, 0.05, 0.01], "not_higher", "inconclusive"),
+        ([0.008, 0.013, 0.009, 0.012], "not_higher", "inconclusive"),  # above 0, but 0.01 is not shown
         ([-0.05, -0.06, -0.04, -0.05], "not_lower", "contradicted"),
         ([0.05, 0.06, 0.04, 0.05], "not_lower", "reproduced"),
         ([0.05, 0.06], "higher", "inconclusive"),

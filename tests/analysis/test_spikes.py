@@ -117,3 +117,19 @@ def test_frozen_layers_are_not_counted_in_the_rate() -> None:
 def test_settings_that_make_no_sense(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"must be|unknown rule"):
         SpikeSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_noise_alone_is_no_more_than_chance() -> None:
+    """40 runs of 10 layers of noise: the p-value calls at most a few surprising, however the threshold fits."""
+    called = 0
+    for run in range(40):
+        layers = [layer_series(noise(1000, seed=100 * run + i, kind="t3"), f"l{i}", i) for i in range(10)]
+        called += false_alarms(layers).p_value < 0.01
+    assert called <= 3
+
+
+def test_planted_spikes_are_more_than_chance() -> None:
+    x = plant(noise(3000, seed=1), range(300, 2900, 250), 3.0)
+    found = false_alarms([layer_series(x)])
+    assert found.expected >= 0.3  # the rate asked for, over 3,000 iterations
+    assert found.p_value < 1e-6

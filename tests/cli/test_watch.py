@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stabilitylab.analysis.results import Spike
 from stabilitylab.cli import cli
 from stabilitylab.cli.live import Snapshot, Watcher
-from stabilitylab.cli.watch import sparkline
+from stabilitylab.cli.watch import PlainLines, sparkline
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import LayerRow
 from stabilitylab.store.writer import RunWriter
@@ -233,3 +234,14 @@ def read_until(terminal: int, wanted: str, seconds: float = 60) -> str:
                 break
     assert wanted in shown, shown
     return shown
+
+
+def test_a_pipe_is_told_every_spike_once_however_they_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace as changed
+
+    nothing = np.array([])
+    lines, now = PlainLines(), Snapshot("r", "running", 0, 500, 1.0, nothing, nothing, (), (), ())
+    early, late = Spike("a", 100, 100, 101, 3.0, 9.0), Spike("b", 100, 110, 120, 4.0, 8.0)
+    for iterations in (110, 130, 140):
+        lines.show(changed(now, iterations=iterations, spikes=(early, late)))
+    assert capsys.readouterr().out.count("spike ") == 2

@@ -56,6 +56,9 @@ smallest = 0.5
 """
 
 
+GROUPS = '[grid]\nseed = [0, 1, 2]\nmitigation = ["none", "frozen-patch"]\n'
+
+
 def study_file(folder: Path, text: str) -> Path:
     path = folder / "study.toml"
     path.write_text(text, encoding="utf-8")
@@ -140,9 +143,7 @@ def test_a_study_killed_in_the_middle_is_finished_by_the_same_command(tmp_path: 
 
 
 def test_the_summary_is_what_the_runs_hold_and_decides_the_claims(tmp_path: Path) -> None:
-    study = load_study(
-        study_file(tmp_path, TINY + "[grid]\nseed = [0, 1, 2]\n" + CLAIM.replace("not_higher", "higher"))
-    )
+    study = load_study(study_file(tmp_path, TINY + GROUPS + CLAIM.replace("not_higher", "higher")))
     with pytest.raises(ConfigError, match=r"study study: no run in .* is finished"):
         write_summary(study, tmp_path, tmp_path / "out")
     told: list[tuple[str, str]] = []
@@ -155,14 +156,14 @@ def test_the_summary_is_what_the_runs_hold_and_decides_the_claims(tmp_path: Path
     with (tmp_path / "out" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["train.seed"], row["mitigation"]) for row in rows] == [
-        (run.name, str(run.config.train.seed), "none") for run in study.runs[:2]
+        (run.name, "0", name) for run, name in zip(study.runs[:2], ("none", "frozen-patch"), strict=True)
     ]
     for row in rows:
         with open_run(tmp_path / row["run"]) as reader:
             assert float(row["final_knn"]) == pytest.approx(reader.evals()["knn_top1"]["value"][-1], rel=1e-5)
             assert float(row["best_knn"]) == pytest.approx(reader.evals()["knn_top1"]["value"].max(), rel=1e-5)
         assert row["iterations"] == "12"
-    assert [(v.verdict, v.num_seeds) for v in verdicts(study, rows)] == [("inconclusive", 0)]  # no frozen run
+    assert [(v.verdict, v.num_seeds) for v in verdicts(study, rows)] == [("inconclusive", 1)]  # one seed of three
 
 
 def test_the_cost_counts_iterations_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +195,11 @@ def test_the_probe_times_a_real_step(tmp_path: Path) -> None:
         (f"[grid]\nseed = {list(range(300))}\n", "the grid holds 300 runs, more than 200; go on with --yes"),
         ('[[claim]]\ntext = "c"\n', "claim 'c': no direction, metric, smallest, treated"),
         ("grid = 3\n", "grid is a table, or several"),
+        (GROUPS + CLAIM.replace("final_knn", "final_kn"), "unknown metric 'final_kn'; did you mean final_knn"),
+        (GROUPS + CLAIM.replace("frozen-patch", "bn-patch"), "no run of the grid is {'mitigation': 'bn-patch'}"),
+        (GROUPS + CLAIM.replace("{ mitigation =", "{ mitigaton =", 1), "unknown key 'mitigaton' in claim"),
+        (GROUPS + CLAIM.replace("0.5", '"0.5"'), "smallest '0.5' is not a positive number"),
+        (GROUPS + CLAIM.replace('{ mitigation = "none" }', '"none"'), "baseline is a table"),
     ],
 )
 def test_a_bad_study_is_refused_before_any_run_starts(text: str, message: str, tmp_path: Path) -> None:

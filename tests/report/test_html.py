@@ -52,7 +52,7 @@ def test_the_first_screen_answers_four_questions(page: str) -> None:
     shown = re.search(r'<dl class="answers">(.*?)</dl>', page, re.DOTALL)
     assert shown is not None
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown[1]))
-    assert "Was it unstable? planted: Yes: 36 spikes (chance alone: 0), 4 accuracy dips." in said
+    assert "Was it unstable? planted: Yes: 36 spikes (chance alone: 0.9), 4 accuracy dips." in said
     assert "calm: No: 0 spikes" in said
     assert "patch_embed leads 12 of 12 episodes of several layers; patch_embed to predictor: 20 iterations" in said
     assert "Deepest dip" in said

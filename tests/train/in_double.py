@@ -8,9 +8,9 @@ from __future__ import annotations
 from stabilitylab.cli import main
 from stabilitylab.config import Config
 from stabilitylab.methods.base import Method
-from stabilitylab.train import trainer
+from stabilitylab.train.mitigations import applied
 
-build = trainer.build_method
+build = applied.build_method
 
 
 def build_in_double(config: Config, channels: int) -> object:
@@ -23,5 +23,5 @@ def build_in_double(config: Config, channels: int) -> object:
 
 
 if __name__ == "__main__":
-    trainer.build_method = build_in_double
+    applied.build_method = build_in_double
     main()

@@ -28,6 +28,11 @@ def set_beta2(config: Config, value: float | None) -> Config:
 def lengthen_warmup(config: Config, value: float | None) -> Config:
     assert value is not None
     now = config.optim.warmup_iterations
+    if config.optim.warmup_epochs:
+        raise ConfigError(
+            f"mitigation 'longer-warmup' counts iterations and optim.warmup_epochs is {config.optim.warmup_epochs:g}; "
+            "give optim.warmup_iterations instead"
+        )
     if value != int(value) or (now is not None and value < now):
         raise ConfigError(f"mitigation 'longer-warmup:{value:g}' needs whole iterations, no fewer than {now or 0}")
     return _with(config, optim__warmup_iterations=int(value), optim__warmup_epochs=None)

@@ -40,14 +40,25 @@ def clip_adaptively(method: Method, value: float | None, state: State) -> Tensor
 
 
 def zclip(method: Method, value: float | None, state: State) -> Tensor:
-    """A norm at z > 2.5 running standard deviations above the running mean is brought back to 2.5^2 / z of them."""
+    """A norm at z > 2.5 running standard deviations above the running mean is brought back to 2.5^2 / z of them.
+
+    The averages begin with the median and MAD of the first 25 norms: the first gradients of a training are hundreds of
+    times the later ones, and their mean (as the paper has it) would hide every spike for hundreds of iterations.
+    """
     norm = global_norm(method)
-    if not state:
-        state |= {"mean": norm.clone(), "variance": torch.zeros_like(norm), "seen": torch.zeros_like(norm)}
+    if "mean" not in state:
+        watched = torch.cat([state.get("norms", norm.new_empty(0)), norm[None]])
+        state["norms"] = watched
+        if len(watched) == ZCLIP_WARMUP:
+            finite = torch.where(watched.isfinite(), watched, torch.nan)
+            state["mean"] = finite.nanmedian()
+            state["variance"] = (1.4826 * (finite - state["mean"]).abs().nanmedian()).square()
+            del state["norms"]
+        return torch.ones_like(norm)
     deviation = state["variance"].sqrt()
     z = (norm - state["mean"]) / deviation.clamp(min=1e-12)
     allowed = state["mean"] + ZCLIP_Z**2 / z * deviation
-    spikes = (z > ZCLIP_Z) & (state["seen"] >= ZCLIP_WARMUP) & norm.isfinite()
+    spikes = (z > ZCLIP_Z) & norm.isfinite()
     factor = torch.where(spikes, allowed / norm, torch.ones_like(norm))
     torch._foreach_mul_(gradients(method), factor)
     clipped, known = norm * factor, norm.isfinite()  # what is not finite must not poison the averages
@@ -55,7 +66,6 @@ def zclip(method: Method, value: float | None, state: State) -> Tensor:
     variance = torch.lerp((clipped - mean).square(), state["variance"], ZCLIP_DECAY)
     state["mean"] = torch.where(known, mean, state["mean"])
     state["variance"] = torch.where(known, variance, state["variance"])
-    state["seen"] = state["seen"] + 1
     return factor
 
 
