@@ -5,11 +5,12 @@
 1. False events on noise alone, per 10,000 iterations, for rates asked of 1 and 0.1. Ours must stay within a factor 2.
 2. Recall by spike height in noise sd, widths 1 to 50, onset within 3 iterations. Every rule is given the threshold at
    which it, too, opens one false event per 10,000 on the noise where it opens most: the rate asked for is a promise
-   for whatever noise a run has. "told" is our score with the best threshold for each noise, told beforehand: what no
-   detector that has to learn it can pass.
-3. Precision and recall by ratio, x1.5 to x30, on drifting series with a warm-up and level shifts, as published.
+   for whatever noise a run has. "mad" is our score alone with such a threshold: no tail fitted, no rows.
+3. The same at 8 sd by width, and the most that any detector could find of single iterations in independent noise: the
+   likelihood ratio's share (Neyman and Pearson), told the noise's law, the height and the width.
+4. Precision and recall by ratio, x1.5 to x30, on drifting series with a warm-up and level shifts, as published.
 
-The ratio rule (a spike at least doubles the norm) is off in 1 and 2, so that the threshold stands alone.
+The ratio rule (a spike at least doubles the norm) is off in 1 to 3, so that the threshold stands alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from scipy.ndimage import median_filter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,6 +36,7 @@ NOISES = [(kind, phi) for kind in ("normal", "t3") for phi in (0.0, 0.5, 0.9, 0.
 RULES = ("olmo", "zscore", "ema")
 OURS = SpikeSettings(ratio_open=1.0)
 HEIGHTS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
+WIDTHS = ((1, 1), (2, 2), (3, 5), (6, 15), (16, 50))
 SD = 0.15
 
 
@@ -73,10 +76,9 @@ def false_events(runs: int, n: int) -> bool:
     return kept
 
 
-def tuned(runs: int, n: int) -> tuple[dict[str, float], dict[tuple[str, float], float]]:
-    """Each rule's threshold for one false event per 10,000 on its worst noise; our score's for every noise."""
+def tuned(runs: int, n: int) -> dict[str, float]:
+    """Each rule's threshold for one false event per 10,000 on its worst noise."""
     worst = dict.fromkeys((*RULES, "mad"), 0.0)
-    told = {}
     for kind, phi in NOISES:
         draws = [SD * ar_noise(np.random.default_rng([2, s]), n, kind=kind, phi=phi) for s in range(runs)]
         found = [scores(x) for x in draws]
@@ -87,17 +89,17 @@ def tuned(runs: int, n: int) -> tuple[dict[str, float], dict[tuple[str, float], 
                 rate = sum(len(events(one[rule], middle)) for one in found) / (runs * n / 10_000)
                 low, high = (middle, high) if rate > 1 else (low, middle)
             worst[rule] = max(worst[rule], high)
-            if rule == "mad":
-                told[kind, phi] = high
-    return worst, told
+    return worst
 
 
-def with_spikes(seed: int, n: int, kind: str, phi: float, height: float) -> tuple[np.ndarray, np.ndarray]:
+def with_spikes(
+    seed: int, n: int, kind: str, phi: float, height: float, widths: tuple[int, int] = (1, 50)
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([3, seed])
     x = ar_noise(rng, n, kind=kind, phi=phi)
     onsets = spaced(rng, n, n // 500, apart=300)
     for onset in onsets:
-        add_spike(x, int(onset), height, round(float(np.exp(rng.uniform(0, np.log(50))))))
+        add_spike(x, int(onset), height, int(rng.integers(widths[0], widths[1], endpoint=True)))
     return SD * x, onsets
 
 
@@ -109,14 +111,14 @@ def found_share(found: Sequence[int] | np.ndarray, onsets: np.ndarray, within: i
 
 
 def recall(runs: int, n: int) -> bool:
-    worst, told = tuned(runs, n)
+    worst = tuned(runs, n)
     print("2. recall by height in noise sd; every rule at one false event per 10,000 on its worst noise")
     print("   thresholds: " + ", ".join(f"{rule} {value:.1f}" for rule, value in worst.items()))
     print(f"{'noise':<8}{'phi':>6}  {'rule':<8}" + "".join(f"{h:>6}" for h in HEIGHTS))
-    kept = True
+    kept = best = True
     total: dict[str, np.ndarray] = {}
     for kind, phi in NOISES:
-        shares: dict[str, list[float]] = {name: [] for name in ("ours", "told", "mad", *RULES)}
+        shares: dict[str, list[float]] = {name: [] for name in ("ours", "mad", *RULES)}
         for height in HEIGHTS:
             hits = dict.fromkeys(shares, 0)
             planted = 0
@@ -126,20 +128,46 @@ def recall(runs: int, n: int) -> bool:
                 hits["ours"] += found_share([s.onset for s in detect_spikes(layer(x), OURS)], onsets)
                 for rule, score in scores(x).items():
                     hits[rule] += found_share(events(score, worst[rule]), onsets)
-                    if rule == "mad":
-                        hits["told"] += found_share(events(score, told[kind, phi]), onsets)
             for name, count in hits.items():
                 shares[name].append(count / planted)
         for name, row in shares.items():
             print(f"{kind:<8}{phi:>6}  {name:<8}" + "".join(f"{share:>6.2f}" for share in row))
             total[name] = total.get(name, np.zeros(len(HEIGHTS))) + np.array(row) / len(NOISES)
-        kept &= kind == "t3" or shares["ours"][HEIGHTS.index(8)] >= 0.95
+            # Two shares that differ by less than two standard errors do not differ.
+            best &= all(
+                other <= mine + 2 * np.sqrt(0.5 / planted) for mine, other in zip(shares["ours"], row, strict=True)
+            )
+        kept &= shares["ours"][HEIGHTS.index(8)] >= 0.95
     for name, mean in total.items():
         print(f"{'all':<14}  {name:<8}" + "".join(f"{share:>6.2f}" for share in mean))
-    best = max(total[rule].mean() for rule in ("mad", *RULES))
-    print(f"recall of at least 0.95 at 8 sd of normal noise: {kept}")
-    print(f"no rule that keeps the rate recalls more, over all heights and noises: {total['ours'].mean() >= best}\n")
-    return kept and bool(total["ours"].mean() >= best)
+    print(f"recall of at least 0.95 at 8 sd of every noise: {kept}")
+    print(f"no rule that keeps the rate recalls more, at any height of any noise: {best}\n")
+    return kept and best
+
+
+def most_of_one(kind: str, height: float, rate: float = 1e-4) -> float:
+    """Recall of single iterations by the best test there is: where spikes are likeliest, for ``rate`` of noise."""
+    grid = np.linspace(-60, 60 + height, 400_001)
+    law = stats.norm() if kind == "normal" else stats.t(3, scale=1 / np.sqrt(3))
+    noise, spike = law.pdf(grid), law.pdf(grid - height)
+    order = np.argsort(noise / np.maximum(spike, 1e-300))
+    chance = np.cumsum(noise[order]) * (grid[1] - grid[0])
+    return float(spike[order][chance <= rate].sum() * (grid[1] - grid[0]))
+
+
+def by_width(runs: int, n: int, height: float = 8) -> None:
+    print(f"3. ours at {height:g} sd by width")
+    names = [f"{low}" if low == high else f"{low}-{high}" for low, high in WIDTHS]
+    print(f"{'noise':<8}{'phi':>6}" + "".join(f"{name:>7}" for name in names) + "   most of 1 that any test finds")
+    for kind, phi in NOISES:
+        cells = []
+        for widths in WIDTHS:
+            draws = [with_spikes(seed, n, kind, phi, height, widths) for seed in range(runs)]
+            hits = sum(found_share([s.onset for s in detect_spikes(layer(x), OURS)], onsets) for x, onsets in draws)
+            cells.append(hits / sum(len(onsets) for _, onsets in draws))
+        limit = f"{most_of_one(kind, height):>10.2f}" if phi == 0 else ""
+        print(f"{kind:<8}{phi:>6}" + "".join(f"{cell:>7.2f}" for cell in cells) + limit)
+    print()
 
 
 def drifting(seed: int, n: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +187,7 @@ def drifting(seed: int, n: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_ratio(runs: int, n: int) -> None:
-    print("3. precision and recall by ratio on drifting series, every rule as published (ours: default settings)")
+    print("4. precision and recall by ratio on drifting series, every rule as published (ours: default settings)")
     print(f"{'ratio':>6}{'':<11}" + "".join(f"{rule:>16}" for rule in ("ours", "ours, min 1", *RULES)))
     for ratio in (1.5, 2, 3, 5, 10, 30):
         cells = []
@@ -199,6 +227,7 @@ if __name__ == "__main__":
     quick = parser.parse_args().quick
     kept = false_events(4 if quick else 40, 100_000)
     kept &= recall(3 if quick else 10, 20_000)
+    by_width(3 if quick else 10, 20_000)
     by_ratio(8 if quick else 40, 10_000)
     speed(20_000 if quick else 100_000)
     if not (kept or quick):

@@ -13,8 +13,9 @@ from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import WINDOW, measure_lag, propagation
 from stabilitylab.analysis.results import CrossLag, Dip, DipLink, LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.analysis.spikes import PEAK_SHARE, Detection, SpikeSettings, chance_level, detect
+from stabilitylab.analysis.spikes import Detection, SpikeSettings, chance_level, detect
 from stabilitylab.analysis.tails import MIN_PEAKS
+from stabilitylab.analysis.thresholds import PEAK_SHARE
 from stabilitylab.analysis.warning import early_warning
 
 METRIC = "knn_top1"

@@ -13,7 +13,7 @@ class SpikeSettings:
     """How spikes are found. Lengths in iterations (values, where a series has gaps), z in noise sd.
 
     ``false_alarms_per_10k`` events per 10,000 iterations and layer that chance alone may open; None uses
-    ``z_open`` as it stands. ``z_open`` also stands in where a series is too short or too still to
+    ``z_open`` as it stands, for single values. ``z_open`` also stands in where a series is too short or too still to
     calibrate. ``rule``: ``stablab``, or one of ``rules.py`` with its published parameters, which ignores the rest.
     """
 

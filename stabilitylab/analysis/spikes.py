@@ -2,13 +2,13 @@
 
 The score of an iteration is how many noise sd the log norm lies above the higher of two medians, the one
 before and the one after. The one after makes learning-rate drift and level shifts no spikes: a spike
-comes back. An event opens where the score passes a threshold that the series' own *downward* excursions
-set, so that chance opens one no more often than the rate asked for.
+comes back. An event opens where one score, or several in a row, pass a threshold that the series' own *downward*
+excursions set, so that chance opens one no more often than the rate asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +18,13 @@ from stabilitylab.analysis.baseline import Baseline, baseline
 from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike
 from stabilitylab.analysis.rules import THRESHOLDS, published_score
 from stabilitylab.analysis.settings import SpikeSettings
-from stabilitylab.analysis.tails import tail_threshold
+from stabilitylab.analysis.thresholds import stretches, thresholds_of
 
 __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spikes", "false_alarms", "log_norms"]
 
 
 MAX_PASSES = 2
 """Flagged values leave the baseline, which may flag others."""
-MAX_PEAKS = 250
-PEAK_SHARE = 0.02
-MARGIN = 0.95
-"""Share of the promised rate that is aimed at. On normal and t3 noise, AR(1) 0 to 0.95, the rate kept is then 0.6 to
-1.0 times the one asked for (benchmarks/detection.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +113,9 @@ def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _F
         base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
         score = _score(x, base)
         mirrored = _score(-x, Baseline(-base.before, -base.after, base.scale))
-        threshold = _threshold(mirrored, settings)
-        runs = _runs(x, base.before, score, threshold, iteration, settings)
-        mirrored_runs = _runs(-x, -base.before, mirrored, threshold, iteration, settings)
+        thresholds = thresholds_of(mirrored, settings)
+        runs = _runs(x, base.before, score, thresholds, iteration, settings)
+        mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
         now, now_mirrored = _mask(runs, len(x)), _mask(mirrored_runs, len(x))
         settled = np.array_equal(now, flagged) and np.array_equal(now_mirrored, mirrored_flagged)
         flagged, mirrored_flagged = now, now_mirrored
@@ -134,7 +129,7 @@ def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _
     found = []
     for sign in (1, -1):
         score, centre = published_score(np.exp(sign * x), settings.rule, settings.warmup)
-        starts, stops = _stretches(score >= THRESHOLDS[settings.rule], 0)
+        starts, stops = stretches(score >= THRESHOLDS[settings.rule], 0)
         found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
     runs, score, centre = found[0]
     return _Found(runs, len(found[1][0]), centre, score, score)
@@ -146,51 +141,29 @@ def _score(x: np.ndarray, base: Baseline) -> np.ndarray:
     return np.where(np.isnan(score) | np.isnan(base.before), -np.inf, score)
 
 
-def _threshold(mirrored: np.ndarray, settings: SpikeSettings) -> float:
-    """The score that chance passes at the rate asked for, from the mirrored scores' declustered peaks."""
-    if settings.false_alarms_per_10k is None:
-        return settings.z_open
-    tested = np.isfinite(mirrored)
-    n = int(tested.sum())
-    keep = min(MAX_PEAKS, int(PEAK_SHARE * n))
-    if keep < 1:
-        return settings.z_open
-    quantile = float(np.partition(mirrored, len(mirrored) - keep)[len(mirrored) - keep])
-    above = mirrored > quantile
-    starts, stops = _stretches(above, settings.merge_gap)
-    if len(starts) == 0 or quantile <= 0:
-        return settings.z_open
-    # Every second stretch lies between two peaks; one value more, for a peak that ends the series.
-    edges = np.stack([starts, stops], 1).ravel()
-    peaks = np.maximum.reduceat(np.append(mirrored, -np.inf), edges)[::2]
-    beyond = tail_threshold(peaks - quantile, MARGIN * settings.false_alarms_per_10k * n / 10_000)
-    return settings.z_open if beyond is None else max(quantile + beyond, settings.z_close)
-
-
-def _stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops (exclusive) of true stretches; holes of at most ``gap`` are filled."""
-    edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
-    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    apart = starts[1:] - stops[:-1] > gap
-    return starts[np.concatenate([[True], apart])] if len(starts) else starts, (
-        stops[np.concatenate([apart, [True]])] if len(stops) else stops
-    )
-
-
 def _runs(
     x: np.ndarray,
     before: np.ndarray,
     score: np.ndarray,
-    threshold: float,
+    thresholds: Mapping[int, float],
     iteration: np.ndarray,
     settings: SpikeSettings,
 ) -> list[tuple[int, int]]:
-    """Events as index ranges: stretches above ``z_close`` that somewhere pass threshold and ratio."""
+    """Events as index ranges: stretches above ``z_close`` that somewhere pass the ratio where as many in a row as a
+    threshold asks for pass it."""
     with np.errstate(invalid="ignore"):
-        opens = (score >= threshold) & (x - before >= np.log(settings.ratio_open))
+        far = x - before >= np.log(settings.ratio_open)
+    if not far.any():
+        return []
+    passes = np.zeros(len(x), dtype=bool)
+    for count, threshold in thresholds.items():
+        starts, stops = stretches(score >= threshold, 0)
+        long = stops - starts >= count
+        passes |= _mask(zip(starts[long].tolist(), stops[long].tolist(), strict=True), len(x))
+    opens = passes & far
     if not opens.any():
         return []
-    starts, stops = _stretches(score >= min(settings.z_close, threshold), 0)
+    starts, stops = stretches(score >= min(settings.z_close, *thresholds.values()), 0)
     opened = np.add.reduceat(np.concatenate([opens, [False]]).astype(np.int64), np.stack([starts, stops], 1).ravel())
     opened = opened[::2] > 0
     return _merged(starts[opened], stops[opened], iteration, settings.merge_gap)
@@ -206,7 +179,7 @@ def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: i
     return events
 
 
-def _mask(runs: list[tuple[int, int]], n: int) -> np.ndarray:
+def _mask(runs: Iterable[tuple[int, int]], n: int) -> np.ndarray:
     mask = np.zeros(n, dtype=bool)
     for start, stop in runs:
         mask[start:stop] = True
@@ -214,7 +187,7 @@ def _mask(runs: list[tuple[int, int]], n: int) -> np.ndarray:
 
 
 def _nonfinite_spikes(series: LayerSeries, nonfinite: np.ndarray, gap: int) -> list[Spike]:
-    starts, stops = _stretches(nonfinite, gap)
+    starts, stops = stretches(nonfinite, gap)
     infinite = float("inf")
     return [
         Spike(

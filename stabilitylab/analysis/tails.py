@@ -7,6 +7,8 @@ and scales that the peaks leave possible, with a broad prior around an exponenti
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.optimize import brentq
 
@@ -16,31 +18,38 @@ _SCALES = np.exp(np.linspace(-1.2, 1.2, 41))
 MIN_PEAKS = 8
 
 
-def tail_threshold(excess: np.ndarray, wanted: float) -> float | None:
-    """How far above the fitted quantile the expected number of peaks falls to ``wanted``.
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """``weights`` (shapes, scales): how likely each tail is beside ``num_peaks`` peaks that rose by ``mean``."""
 
-    ``excess`` (k,) how far each chance peak rose above the quantile; ``wanted`` in peaks over the same
-    stretch, below k. None with fewer than 8 peaks: no tail to fit.
-    """
-    k = len(excess)
-    if k < MIN_PEAKS:
-        return None
-    if wanted >= k:
-        return 0.0
+    num_peaks: int
+    mean: float
+    weights: np.ndarray
+
+    def threshold(self, wanted: float) -> float:
+        """How far above the fitted quantile the expected number of peaks falls to ``wanted``, over the same stretch."""
+        if wanted >= self.num_peaks:
+            return 0.0
+        scales = self.mean * _SCALES[None, :]
+
+        def surplus(log_t: float) -> float:
+            passing = (self.weights * _survival(np.exp(log_t), _SHAPES[:, None], scales)).sum()
+            return np.log(self.num_peaks * float(passing) + 1e-300) - np.log(wanted)
+
+        low, high = np.log(self.mean * 1e-3), np.log(self.mean * 1e6)
+        if surplus(low) <= 0:
+            return float(np.exp(low))
+        if surplus(high) >= 0:
+            return float("inf")
+        return float(np.exp(brentq(surplus, low, high, xtol=1e-3)))
+
+
+def fit_tail(excess: np.ndarray) -> Tail:
+    """``excess`` (k,): how far each chance peak rose above the quantile. ValueError with fewer than 8."""
+    if len(excess) < MIN_PEAKS:
+        raise ValueError(f"{len(excess)} peaks are too few to fit a tail to; it takes {MIN_PEAKS}")
     mean = max(float(excess.mean()), 1e-9)
-    scales = (mean * _SCALES)[None, :]
-    shapes = _SHAPES[:, None]
-    weights = _posterior(excess, shapes, scales)
-
-    def surplus(log_t: float) -> float:
-        return np.log(k * float((weights * _survival(np.exp(log_t), shapes, scales)).sum()) + 1e-300) - np.log(wanted)
-
-    low, high = np.log(mean * 1e-3), np.log(mean * 1e6)
-    if surplus(low) <= 0:
-        return float(np.exp(low))
-    if surplus(high) >= 0:
-        return float("inf")
-    return float(np.exp(brentq(surplus, low, high, xtol=1e-3)))
+    return Tail(len(excess), mean, _posterior(excess, _SHAPES[:, None], mean * _SCALES[None, :]))
 
 
 def _posterior(excess: np.ndarray, shapes: np.ndarray, scales: np.ndarray) -> np.ndarray:

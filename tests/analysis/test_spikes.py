@@ -7,6 +7,7 @@ import pytest
 
 from stabilitylab.analysis.results import LayerSeries, Spike
 from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
+from stabilitylab.analysis.thresholds import lowest_of
 from tests.synthetic import layer_series, noise, plant, spread_onsets
 
 
@@ -105,6 +106,29 @@ def test_a_fixed_threshold_does_not_keep_the_promise() -> None:
     fixed = SpikeSettings(ratio_open=1.0, false_alarms_per_10k=None)
     layers = [layer_series(noise(10_000, seed=s, kind="t3")) for s in range(4)]
     assert sum(len(detect_spikes(layer, fixed)) for layer in layers) > 20
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5])
+def test_spikes_that_last_are_found_where_noise_reaches_as_high(phi: float) -> None:
+    """t3 noise reaches 12 sd once in 10,000 values, but never 8 ten times in a row."""
+    n = 20_000
+    onsets = spread_onsets(np.random.default_rng(0), 30, n, apart=300)
+    x = noise(n, seed=3, kind="t3", phi=phi, sd=0.15)
+    lasting = detect_spikes(layer_series(plant(x, onsets, 8 * 0.15, width=10)), SpikeSettings(ratio_open=1.0))
+    found = [min((s.onset for s in lasting), key=lambda at: abs(at - onset)) for onset in onsets]
+    assert np.abs(np.array(found) - onsets).max() <= 3
+    assert len(lasting) <= len(onsets) + 6
+    single = detect_spikes(layer_series(plant(x, onsets, 8 * 0.15, width=1)), SpikeSettings(ratio_open=1.0))
+    assert len(single) <= 12
+
+
+def test_a_row_is_judged_by_its_lowest_value() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.standard_normal(50)
+    for count in (1, 2, 4, 8, 60):
+        rows = [score[i : i + count] for i in range(len(score))]
+        naive = [min(row) if len(row) == count else -np.inf for row in rows]
+        np.testing.assert_array_equal(lowest_of(score, count), naive)
 
 
 def test_frozen_layers_are_not_counted_in_the_rate() -> None:

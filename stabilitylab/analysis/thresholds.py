@@ -1,0 +1,74 @@
+"""How far up a series must go for a spike, so that chance goes there no more often than the rate asked for.
+
+Chance is learnt from the series' own *downward* excursions: the mirrored scores, which spikes do not touch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabilitylab.analysis.settings import SpikeSettings
+from stabilitylab.analysis.tails import MIN_PEAKS, Tail, fit_tail
+
+MAX_PEAKS = 250
+PEAK_SHARE = 0.02
+IN_A_ROW = (1, 2, 4, 8)
+"""One value far up, or so many in a row less far (the run rules of quality control: Western Electric, 1956). Where
+noise is heavy-tailed, single values of 8 sd are nothing; two in a row are hardly ever chance."""
+MARGIN = 0.95
+"""Share of the promised rate that is aimed at. On normal and t3 noise, AR(1) 0 to 0.95, the rate kept is then 0.6 to
+1.3 times the one asked for (benchmarks/detection.py)."""
+
+
+def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, float]:
+    """How many in a row -> the score that all of them must pass, so that chance opens events at the rate asked for.
+
+    Each is fitted to the declustered peaks of the mirrored scores' running minimum.
+    """
+    n = int(np.isfinite(mirrored).sum())
+    keep = min(MAX_PEAKS, int(PEAK_SHARE * n))
+    if settings.false_alarms_per_10k is None or keep < 1:
+        return {1: settings.z_open}
+    tails: dict[int, tuple[float, Tail, np.ndarray]] = {}
+    for count in IN_A_ROW:
+        lowest = lowest_of(mirrored, count)
+        quantile = float(np.partition(lowest, len(lowest) - keep)[len(lowest) - keep])
+        above = lowest > quantile
+        starts, stops = stretches(above, settings.merge_gap)
+        if quantile <= 0 or len(starts) < MIN_PEAKS:
+            break
+        # Every second stretch lies between two peaks; one value more, for a peak that ends the series.
+        edges = np.stack([starts, stops], 1).ravel()
+        peaks = np.maximum.reduceat(np.append(lowest, -np.inf), edges)[::2]
+        tails[count] = quantile, fit_tail(peaks - quantile), above
+    if not tails:
+        return {1: settings.z_open}
+    wanted = MARGIN * settings.false_alarms_per_10k * n / 10_000
+    passed = {count: quantile + tail.threshold(wanted) for count, (quantile, tail, _) in tails.items()}
+    # Those that chance fills above z_close share the rate. On autocorrelated noise it often passes several at once.
+    sharing = [count for count in passed if count == 1 or passed[count] > settings.z_close]
+    if len(sharing) > 1:
+        anywhere = np.logical_or.reduce([tails[count][2] for count in sharing])
+        peaks_each = np.mean([tails[count][1].num_peaks for count in sharing])
+        wanted *= float(peaks_each) / len(stretches(anywhere, settings.merge_gap)[0])
+        passed |= {count: tails[count][0] + tails[count][1].threshold(wanted) for count in sharing}
+    return {count: max(threshold, settings.z_close) for count, threshold in passed.items()}
+
+
+def lowest_of(score: np.ndarray, count: int) -> np.ndarray:
+    """(n,) -> (n,): the lowest of ``count`` scores in a row from each on; -inf where fewer are left."""
+    lowest = score.copy()
+    for ahead in range(1, min(count, len(score) + 1)):
+        np.minimum(lowest[:-ahead], score[ahead:], out=lowest[:-ahead])
+        lowest[-ahead:] = -np.inf
+    return lowest
+
+
+def stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops (exclusive) of true stretches; holes of at most ``gap`` are filled."""
+    edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
+    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    apart = starts[1:] - stops[:-1] > gap
+    return starts[np.concatenate([[True], apart])] if len(starts) else starts, (
+        stops[np.concatenate([apart, [True]])] if len(stops) else stops
+    )
