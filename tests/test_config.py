@@ -26,6 +26,13 @@ def test_the_paper_recipe_belongs_to_image_folders() -> None:
     assert (config.optim.base_lr, config.optim.weight_decay, config.method.hidden_dim) == (1.5e-4, 0.1, 4096)
 
 
+def test_swav_has_the_paper_s_heads_on_photos_and_sharper_codes_on_small_images() -> None:
+    photos = resolve({"data": {"name": "imagefolder:x"}, "method": {"name": "swav"}}).method
+    digits = resolve({"method": {"name": "swav"}}).method
+    assert (photos.temperature, photos.head_bn, photos.sinkhorn_epsilon) == (0.1, False, 0.05)
+    assert (digits.temperature, digits.head_bn, digits.sinkhorn_epsilon) == (0.1, True, 0.03)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -130,7 +130,9 @@ class MethodConfig(Section):
     head_bn: bool = Field(True, description="BatchNorm in the heads (byol: in their hidden layers)")
     queue_size: int = Field(65536, ge=1, description="mocov2: keys in the queue")
     num_prototypes: int = Field(3000, ge=2, description="swav: clusters")
-    sinkhorn_epsilon: float = Field(0.05, gt=0, description="swav: smoothness of the codes")
+    sinkhorn_epsilon: float = Field(
+        0.05, gt=0, description="swav: smoothness of the codes; lower it where the loss stays at log(prototypes)"
+    )
     sinkhorn_iterations: int = Field(3, ge=1)
     freeze_prototypes_iterations: int = Field(0, ge=0, description="swav: prototypes stand still so long")
 
