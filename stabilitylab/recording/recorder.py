@@ -72,6 +72,7 @@ class Recorder:
         self._copying: tuple[Buffer, Transfer] | None = None
         self._last_flush = time.monotonic()
         self._amp_skips = amp_skips
+        self._reads_weights = any(name in OF_WEIGHTS for name in signals)
         self._before: tuple[Selection, list[Tensor]] | None = None
         self._silent = set(self.signals)  # nothing was measured of them yet
         of_forward = [name for name in signals if name in OF_FORWARD]
@@ -113,9 +114,10 @@ class Recorder:
     def measure(self, *, grad_scale: float | Tensor | None = None, optimizer: Optimizer | None = None) -> Tensor:
         """(signals, layers) on the device; -1 marks what is not measured. ``grad_scale``: by how much the gradients
         are scaled still. ``optimizer``: measure its parameters alone, the others' gradients are not of this step."""
-        held = self._held(optimizer)
-        mine = None if optimizer is None else set(held.parameters)
+        mine = None if optimizer is None else set(self._held(optimizer).parameters)
         chosen = self._index.select(lambda p: p.grad is not None and (mine is None or p in mine))
+        # Where no weights are read, a thousand parameters need not be asked twice.
+        held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
         step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale)
         nothing = torch.full((self._index.num_layers,), -1.0, device=held.device)
         rows = []

@@ -19,6 +19,8 @@ from stabilitylab.recording.selection import LayerIndex, Selection, local
 
 _SMALL = 1e-15
 """Below, float32 loses the squares of entries."""
+_SMALL_TENSOR, _TOGETHER = 1 << 14, 1 << 17
+"""Entries of a gradient that is copied beside others of its shape, and of such a copy: it stays in the cache."""
 _CHUNK = 1 << 24
 """Entries that a signal with copies of the gradients copies at a time."""
 
@@ -198,17 +200,44 @@ def l2_and_largest(tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].is_cuda:
         maxima = torch._foreach_norm(_filled(tensors), float("inf"))
         return torch.stack([l2_norms(tensors)[0], torch.stack(maxima).float()])
-    # On the CPU torch's infinity norm is five times slower than a minimum and a maximum, and memory is what a norm
-    # costs: both while the tensor is in the cache.
-    squares, lows, highs = [], [], []
-    for t in _filled(tensors):
-        low, high = torch.aminmax(t)
-        squares.append(_square(t))
-        lows.append(low)
-        highs.append(high)
-    largest = torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float()
-    l2s = torch.stack(squares).sqrt().float()
-    return torch.stack([_careful(l2s, tensors, (largest > 0) & largest.isfinite()), largest])
+    # On the CPU memory and calls are what a norm costs. Tensors too large to copy are read twice while in the cache (a
+    # minimum and a maximum: torch's infinity norm is five times slower), small ones of one shape in one call.
+    large, small = _by_shape(tensors)
+    norms: list[Tensor] = []
+    largest: list[Tensor] = []
+    places = list(large)
+    if large:
+        lows, highs = zip(*(torch.aminmax(tensors[i]) for i in large), strict=True)
+        norms.append(torch.stack([_square(tensors[i]) for i in large]).sqrt().float())
+        largest.append(torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float())
+    for indices in small:
+        rows = torch.stack([tensors[i] for i in indices]).view(len(indices), -1)
+        norms.append(
+            torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32)).float()
+        )
+        largest.append(rows.abs_().amax(1).float())
+        places += indices
+    found = torch.zeros(2, len(tensors))  # an empty shard has no largest entry: zero
+    if places:
+        found[:, places] = torch.stack([torch.cat(norms), torch.cat(largest)])
+    return torch.stack([_careful(found[0], tensors, (found[1] > 0) & found[1].isfinite()), found[1]])
+
+
+def _by_shape(tensors: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:
+    """Places of the large tensors, and of small ones of one shape as many as are read together. Empty ones are none."""
+    large: list[int] = []
+    shapes: dict[torch.Size, list[int]] = {}
+    for i, t in enumerate(tensors):
+        if t.numel() > _SMALL_TENSOR:
+            large.append(i)
+        else:
+            shapes.setdefault(t.shape, []).append(i)
+    chunks = []
+    for shape, places in shapes.items():
+        count = _TOGETHER // max(shape.numel(), 1)
+        if shape.numel():
+            chunks += [places[k : k + count] for k in range(0, len(places), count)]
+    return large, chunks
 
 
 @torch.no_grad()
@@ -255,6 +284,8 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _entries(gradient: Tensor) -> Tensor:
+    if type(gradient) is Tensor and gradient.layout is torch.strided and not gradient.is_complex():
+        return gradient  # the usual case, of a thousand tensors a step
     gradient = local(gradient)
     gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
     return gradient.abs() if gradient.is_complex() else gradient
