@@ -55,15 +55,17 @@ def fit_tail(excess: np.ndarray) -> Tail:
 def _posterior(excess: np.ndarray, shapes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Weights (shapes, scales) that sum to one: likelihood times priors (normal in shape, flat in log scale)."""
     log_weight = -0.5 * ((shapes - _SHAPE_PRIOR_MEAN) / _SHAPE_PRIOR_SD) ** 2 - len(excess) * np.log(scales)
+    stretched = excess[None, :] / scales[0][:, None]
+    furthest = stretched.max(axis=1)
     for i, shape in enumerate(_SHAPES):
-        stretched = excess[None, :] / scales[0][:, None]
         if abs(shape) < 1e-9:
             log_weight[i] -= stretched.sum(axis=1)
             continue
-        inside = 1 + shape * stretched
-        impossible = inside.min(axis=1) <= 0
-        log_weight[i] -= (1 + 1 / shape) * np.log(np.maximum(inside, 1e-12)).sum(axis=1)
-        log_weight[i][impossible] = -np.inf
+        inside = shape * stretched
+        inside += 1
+        np.maximum(inside, 1e-12, out=inside)
+        log_weight[i] -= (1 + 1 / shape) * np.log(inside, out=inside).sum(axis=1)
+        log_weight[i][1 + shape * furthest <= 0] = -np.inf
     weights = np.exp(log_weight - log_weight.max())
     return weights / weights.sum()
 

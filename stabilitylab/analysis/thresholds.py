@@ -29,9 +29,15 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     keep = min(MAX_PEAKS, int(PEAK_SHARE * n))
     if settings.false_alarms_per_10k is None or keep < 1:
         return {1: settings.z_open}
+    wanted = MARGIN * settings.false_alarms_per_10k * n / 10_000
     tails: dict[int, tuple[float, Tail, np.ndarray]] = {}
+    never: list[int] = []
+    lowest, before = mirrored, 1
     for count in IN_A_ROW:
-        lowest = lowest_of(mirrored, count)
+        lowest, before = lowest_of(lowest, count // before, apart=before), count
+        if count > 1 and wanted >= 3 and lowest.max() < settings.z_close:
+            never.append(count)  # no need of a tail: chance does not go so far
+            continue
         quantile = float(np.partition(lowest, len(lowest) - keep)[len(lowest) - keep])
         above = lowest > quantile
         starts, stops = stretches(above, settings.merge_gap)
@@ -41,9 +47,8 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
         edges = np.stack([starts, stops], 1).ravel()
         peaks = np.maximum.reduceat(np.append(lowest, -np.inf), edges)[::2]
         tails[count] = quantile, fit_tail(peaks - quantile), above
-    if not tails:
+    if 1 not in tails:
         return {1: settings.z_open}
-    wanted = MARGIN * settings.false_alarms_per_10k * n / 10_000
     passed = {count: quantile + tail.threshold(wanted) for count, (quantile, tail, _) in tails.items()}
     # Those that chance fills above z_close share the rate. On autocorrelated noise it often passes several at once.
     sharing = [count for count in passed if count == 1 or passed[count] > settings.z_close]
@@ -52,13 +57,14 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
         peaks_each = np.mean([tails[count][1].num_peaks for count in sharing])
         wanted *= float(peaks_each) / len(stretches(anywhere, settings.merge_gap)[0])
         passed |= {count: tails[count][0] + tails[count][1].threshold(wanted) for count in sharing}
+    passed |= dict.fromkeys(never, settings.z_close)
     return {count: max(threshold, settings.z_close) for count, threshold in passed.items()}
 
 
-def lowest_of(score: np.ndarray, count: int) -> np.ndarray:
-    """(n,) -> (n,): the lowest of ``count`` scores in a row from each on; -inf where fewer are left."""
+def lowest_of(score: np.ndarray, count: int, apart: int = 1) -> np.ndarray:
+    """(n,) -> (n,): the lowest of ``count`` scores from each on, ``apart`` each; -inf where fewer are left."""
     lowest = score.copy()
-    for ahead in range(1, min(count, len(score) + 1)):
+    for ahead in range(apart, min(count * apart, len(score) + 1), apart):
         np.minimum(lowest[:-ahead], score[ahead:], out=lowest[:-ahead])
         lowest[-ahead:] = -np.inf
     return lowest
@@ -66,9 +72,8 @@ def lowest_of(score: np.ndarray, count: int) -> np.ndarray:
 
 def stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
     """Starts and stops (exclusive) of true stretches; holes of at most ``gap`` are filled."""
-    edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
-    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    apart = starts[1:] - stops[:-1] > gap
-    return starts[np.concatenate([[True], apart])] if len(starts) else starts, (
-        stops[np.concatenate([apart, [True]])] if len(stops) else stops
-    )
+    at = np.flatnonzero(mask)
+    if len(at) == 0:
+        return at, at
+    apart = np.diff(at) > gap + 1
+    return at[np.concatenate([[True], apart])], at[np.concatenate([apart, [True]])] + 1
