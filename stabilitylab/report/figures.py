@@ -186,4 +186,4 @@ def depth_against_lag(analysis: RunAnalysis) -> Figure:
 
 def largest(spikes: Sequence[Spike]) -> Spike | None:
     """The spike with the largest z, non-finite events apart."""
-    return max((s for s in spikes if s.kind == "spike"), key=lambda s: s.z, default=None)
+    return max((s for s in spikes if s.kind == "spike"), key=lambda s: s.ratio, default=None)
