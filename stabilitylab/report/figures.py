@@ -185,5 +185,5 @@ def depth_against_lag(analysis: RunAnalysis) -> Figure:
 
 
 def largest(spikes: Sequence[Spike]) -> Spike | None:
-    """The spike with the largest z, non-finite events apart."""
+    """The spike that rises most above its usual norm, non-finite events apart."""
     return max((s for s in spikes if s.kind == "spike"), key=lambda s: s.ratio, default=None)
