@@ -49,6 +49,9 @@ COMMON = """
         for b in model.blocks:
             fully_shard(b, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    def leave():
+        dist.barrier()  # gloo may abort where a peer is gone before its threads are joined
+        dist.destroy_process_group()
     def train(steps, **options):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         with stabilitylab.record(model, optimizer, run="r", runs_dir=os.environ["OUT"], **options) as rec:
@@ -72,7 +75,7 @@ COMMON = """
     ids=["ddp", "fsdp2", "hsdp"],
 )
 def test_every_signal_is_that_of_one_process(wrap: str, processes: int, tmp_path: Path) -> None:
-    call = f"    {wrap}\n    train(4, signals={ALL!r})\n    dist.destroy_process_group()\n"
+    call = f"    {wrap}\n    train(4, signals={ALL!r})\n    leave()\n"
     torchrun(tmp_path, COMMON + call, processes=processes)
     torch.manual_seed(0)
     model = Net()
@@ -105,7 +108,7 @@ def test_a_nan_in_one_shard_is_a_nan(tmp_path: Path) -> None:
         if rank == 1:
             model.stem.weight.grad.to_local()[0, 0] = float("nan")
         rec.step()
-    dist.destroy_process_group()
+    leave()
     """
     torchrun(tmp_path, COMMON + body)
     assert np.isnan(series(tmp_path / "r", "grad_max")["stem"]).all()
@@ -123,7 +126,7 @@ def test_all_processes_resume_at_the_same_iteration(tmp_path: Path) -> None:
         assert "already exists" in str(error)
     else:
         raise AssertionError("the name is taken")
-    dist.destroy_process_group()
+    leave()
     """
     torchrun(tmp_path, COMMON + body)
     with open_run(tmp_path / "r") as reader:
