@@ -4,10 +4,10 @@
 
 100,000 iterations x 150 layers (15 million rows) are written to a run with planted waves. Ours: `answer_run`,
 everything (reading, spikes, calibration, episodes, lags by two estimates, dips, a row of a comparison), nothing kept
-before; then again, from the kept answer. "pandas": the same definition of a spike written straightforwardly with
-rolling medians, and nothing else: no calibration, no lag. "pandas, trailing": less than that, one trailing median and
-one trailing spread, a single pass. Each in a process of its own, so that its memory is its own; they take turns, and
-the best of two counts.
+before; then again, from the kept answer. "pandas": spikes of single values by the same two medians, written
+straightforwardly with rolling medians, and nothing else: no rows, no calibration, no lag. "pandas, trailing": less
+than that, one trailing median and one trailing spread, a single pass. Each in a process of its own, so that its memory
+is its own; they take turns, and the best of two counts.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ OURS = SpikeSettings(ratio_open=1.0)
 HEIGHTS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
 WIDTHS = ((1, 1), (2, 2), (3, 5), (6, 15), (16, 50))
 SD = 0.15
+MOST_BEHIND = 0.02
+"""Share of spikes by which another rule may find more, at one height of one noise, before this fails."""
 
 
 def events(score: np.ndarray, threshold: float) -> np.ndarray:
@@ -115,7 +117,7 @@ def recall(runs: int, n: int) -> bool:
     print("2. recall by height in noise sd; every rule at one false event per 10,000 on its worst noise")
     print("   thresholds: " + ", ".join(f"{rule} {value:.1f}" for rule, value in worst.items()))
     print(f"{'noise':<8}{'phi':>6}  {'rule':<8}" + "".join(f"{h:>6}" for h in HEIGHTS))
-    kept = best = True
+    kept, behind = True, (0.0, "")
     total: dict[str, np.ndarray] = {}
     for kind, phi in NOISES:
         shares: dict[str, list[float]] = {name: [] for name in ("ours", "mad", *RULES)}
@@ -133,16 +135,16 @@ def recall(runs: int, n: int) -> bool:
         for name, row in shares.items():
             print(f"{kind:<8}{phi:>6}  {name:<8}" + "".join(f"{share:>6.2f}" for share in row))
             total[name] = total.get(name, np.zeros(len(HEIGHTS))) + np.array(row) / len(NOISES)
-            # Two shares that differ by less than two standard errors do not differ.
-            best &= all(
-                other <= mine + 2 * np.sqrt(0.5 / planted) for mine, other in zip(shares["ours"], row, strict=True)
-            )
+            for height, mine, other in zip(HEIGHTS, shares["ours"], row, strict=True):
+                behind = max(behind, (other - mine, f"{name} at {height} sd of {kind} noise, AR {phi:g}"))
         kept &= shares["ours"][HEIGHTS.index(8)] >= 0.95
     for name, mean in total.items():
         print(f"{'all':<14}  {name:<8}" + "".join(f"{share:>6.2f}" for share in mean))
     print(f"recall of at least 0.95 at 8 sd of every noise: {kept}")
-    print(f"no rule that keeps the rate recalls more, at any height of any noise: {best}\n")
-    return kept and best
+    ahead = all((total["ours"] >= total[rule]).all() for rule in ("mad", *RULES))
+    print(f"no rule that keeps the rate recalls more at any height, over all noises: {ahead}")
+    print(f"by most in one noise: {behind[0]:.3f} ({behind[1] or 'nowhere'}); limit {MOST_BEHIND:g}\n")
+    return kept and behind[0] <= MOST_BEHIND
 
 
 def most_of_one(kind: str, height: float, rate: float = 1e-4) -> float:

@@ -212,7 +212,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    batch = 64 if device.type == "cpu" else 512
+    batch = 32 if device.type == "cpu" else 512
     rounds = 4 if arguments.quick else 15
     torch.manual_seed(0)
     found = [

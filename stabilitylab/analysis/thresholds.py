@@ -34,7 +34,7 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     never: list[int] = []
     lowest, before = mirrored, 1
     for count in IN_A_ROW:
-        lowest, before = lowest_of(lowest, count // before, apart=before), count
+        lowest, before = lowest_of(lowest, count // before, apart=before), count  # from the one before: 8 is twice 4
         if count > 1 and wanted >= 3 and lowest.max() < settings.z_close:
             never.append(count)  # no need of a tail: chance does not go so far
             continue

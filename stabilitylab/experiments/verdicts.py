@@ -22,9 +22,9 @@ At small scale: scikit-learn's digits at 12 x 12 or 16 x 16, a ViT of width 32 o
 `stablab claims` rebuilds this table from the `runs.csv` beside it; each claim stands in its study's file, with its
 metric, direction and smallest effect of interest, stated before its study was run, with three exceptions: learning
 rates were chosen with pilot runs of seed 0; figure 5's claim was split into one a learning rate while its first runs
-trained; and SwAV's six runs were made anew, after a first recipe for small images with which it hardly learnt at any
-rate (+8.1 [-0.4, 16.5] there). kNN on untrained features is at 64 to 80% already, by seed and width: at unstable
-learning rates training undoes it.
+trained; and SwAV's six runs were made anew, after a first recipe for small images with which it hardly learnt (+8.1
+[-0.4, 16.5] there). kNN on untrained features is at 64 to 80% already, by seed and width: at unstable learning rates
+training undoes it.
 
 A claim is **reproduced** where the 95% interval of the difference, over seeds, lies on the claimed side of 0 and
 reaches the smallest effect of interest, **contradicted** where it excludes such an effect, else **inconclusive**. A

@@ -200,7 +200,7 @@ def l2_and_largest(tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].is_cuda:
         maxima = torch._foreach_norm(_filled(tensors), float("inf"))
         return torch.stack([l2_norms(tensors)[0], torch.stack(maxima).float()])
-    # On the CPU memory and calls are what a norm costs. Tensors too large to copy are read twice while in the cache (a
+    # Elsewhere memory and calls are what a norm costs. Tensors too large to copy are read twice while in the cache (a
     # minimum and a maximum: torch's infinity norm is five times slower), small ones of one shape in one call.
     large, small = _by_shape(tensors)
     norms: list[Tensor] = []
@@ -217,7 +217,7 @@ def l2_and_largest(tensors: Sequence[Tensor]) -> Tensor:
         )
         largest.append(rows.abs_().amax(1).float())
         places += indices
-    found = torch.zeros(2, len(tensors))  # an empty shard has no largest entry: zero
+    found = torch.zeros(2, len(tensors), device=tensors[0].device)  # an empty shard has no largest entry: zero
     if places:
         found[:, places] = torch.stack([torch.cat(norms), torch.cat(largest)])
     return torch.stack([_careful(found[0], tensors, (found[1] > 0) & found[1].isfinite()), found[1]])

@@ -129,6 +129,7 @@ def test_a_row_is_judged_by_its_lowest_value() -> None:
         rows = [score[i : i + count] for i in range(len(score))]
         naive = [min(row) if len(row) == count else -np.inf for row in rows]
         np.testing.assert_array_equal(lowest_of(score, count), naive)
+    np.testing.assert_array_equal(lowest_of(lowest_of(score, 4), 2, apart=4), lowest_of(score, 8))
 
 
 def test_frozen_layers_are_not_counted_in_the_rate() -> None:
