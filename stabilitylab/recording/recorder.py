@@ -114,8 +114,12 @@ class Recorder:
     def measure(self, *, grad_scale: float | Tensor | None = None, optimizer: Optimizer | None = None) -> Tensor:
         """(signals, layers) on the device; -1 marks what is not measured. ``grad_scale``: by how much the gradients
         are scaled still. ``optimizer``: measure its parameters alone, the others' gradients are not of this step."""
-        mine = None if optimizer is None else set(self._held(optimizer).parameters)
-        chosen = self._index.select(lambda p: p.grad is not None and (mine is None or p in mine))
+        parameters = self._index.parameters
+        reached = [p.grad is not None for p in parameters]
+        if optimizer is not None:
+            mine = set(self._held(optimizer).parameters)
+            reached = [yes and p in mine for yes, p in zip(reached, parameters, strict=True)]
+        chosen = self._index.select(reached)
         # Where no weights are read, a thousand parameters need not be asked twice.
         held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
         step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale)
@@ -137,7 +141,7 @@ class Recorder:
     def _held(self, optimizer: Optimizer | None) -> Selection:
         """The parameters whose weights may change in this step."""
         mine = None if optimizer is None else {p for group in optimizer.param_groups for p in group["params"]}
-        return self._index.select(lambda p: p.requires_grad and (mine is None or p in mine))
+        return self._index.select(p.requires_grad and (mine is None or p in mine) for p in self._index.parameters)
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from stabilitylab.recording.norms import Kinds
 
 _KEPT = 16
 """Sets of parameters whose constants are kept: most trainings alternate between one or two."""
@@ -22,6 +24,7 @@ class Selection:
         self.num_layers = num_layers
         self._owners = list(owners)
         self.device = local(parameters[0]).device if parameters else torch.device("cpu")
+        self.kinds = Kinds()
 
     @cached_property
     def owner(self) -> Tensor:
@@ -101,9 +104,9 @@ class LayerIndex:
         self._owner = [i for i, layer in enumerate(layers) for _ in layer]
         self._kept: dict[tuple[Any, ...], Selection] = {}
 
-    def select(self, chosen: Callable[[nn.Parameter], bool]) -> Selection:
-        """Those parameters for which ``chosen`` holds."""
-        which = [i for i, p in enumerate(self.parameters) if chosen(p)]
+    def select(self, chosen: Iterable[bool]) -> Selection:
+        """Those parameters that are ``chosen``: one flag for each."""
+        which = [i for i, yes in enumerate(chosen) if yes]
         key = (self.parameters[which[0]].device if which else None, *which)
         if key not in self._kept:
             if len(self._kept) == _KEPT:

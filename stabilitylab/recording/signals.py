@@ -1,4 +1,4 @@
-"""What is measured per layer. A handful of fused kernels for all parameters; nothing leaves the device.
+"""What is measured per layer; nothing leaves the device.
 
 Each signal is a function of a `Step` and gives one number a layer, never negative, so that -1 can stand for
 "not measured".
@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stabilitylab.recording.norms import count_nonfinite, l2_and_largest, l2_norms
 from stabilitylab.recording.selection import LayerIndex, Selection, local
 
-_SMALL = 1e-15
-"""Below, float32 loses the squares of entries."""
-_SMALL_TENSOR, _TOGETHER = 1 << 14, 1 << 17
-"""Entries of a gradient that is copied beside others of its shape, and of such a copy: it stays in the cache."""
 _CHUNK = 1 << 24
 """Entries that a signal with copies of the gradients copies at a time."""
 
@@ -40,12 +37,12 @@ class Step:
     @cached_property
     def grads(self) -> list[Tensor]:
         """The entries of each gradient that are stored, real, in this process."""
-        return [_entries(p.grad) for p in self.chosen.parameters if p.grad is not None]
+        return _entries([p.grad for p in self.chosen.parameters if p.grad is not None])
 
     @cached_property
     def grad_norms(self) -> Tensor:
         """(2, n) L2 norm and largest absolute entry of each gradient."""
-        found = by_kind(l2_and_largest, self.grads)
+        found = self.chosen.kinds.measure(l2_and_largest, self.grads)
         return found if self.scale is None else found / self.scale
 
     @cached_property
@@ -62,7 +59,7 @@ def grad_max(step: Step) -> Tensor:
 
 
 def weight_norm(step: Step) -> Tensor:
-    return step.held.l2(by_kind(l2_norms, step.weights)[0])
+    return step.held.l2(step.held.kinds.measure(l2_norms, step.weights)[0])
 
 
 def nonfinite(step: Step) -> Tensor:
@@ -73,7 +70,7 @@ def nonfinite(step: Step) -> Tensor:
         for i in odd.nonzero().flatten().tolist():
             counts[i] = (~step.grads[i].isfinite()).sum()
     else:
-        counts = by_kind(_count_nonfinite, step.grads)[0]
+        counts = step.chosen.kinds.measure(count_nonfinite, step.grads)[0]
     return step.chosen.total(counts) / step.chosen.layer_sizes
 
 
@@ -88,7 +85,7 @@ def adam_rms(step: Step) -> Tensor:
         state = optimizer.state.get(p)
         return p.grad is not None and "betas" in groups.get(p, ()) and (not state or "exp_avg_sq" in state)
 
-    among = step.index.select(known)
+    among = step.index.select(map(known, step.index.parameters))
     if not among.parameters:
         return torch.full((step.chosen.num_layers,), -1.0, device=step.chosen.device)
     sums: dict[nn.Parameter, Tensor] = {}
@@ -162,8 +159,8 @@ def update_ratio(step: Step) -> Tensor:
     """L2 size of the last update over that of the weights before it."""
     assert step.before is not None
     changes = torch._foreach_sub(step.weights, step.before)
-    size = step.held.l2(by_kind(l2_norms, changes)[0])
-    return size / step.held.l2(by_kind(l2_norms, step.before)[0]).clamp(min=1e-30)
+    size = step.held.l2(step.held.kinds.measure(l2_norms, changes)[0])
+    return size / step.held.l2(step.held.kinds.measure(l2_norms, step.before)[0]).clamp(min=1e-30)
 
 
 SIGNALS: dict[str, Callable[[Step], Tensor]] = {
@@ -179,113 +176,15 @@ OF_WEIGHTS = ("weight_norm", "update_ratio")
 DEFAULT = ("grad_norm", "grad_max")
 
 
-def by_kind(compute: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Tensor]) -> Tensor:
-    """``compute`` gives (k, n) for n tensors of one device and dtype; here for any, on the first one's device."""
-    kinds: dict[Any, list[int]] = {}
-    for index, t in enumerate(tensors):
-        kinds.setdefault((t.device, t.dtype), []).append(index)
-    if len(kinds) == 1:
-        return compute(tensors)
-    columns: list[Any] = [None] * len(tensors)
-    for places in kinds.values():
-        found = compute([tensors[i] for i in places]).to(tensors[0].device)
-        for place, column in zip(places, found.unbind(1), strict=True):
-            columns[place] = column
-    return torch.stack(columns, 1)
-
-
-@torch.no_grad()
-def l2_and_largest(tensors: Sequence[Tensor]) -> Tensor:
-    """(2, n) float32: L2 norm and largest absolute entry of each tensor; NaN where there is one."""
-    if tensors[0].is_cuda:
-        maxima = torch._foreach_norm(_filled(tensors), float("inf"))
-        return torch.stack([l2_norms(tensors)[0], torch.stack(maxima).float()])
-    # Elsewhere memory and calls are what a norm costs. Tensors too large to copy are read twice while in the cache (a
-    # minimum and a maximum: torch's infinity norm is five times slower), small ones of one shape in one call.
-    large, small = _by_shape(tensors)
-    norms: list[Tensor] = []
-    largest: list[Tensor] = []
-    places = list(large)
-    if large:
-        lows, highs = zip(*(torch.aminmax(tensors[i]) for i in large), strict=True)
-        norms.append(torch.stack([_square(tensors[i]) for i in large]).sqrt().float())
-        largest.append(torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float())
-    for indices in small:
-        rows = torch.stack([tensors[i] for i in indices]).view(len(indices), -1)
-        norms.append(
-            torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32)).float()
-        )
-        largest.append(rows.abs_().amax(1).float())
-        places += indices
-    found = torch.zeros(2, len(tensors), device=tensors[0].device)  # an empty shard has no largest entry: zero
-    if places:
-        found[:, places] = torch.stack([torch.cat(norms), torch.cat(largest)])
-    return torch.stack([_careful(found[0], tensors, (found[1] > 0) & found[1].isfinite()), found[1]])
-
-
-def _by_shape(tensors: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:
-    """Places of the large tensors, and of small ones of one shape as many as are read together. Empty ones are none."""
-    large: list[int] = []
-    shapes: dict[torch.Size, list[int]] = {}
-    for i, t in enumerate(tensors):
-        if t.numel() > _SMALL_TENSOR:
-            large.append(i)
-        else:
-            shapes.setdefault(t.shape, []).append(i)
-    chunks = []
-    for shape, places in shapes.items():
-        count = _TOGETHER // max(shape.numel(), 1)
-        if shape.numel():
-            chunks += [places[k : k + count] for k in range(0, len(places), count)]
-    return large, chunks
-
-
-@torch.no_grad()
-def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """(1, n) float32: the L2 norm of each tensor."""
-    if tensors[0].is_cuda:
-        # Memory is what a norm costs; double precision costs no more, and its squares do not leave its range.
-        return torch.stack(torch._foreach_norm(_filled(tensors), 2, dtype=torch.float64)).float()[None]
-    found = torch.stack([_square(t) for t in tensors]).sqrt().float()
-    return _careful(found, tensors, torch.ones_like(found, dtype=torch.bool))[None]
-
-
-def _square(tensor: Tensor) -> Tensor:
-    """The square of the L2 norm. On the CPU a dot product is as fast as torch's norm, and does not lose digits where a
-    tensor is large: of 40 million entries the norm is off by 0.3%."""
-    flat = tensor.reshape(-1)
-    flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-    return torch.dot(flat, flat)
-
-
-def _careful(norms: Tensor, tensors: Sequence[Tensor], among: Tensor) -> Tensor:
-    """Norms that float32's squares may have spoilt, once more in double precision. On the CPU it is known which."""
-    doubtful = among & ~((norms > _SMALL) & norms.isfinite())
-    if norms.device.type == "cpu" and doubtful.any():
-        for i in doubtful.nonzero().flatten().tolist():
-            norms[i] = torch.linalg.vector_norm(tensors[i].double())
-    return norms
-
-
-def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """An empty shard has no largest entry: zero."""
-    return [t if t.numel() else t.new_zeros(1) for t in tensors]
-
-
-def _count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
-    """(1, n) entries that are NaN or infinite."""
-    # Zero times an entry is zero, or NaN where the entry is not finite: what is not zero is counted.
-    return torch.stack([(t * 0.0).count_nonzero() for t in tensors]).float()[None]
-
-
 def _real(tensor: Tensor) -> Tensor:
     tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _entries(gradient: Tensor) -> Tensor:
-    if type(gradient) is Tensor and gradient.layout is torch.strided and not gradient.is_complex():
-        return gradient  # the usual case, of a thousand tensors a step
-    gradient = local(gradient)
-    gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return gradient.abs() if gradient.is_complex() else gradient
+def _entries(gradients: list[Tensor]) -> list[Tensor]:
+    # The usual case, of a thousand gradients a step, is told at once.
+    if set(map(type, gradients)) == {Tensor} and {g.layout for g in gradients} == {torch.strided}:
+        return [g.abs() if g.is_complex() else g for g in gradients]
+    found = [local(g) for g in gradients]
+    found = [g.coalesce().values() if g.is_sparse else g for g in found]
+    return [g.abs() if g.is_complex() else g for g in found]

@@ -129,6 +129,26 @@ def test_what_is_kept_for_sets_of_parameters_is_bounded() -> None:
     assert len(recorder._index._kept) <= 16
 
 
+def test_gradients_that_change_in_shape_layout_and_precision_between_steps() -> None:
+    torch.manual_seed(0)
+    around = 1 << 14  # below, gradients of one shape are read together, up to 16 of this size at once
+    shapes = [(around,)] * 20 + [(around + 1,)] * 2 + [(3, 5)] * 9 + [(5, 3)] * 4 + [(0, 4)] + [()]
+    parameters = [nn.Parameter(torch.empty(0)) for _ in shapes]
+    recorder = Recorder(layers_of(*[[p] for p in parameters]), MemorySink())
+    doubled = {"dtype": torch.float64}
+    for order, kind in ((1, {}), (1, {}), (-1, {}), (-1, doubled), (1, doubled), (1, {})):
+        for i, (p, shape) in enumerate(zip(parameters, shapes[::order], strict=True)):
+            p.grad = None
+            p.data = torch.zeros(shape, **(kind if i % 2 else {}))
+            p.grad = torch.randn_like(p)
+            if p.ndim == 2 and i % 3 == 0:
+                p.grad = torch.randn(shape[::-1], dtype=p.dtype).T  # not contiguous
+        norm, largest = recorder.measure().numpy()
+        exact = [p.grad.double().flatten() for p in parameters if p.grad is not None]
+        np.testing.assert_allclose(norm, [g.norm() for g in exact], rtol=1e-5)
+        np.testing.assert_allclose(largest, [g.abs().max() if len(g) else 0 for g in exact], rtol=1e-6)
+
+
 def test_adam_rms_where_the_step_count_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As fused and capturable optimizers keep it on CUDA: nothing asks for its value, the result is the same."""
     p = nn.Parameter(torch.randn(4, 3))
