@@ -1,8 +1,8 @@
 """How high a score must be so that chance passes it at a named rate: a fitted tail, extrapolated.
 
 Peaks over a high quantile follow a generalised Pareto distribution (Pickands 1975). Its shape is not
-known from a hundred peaks, so the threshold solves for the *predictive* rate: averaged over the shapes
-and scales that the peaks leave possible, with a broad prior around an exponential tail.
+known from some hundred peaks, so the threshold solves for the *predictive* rate: averaged over the shapes
+and scales that the peaks leave possible, with a prior between an exponential tail and that of Student's t5.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 
-_SHAPES = np.linspace(-0.3, 0.9, 25)
-_SHAPE_PRIOR_MEAN, _SHAPE_PRIOR_SD = 0.0, 0.3
+_SHAPES = np.linspace(-0.301, 0.899, 25)  # none is 0: the exponential tail's formula is another
+_SHAPE_PRIOR_MEAN, _SHAPE_PRIOR_SD = 0.1, 0.2
 _SCALES = np.exp(np.linspace(-1.2, 1.2, 41))
 MIN_PEAKS = 8
 
@@ -30,11 +30,9 @@ class Tail:
         """How far above the fitted quantile the expected number of peaks falls to ``wanted``, over the same stretch."""
         if wanted >= self.num_peaks:
             return 0.0
-        scales = self.mean * _SCALES[None, :]
 
         def surplus(log_t: float) -> float:
-            passing = (self.weights * _survival(np.exp(log_t), _SHAPES[:, None], scales)).sum()
-            return np.log(self.num_peaks * float(passing) + 1e-300) - np.log(wanted)
+            return np.log(self.num_peaks * self.passing(np.exp(log_t)) + 1e-300) - np.log(wanted)
 
         low, high = np.log(self.mean * 1e-3), np.log(self.mean * 1e6)
         if surplus(low) <= 0:
@@ -42,6 +40,18 @@ class Tail:
         if surplus(high) >= 0:
             return float("inf")
         return float(np.exp(brentq(surplus, low, high, xtol=1e-3)))
+
+    def passing(self, excess: float) -> float:
+        """Share of peaks that rise by more than ``excess``."""
+        inside = np.maximum(1 + _SHAPES[:, None] * (excess / (self.mean * _SCALES[None, :])), 0.0)
+        with np.errstate(divide="ignore"):
+            return float((self.weights * inside ** (-1 / _SHAPES[:, None])).sum())
+
+    def slope(self, excess: float) -> float:
+        """How much higher a threshold at ``excess`` becomes for a rate lower by a factor e, at first order."""
+        step = 0.02 * max(excess, 1e-3 * self.mean)
+        fall = np.log(self.passing(excess) + 1e-300) - np.log(self.passing(excess + step) + 1e-300)
+        return step / max(float(fall), 1e-9)
 
 
 def fit_tail(excess: np.ndarray) -> Tail:
@@ -58,9 +68,6 @@ def _posterior(excess: np.ndarray, shapes: np.ndarray, scales: np.ndarray) -> np
     stretched = excess[None, :] / scales[0][:, None]
     furthest = stretched.max(axis=1)
     for i, shape in enumerate(_SHAPES):
-        if abs(shape) < 1e-9:
-            log_weight[i] -= stretched.sum(axis=1)
-            continue
         inside = shape * stretched
         inside += 1
         np.maximum(inside, 1e-12, out=inside)
@@ -68,13 +75,3 @@ def _posterior(excess: np.ndarray, shapes: np.ndarray, scales: np.ndarray) -> np
         log_weight[i][1 + shape * furthest <= 0] = -np.inf
     weights = np.exp(log_weight - log_weight.max())
     return weights / weights.sum()
-
-
-def _survival(t: float, shapes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """P(excess > t) for every shape and scale."""
-    stretched = t / scales
-    exponential = np.exp(-stretched) + 0 * shapes
-    safe = np.where(np.abs(shapes) < 1e-9, 1.0, shapes)
-    pareto = np.maximum(1 + safe * stretched, 0.0)
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.where(np.abs(shapes) < 1e-9, exponential, pareto ** (-1 / safe))

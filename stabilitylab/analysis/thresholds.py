@@ -5,19 +5,18 @@ Chance is learnt from the series' own *downward* excursions: the mirrored scores
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from stabilitylab.analysis.settings import SpikeSettings
 from stabilitylab.analysis.tails import MIN_PEAKS, Tail, fit_tail
 
-MAX_PEAKS = 250
+MAX_PEAKS = 400
 PEAK_SHARE = 0.02
 IN_A_ROW = (1, 2, 4, 8)
 """One value far up, or so many in a row less far (the run rules of quality control: Western Electric, 1956). Where
 noise is heavy-tailed, single values of 8 sd are nothing; two in a row are hardly ever chance."""
-MARGIN = 0.95
-"""Share of the promised rate that is aimed at. On normal and t3 noise, AR(1) 0 to 0.95, the rate kept is then 0.6 to
-1.3 times the one asked for (benchmarks/detection.py)."""
 
 
 def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, float]:
@@ -29,7 +28,7 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     keep = min(MAX_PEAKS, int(PEAK_SHARE * n))
     if settings.false_alarms_per_10k is None or keep < 1:
         return {1: settings.z_open}
-    wanted = MARGIN * settings.false_alarms_per_10k * n / 10_000
+    wanted = settings.false_alarms_per_10k * n / 10_000
     tails: dict[int, tuple[float, Tail, np.ndarray]] = {}
     never: list[int] = []
     lowest, before = mirrored, 1
@@ -50,15 +49,31 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     if 1 not in tails:
         return {1: settings.z_open}
     passed = {count: quantile + tail.threshold(wanted) for count, (quantile, tail, _) in tails.items()}
-    # Those that chance fills above z_close share the rate. On autocorrelated noise it often passes several at once.
-    sharing = [count for count in passed if count == 1 or passed[count] > settings.z_close]
+    # Those that chance fills above z_close share the rate; one that no score passes has no need of it.
+    sharing = [c for c, z in passed.items() if np.isfinite(z) and (c == 1 or z > settings.z_close)]
     if len(sharing) > 1:
-        anywhere = np.logical_or.reduce([tails[count][2] for count in sharing])
-        peaks_each = np.mean([tails[count][1].num_peaks for count in sharing])
-        wanted *= float(peaks_each) / len(stretches(anywhere, settings.merge_gap)[0])
-        passed |= {count: tails[count][0] + tails[count][1].threshold(wanted) for count in sharing}
+        anywhere = stretches(np.logical_or.reduce([tails[count][2] for count in sharing]), settings.merge_gap)[0]
+        apart = len(anywhere) / float(np.mean([tails[count][1].num_peaks for count in sharing]))
+        slopes = {count: tails[count][1].slope(passed[count] - tails[count][0]) for count in sharing}
+        for count, share in _shares(slopes, passed, apart).items():
+            passed[count] = tails[count][0] + tails[count][1].threshold(wanted * share)
     passed |= dict.fromkeys(never, settings.z_close)
     return {count: max(threshold, settings.z_close) for count, threshold in passed.items()}
+
+
+def _shares(slopes: Mapping[int, float], passed: Mapping[int, float], apart: float) -> dict[int, float]:
+    """The part of the rate that each may take, such that the sum of the thresholds' square roots is least: single
+    values of heavy-tailed noise need much, rows little. ``slopes``: how fast each threshold rises as its part shrinks.
+    ``apart``: 1 where chance passes all of them at once, as it often does on autocorrelated noise; their number where
+    never two.
+
+    With the thresholds themselves (spikes of all heights alike) in place of their roots, rows would find fewer of the
+    short spikes in autocorrelated noise; with their logarithms, single values fewer of the high ones.
+    """
+    gains = {count: slope / passed[count] ** 0.5 for count, slope in slopes.items()}
+    parts = {count: gain / max(gains.values()) for count, gain in gains.items()}
+    together = 1 + max(apart - 1, 0.0) / (len(parts) - 1) * (sum(parts.values()) - 1)
+    return {count: part / together for count, part in parts.items()}
 
 
 def lowest_of(score: np.ndarray, count: int, apart: int = 1) -> np.ndarray:
