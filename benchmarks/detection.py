@@ -38,8 +38,9 @@ OURS = SpikeSettings(ratio_open=1.0)
 HEIGHTS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
 WIDTHS = ((1, 1), (2, 2), (3, 5), (6, 15), (16, 50))
 SD = 0.15
-MOST_BEHIND = 0.02
-"""Share of spikes by which another rule may find more, at one height of one noise, before this fails."""
+SURE = 0.05
+"""Another rule finds more where it finds more of the spikes that only one of the two finds, and a coin would do so with
+this probability at most (sign test, at each height of each noise)."""
 
 
 def events(score: np.ndarray, threshold: float) -> np.ndarray:
@@ -105,11 +106,17 @@ def with_spikes(
     return SD * x, onsets
 
 
-def found_share(found: Sequence[int] | np.ndarray, onsets: np.ndarray, within: int = 3) -> int:
-    """How many of ``onsets`` have an event that opens at most ``within`` away."""
+def hits(found: Sequence[int] | np.ndarray, onsets: np.ndarray, within: int = 3) -> np.ndarray:
+    """Which of ``onsets`` have an event that opens at most ``within`` away."""
     if len(found) == 0:
-        return 0
-    return int((np.abs(np.asarray(found)[:, None] - onsets).min(axis=0) <= within).sum())
+        return np.zeros(len(onsets), dtype=bool)
+    return np.abs(np.asarray(found)[:, None] - onsets).min(axis=0) <= within
+
+
+def ahead_by_luck(other: np.ndarray, mine: np.ndarray) -> float:
+    """How likely a coin is to favour ``other`` so much, over the spikes that only one of the two finds."""
+    theirs, ours = int((other & ~mine).sum()), int((mine & ~other).sum())
+    return float(stats.binom.sf(theirs - 1, theirs + ours, 0.5)) if theirs else 1.0
 
 
 def recall(runs: int, n: int) -> bool:
@@ -117,34 +124,34 @@ def recall(runs: int, n: int) -> bool:
     print("2. recall by height in noise sd; every rule at one false event per 10,000 on its worst noise")
     print("   thresholds: " + ", ".join(f"{rule} {value:.1f}" for rule, value in worst.items()))
     print(f"{'noise':<8}{'phi':>6}  {'rule':<8}" + "".join(f"{h:>6}" for h in HEIGHTS))
-    kept, behind = True, (0.0, "")
+    kept, behind, surest = True, (0.0, "nowhere"), 1.0
     total: dict[str, np.ndarray] = {}
     for kind, phi in NOISES:
         shares: dict[str, list[float]] = {name: [] for name in ("ours", "mad", *RULES)}
         for height in HEIGHTS:
-            hits = dict.fromkeys(shares, 0)
-            planted = 0
+            which: dict[str, list[np.ndarray]] = {name: [] for name in shares}
             for seed in range(runs):
                 x, onsets = with_spikes(seed, n, kind, phi, height)
-                planted += len(onsets)
-                hits["ours"] += found_share([s.onset for s in detect_spikes(layer(x), OURS)], onsets)
+                which["ours"].append(hits([s.onset for s in detect_spikes(layer(x), OURS)], onsets))
                 for rule, score in scores(x).items():
-                    hits[rule] += found_share(events(score, worst[rule]), onsets)
-            for name, count in hits.items():
-                shares[name].append(count / planted)
+                    which[rule].append(hits(events(score, worst[rule]), onsets))
+            found = {name: np.concatenate(masks) for name, masks in which.items()}
+            for name, mask in found.items():
+                shares[name].append(float(mask.mean()))
+                at = f"{name} at {height} sd of {kind} noise, AR {phi:g}"
+                behind = max(behind, (shares[name][-1] - shares["ours"][-1], at))
+                surest = min(surest, ahead_by_luck(mask, found["ours"]))
         for name, row in shares.items():
             print(f"{kind:<8}{phi:>6}  {name:<8}" + "".join(f"{share:>6.2f}" for share in row))
             total[name] = total.get(name, np.zeros(len(HEIGHTS))) + np.array(row) / len(NOISES)
-            for height, mine, other in zip(HEIGHTS, shares["ours"], row, strict=True):
-                behind = max(behind, (other - mine, f"{name} at {height} sd of {kind} noise, AR {phi:g}"))
         kept &= shares["ours"][HEIGHTS.index(8)] >= 0.95
     for name, mean in total.items():
         print(f"{'all':<14}  {name:<8}" + "".join(f"{share:>6.2f}" for share in mean))
     print(f"recall of at least 0.95 at 8 sd of every noise: {kept}")
     ahead = all((total["ours"] >= total[rule]).all() for rule in ("mad", *RULES))
     print(f"no rule that keeps the rate recalls more at any height, over all noises: {ahead}")
-    print(f"by most in one noise: {behind[0]:.3f} ({behind[1] or 'nowhere'}); limit {MOST_BEHIND:g}\n")
-    return kept and behind[0] <= MOST_BEHIND
+    print(f"by most in one noise: {behind[0]:.4f} ({behind[1]}); least p of any being ahead: {surest:.3f}\n")
+    return kept and ahead and surest > SURE
 
 
 def most_of_one(kind: str, height: float, rate: float = 1e-4) -> float:
@@ -165,8 +172,8 @@ def by_width(runs: int, n: int, height: float = 8) -> None:
         cells = []
         for widths in WIDTHS:
             draws = [with_spikes(seed, n, kind, phi, height, widths) for seed in range(runs)]
-            hits = sum(found_share([s.onset for s in detect_spikes(layer(x), OURS)], onsets) for x, onsets in draws)
-            cells.append(hits / sum(len(onsets) for _, onsets in draws))
+            found = [hits([s.onset for s in detect_spikes(layer(x), OURS)], onsets) for x, onsets in draws]
+            cells.append(float(np.concatenate(found).mean()))
         limit = f"{most_of_one(kind, height):>10.2f}" if phi == 0 else ""
         print(f"{kind:<8}{phi:>6}" + "".join(f"{cell:>7.2f}" for cell in cells) + limit)
     print()
@@ -194,15 +201,15 @@ def by_ratio(runs: int, n: int) -> None:
     for ratio in (1.5, 2, 3, 5, 10, 30):
         cells = []
         for settings in (SpikeSettings(), OURS, *(SpikeSettings(rule=rule) for rule in RULES)):
-            hits = planted = opened = right = 0
+            recalled = planted = opened = right = 0
             for seed in range(runs):
                 x, onsets = drifting(seed, n, ratio)
                 found = detect_spikes(layer(x), settings)
-                hits += found_share([s.onset for s in found], onsets)
+                recalled += int(hits([s.onset for s in found], onsets).sum())
                 planted += len(onsets)
                 opened += len(found)
                 right += sum(bool(((s.onset <= onsets + 50) & (s.end >= onsets)).any()) for s in found)
-            cells.append(f"{right / max(opened, 1):.2f} / {hits / planted:.2f}")
+            cells.append(f"{right / max(opened, 1):.2f} / {recalled / planted:.2f}")
         print(f"{ratio:>6g}{' prec/recall':<11}" + "".join(f"{cell:>16}" for cell in cells))
 
 

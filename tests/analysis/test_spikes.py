@@ -55,6 +55,25 @@ def test_one_bad_stretch_is_one_event_and_does_not_hide_the_next() -> None:
     assert abs(found[0].end - 1119) <= 2
 
 
+def test_spikes_that_rise_slowly_begin_at_half_their_height() -> None:
+    rise = np.concatenate([np.linspace(0, 1, 13)[1:], np.ones(5), np.linspace(1, 0, 13)])
+    onsets = []
+    for height in (2.0, 4.0, 8.0):  # in log norm: 20 to 80 noise sd
+        x = noise(3000, seed=5, sd=0.1)
+        x[1500 : 1500 + len(rise)] += height * rise
+        found = detect_spikes(layer_series(x))
+        onsets += [spike.onset for spike in found]
+    near(tuple(found), [1505], within=1)  # the sixth of twelve steps
+    assert max(onsets) - min(onsets) <= 1, onsets
+
+
+def test_what_a_spike_rises_out_of_is_not_its_beginning() -> None:
+    x = noise(3000, seed=6, sd=0.1)
+    x[1490:1500] += 0.6
+    x[1500:1510] += 3
+    near(detect_spikes(layer_series(x)), [1500], within=0)
+
+
 def test_events_that_lie_close_merge() -> None:
     x = noise(1000, seed=4, sd=0.1)
     x[500:503] += 3
