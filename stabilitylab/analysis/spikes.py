@@ -81,8 +81,9 @@ def detect(series: LayerSeries, settings: SpikeSettings | None = None) -> Detect
     x, nonfinite = log_norms(series.grad_norm)
     spikes = _nonfinite_spikes(series, nonfinite, settings.merge_gap)
     found = _search(x, series.iteration, settings) if settings.rule == "stablab" else _search_by(x, series, settings)
+    level = np.where(np.isnan(x), -np.inf, x)
     for start, stop in found.runs:
-        peak = start + int(np.nanargmax(x[start:stop]))
+        peak = start + int(np.argmax(level[start:stop]))
         spikes.append(
             Spike(
                 layer=series.name,
