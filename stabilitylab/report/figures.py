@@ -54,8 +54,8 @@ def heat_map(series: RunSeries, analysis: RunAnalysis) -> Figure:
             "thickness": 8,
             "lenmode": "pixels",
             "len": 200,
-            "x": 1,
-            "xanchor": "right",
+            "x": 0,  # as legends are: the mode bar is at the right
+            "xanchor": "left",
             "yref": "container",
             "y": 1,
             "yanchor": "top",
