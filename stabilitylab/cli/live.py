@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from stabilitylab.store.reader import RunReader
 
 TAIL = 1500
-"""Iterations that are looked at anew each time: several baselines long, whatever the run's length."""
+"""Recorded iterations that are looked at anew each time: several baselines long, whatever the run's length."""
 FIRST = 10_000
-"""Iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
+"""Recorded iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
 _QUIET_EVENTS = ("checkpoint", "mitigation")
 
 
@@ -93,10 +93,11 @@ class Watcher:
 
     def _layers(self, iterations: int) -> tuple[LayerNow, ...]:
         # The first look goes far back; later ones see what is new, and a baseline before it.
+        step = self._step()
         if self._seen == 0:
-            since = self._since = max(0, iterations - FIRST)
+            since = self._since = max(0, iterations - FIRST * step)
         else:
-            since = max(self._since, min(self._seen, iterations) - TAIL)
+            since = max(self._since, min(self._seen, iterations) - TAIL * step)
         self._seen = iterations
         rows = self.reader.query(
             "SELECT layer_id, iteration, grad_norm FROM layer_stats WHERE grad_norm IS NOT NULL AND iteration >= ? "
@@ -110,13 +111,22 @@ class Watcher:
             if start == stop:
                 continue
             series = LayerSeries(layer.name, layer.depth, rows["iteration"][start:stop], norms[start:stop])
-            self._note(series, since)
+            self._note(series, since, step)
             found.append(_now(series, self.settings))
         return tuple(sorted(found, key=lambda layer: -math.inf if layer.z is None else layer.z, reverse=True))
 
-    def _note(self, series: LayerSeries, since: int) -> None:
+    def _step(self) -> int:
+        """Iterations from one that is recorded to the next."""
+        rows = self.reader.query(
+            "SELECT iteration FROM layer_stats WHERE layer_id = (SELECT min(layer_id) FROM layer_stats) "
+            "ORDER BY iteration DESC LIMIT 50"
+        ).fetchnumpy()
+        iterations = np.unique(_plain(rows["iteration"]))
+        return max(int(np.median(np.diff(iterations))), 1) if len(iterations) > 1 else 1
+
+    def _note(self, series: LayerSeries, since: int, step: int) -> None:
         """A tail's head has no baseline yet: what was seen there before stands."""
-        head = since + self.settings.window if since > self._since else since
+        head = since + self.settings.window * step if since > self._since else since
         kept = [s for s in self._spikes.get(series.name, []) if s.onset < head]
         self._spikes[series.name] = kept + [s for s in detect_spikes(series, self.settings) if s.onset >= head]
 

@@ -32,20 +32,22 @@ def begin(root: Path, planted: PlantedRun, *, config: dict[str, object] | None =
     return RunWriter.create(root / "live", config=config, meta={}, layers=rows)
 
 
-def write(writer: RunWriter, planted: PlantedRun, start: int, stop: int) -> None:
-    """Publish iterations ``start`` to ``stop``: half a second each, the loss falling by 0.001 each."""
-    iteration = np.arange(start, stop)
+def write(writer: RunWriter, planted: PlantedRun, start: int, stop: int, *, every: int = 1) -> None:
+    """Publish values ``start`` to ``stop``, ``every`` iterations apart: half a second each, the loss falling by 0.001."""
+    iteration = every * np.arange(start, stop)
     for layer_id, layer in enumerate(planted.series.layers):
         ids = np.full(len(iteration), layer_id)
         norms = layer.grad_norm[start:stop]
         writer.append("layer_stats", {"iteration": iteration, "layer_id": ids, "grad_norm": norms})
-    loss = 5 - iteration / 1000
+    loss = 5 - iteration / every / 1000
     columns = {"iteration": iteration, "epoch": iteration / 100, "loss": loss, "seconds": np.full(len(iteration), 0.5)}
     writer.append("iterations", columns)
     curve = planted.series.evals["knn_top1"]
     inside = (curve.iteration >= start) & (curve.iteration < stop)
     metric = np.full(inside.sum(), "knn_top1")
-    writer.append("evals", {"iteration": curve.iteration[inside], "metric": metric, "value": curve.value[inside]})
+    writer.append(
+        "evals", {"iteration": every * curve.iteration[inside], "metric": metric, "value": curve.value[inside]}
+    )
     writer.publish(wait=True)
 
 
@@ -71,22 +73,23 @@ def test_a_run_that_is_being_written(tmp_path: Path) -> None:
     assert f"spikes: {sum(o < 1197 for onsets in planted.onsets.values() for o in onsets)}" in shown
 
 
-def test_looking_at_the_tail_again_and_again_finds_what_one_look_finds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 10])
+def test_looking_at_the_tail_again_and_again_finds_what_one_look_finds(tmp_path: Path, every: int) -> None:
     planted = planted_run(n=6000, count=24)
     with begin(tmp_path, planted) as writer:
-        write(writer, planted, 0, 100)
+        write(writer, planted, 0, 100, every=every)
         with open_run(tmp_path / "live", merge=False) as reader:
             watcher = Watcher(reader)
             watcher.snapshot()
             for start in range(100, 6000, 590):
-                write(writer, planted, start, start + 590)
+                write(writer, planted, start, start + 590, every=every)
                 now = watcher.snapshot()
-    assert now.iterations == 6000
+    assert now.iterations == 5999 * every + 1
     assert now.seconds_left == 0
     for name, onsets in planted.onsets.items():
         found = [spike.onset for spike in now.spikes if spike.layer == name]
         assert len(found) == len(onsets)
-        assert all(abs(a - b) <= 2 for a, b in zip(found, onsets, strict=True))
+        assert all(abs(a / every - b) <= 2 for a, b in zip(found, onsets, strict=True))
 
 
 def test_a_long_run_is_looked_at_from_late_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
