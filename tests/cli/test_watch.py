@@ -33,7 +33,7 @@ def begin(root: Path, planted: PlantedRun, *, config: dict[str, object] | None =
 
 
 def write(writer: RunWriter, planted: PlantedRun, start: int, stop: int, *, every: int = 1) -> None:
-    """Publish values ``start`` to ``stop``, ``every`` iterations apart: half a second each, the loss falling by 0.001."""
+    """Publish values ``start`` to ``stop``, ``every`` iterations apart: half a second each, the loss falling."""
     iteration = every * np.arange(start, stop)
     for layer_id, layer in enumerate(planted.series.layers):
         ids = np.full(len(iteration), layer_id)
