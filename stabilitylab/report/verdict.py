@@ -16,6 +16,8 @@ Run = tuple[RunSeries, RunAnalysis]
 
 MORE_THAN_CHANCE = 0.01
 """The p-value below which spikes are called more than chance brings."""
+ONE_BY_ONE = 4
+"""So many arms are told one by one; of more, all together and those that stand out. Tables below have the rest."""
 
 
 def unstable(found: RunAnalysis) -> bool:
@@ -64,15 +66,58 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
 def answers(
     runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
 ) -> list[tuple[str, list[str]]]:
-    """Question and answer, one line an arm. What the data cannot answer says so."""
+    """Question and answer, one line an arm, or a few for many. What the data cannot answer says so."""
+    if len(arms) > ONE_BY_ONE:
+        return _of_many(runs, mitigations, arms, comparison)
     found = [analysis for _, analysis in runs]
     groups = [(f"{arm.label}: " if len(arms) > 1 else "", [found[i] for i in arm.members], arm) for arm in arms]
+    spiked = any(analysis.spikes for analysis in found)
     return [
         ("Was it unstable?", [lead + _how_unstable(mine) for lead, mine, _ in groups]),
-        ("Where did it start?", [lead + _where(mine) for lead, mine, _ in groups]),
+        ("Where did it start?", [lead + _where(mine) for lead, mine, _ in groups] if spiked else [_where(found)]),
         ("What did it cost?", [lead + _cost(mine, [runs[i][0] for i in arm.members]) for lead, mine, arm in groups]),
         ("What helps?", _help(mitigations, comparison)),
     ]
+
+
+def _of_many(
+    runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
+) -> list[tuple[str, list[str]]]:
+    found = [analysis for _, analysis in runs]
+    share = {arm: sum(unstable(found[i]) for i in arm.members) / len(arm.members) for arm in arms}
+    fewest, most = min(share.values()), max(share.values())
+    steady = [
+        f"{arm.label} ({round(part * len(arm.members))} of {len(arm.members)})"
+        for arm, part in share.items()
+        if part == fewest < most
+    ]
+    least = [f"Fewest with {_listed(steady)}."] if steady else []
+    ends = {arm: float(np.mean(last)) for arm in arms if (last := _last([runs[i][0] for i in arm.members]))}
+    costs = []
+    if ends:
+        for name, choose in (("best", max), ("worst", min)):
+            arm = choose(ends, key=ends.__getitem__)
+            mine = [runs[i] for i in arm.members]
+            costs.append(f"The {name}, {arm.label}: {_cost([a for _, a in mine], [s for s, _ in mine])}")
+    return [
+        ("Was it unstable?", [_how_unstable(found), *least]),
+        ("Where did it start?", [_where(found)]),
+        ("What did it cost?", costs or [_cost(found, [series for series, _ in runs])]),
+        ("What helps?", _help(mitigations, comparison)),
+    ]
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    if len(names) > most:
+        return ", ".join(names[: most - 1]) + f" and {len(names) - most + 1} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _last(series: Sequence[RunSeries]) -> list[float]:
+    """The last kNN accuracy of each run that has any."""
+    curves = [s.evals["knn_top1"].value for s in series if "knn_top1" in s.evals]
+    return [float(values[np.isfinite(values)][-1]) for values in curves if np.isfinite(values).any()]
 
 
 def _how_unstable(found: Sequence[RunAnalysis]) -> str:
@@ -138,8 +183,17 @@ def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
 def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str]:
     if comparison is not None:
         final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
-        return [_effect_in_words(effect) for effect in final] or [
-            "Not tested: no two runs differ in the mitigation only."
+        if not final:
+            return ["Not tested: no two runs differ in the mitigation only."]
+        if len(final) < ONE_BY_ONE:
+            return [_effect_in_words(effect) for effect in final]
+        shown = sorted((e for e in final if e.verdict in ("better", "worse")), key=lambda e: -e.difference)
+        rest: dict[str, list[str]] = {}
+        for effect in final:
+            if effect not in shown:
+                rest.setdefault(effect.verdict, []).append(effect.mitigation)
+        return [_effect_in_words(e) for e in shown] + [
+            f"{verdict[0].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in rest.items()
         ]
     if mitigations[0] != "none":
         return [f"This run has {mitigations[0]}; to see its effect, compare it with a run of the same seed without."]

@@ -59,6 +59,21 @@ def test_the_first_screen_answers_four_questions(page: str) -> None:
     assert "What helps? frozen-patch: -0.2 points of final kNN, 1 seed: too few seeds." in said
 
 
+def test_the_first_screen_stays_short_where_many_arms_are_compared() -> None:
+    runs = compared_runs(seeds=2, rates=(0.05, 0.07, 0.1))
+    page = render_report(runs, comparison_of(runs))
+    shown = re.search(r'<dl class="answers">(.*?)</dl>', page, re.DOTALL)
+    assert shown is not None
+    said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown[1]))
+    assert "Was it unstable? 2 of 12 runs: 30 spikes" in said
+    assert (
+        "Fewest with no mitigation, lr 0.05 (0 of 2), no mitigation, lr 0.07 (0 of 2), "
+        "frozen-patch, lr 0.05 (0 of 2) and 2 more." in said
+    )
+    assert said.count("The best, ") == said.count("The worst, ") == 1
+    assert len(said) < 900
+
+
 def test_episodes_are_outlined_and_numbered(page: str) -> None:
     heat: Any = charts(page)["heat0"]
     planted = planted_run(seed=0, layers=("patch_embed", "blocks.0", "predictor"))
