@@ -138,8 +138,9 @@ def recall(runs: int, n: int) -> bool:
             found = {name: np.concatenate(masks) for name, masks in which.items()}
             for name, mask in found.items():
                 shares[name].append(float(mask.mean()))
-                at = f"{name} at {height} sd of {kind} noise, AR {phi:g}"
-                behind = max(behind, (shares[name][-1] - shares["ours"][-1], at))
+                lead = shares[name][-1] - shares["ours"][-1]
+                if lead > behind[0]:
+                    behind = (lead, f"{name} at {height} sd of {kind} noise, AR {phi:g}")
                 surest = min(surest, ahead_by_luck(mask, found["ours"]))
         for name, row in shares.items():
             print(f"{kind:<8}{phi:>6}  {name:<8}" + "".join(f"{share:>6.2f}" for share in row))

@@ -58,8 +58,8 @@ class RunSeries:
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height;
-    ``kind`` is ``spike`` or ``nonfinite``.
+    """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height,
+    or its first value for the published rules and for ``kind`` ``nonfinite`` (else ``spike``).
 
     ``ratio`` is peak over the trailing median; ``z`` its robust z-score on the log scale. Both are inf for
     non-finite events.

@@ -34,11 +34,13 @@ of: where spikes rose slowly, 0.4 times as high in the last layer, hardly a lag'
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What one layer's series holds: its events in order of onset; how many the mirrored series has; ``score`` (n,)
-    float32, noise sd above the baseline, -inf where it cannot be told."""
+    float32, noise sd above the baseline, -inf where it cannot be told; ``starts``, where each event left the noise,
+    before it reached half its height."""
 
     spikes: tuple[Spike, ...]
     mirrored_events: int
     score: np.ndarray
+    starts: tuple[int, ...]
 
 
 def detect_spikes(series: LayerSeries, settings: SpikeSettings | None = None) -> tuple[Spike, ...]:
@@ -79,34 +81,41 @@ def detect(series: LayerSeries, settings: SpikeSettings | None = None) -> Detect
     """Search one layer, with the rule of ``settings``."""
     settings = settings or SpikeSettings()
     x, nonfinite = log_norms(series.grad_norm)
-    spikes = _nonfinite_spikes(series, nonfinite, settings.merge_gap)
+    spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
     found = _search(x, series.iteration, settings) if settings.rule == "stablab" else _search_by(x, series, settings)
     level = np.where(np.isnan(x), -np.inf, x)
     for start, stop in found.runs:
         peak = start + int(np.argmax(level[start:stop]))
-        spikes.append(
-            Spike(
-                layer=series.name,
-                onset=int(series.iteration[start]),
-                peak=int(series.iteration[peak]),
-                end=int(series.iteration[stop - 1]),
-                ratio=float(np.exp(x[peak] - found.centre[peak])),
-                z=float(found.height[peak]),
-            )
+        onset = start if found.excess is None else min(_onset(found.excess, start, stop), peak)
+        spike = Spike(
+            layer=series.name,
+            onset=int(series.iteration[onset]),
+            peak=int(series.iteration[peak]),
+            end=int(series.iteration[stop - 1]),
+            ratio=float(np.exp(x[peak] - found.centre[peak])),
+            z=float(found.height[peak]),
         )
-    spikes.sort(key=lambda spike: spike.onset)
-    return Detection(tuple(spikes), found.mirrored_events, found.score.astype(np.float32))
+        spikes.append((int(series.iteration[start]), spike))
+    spikes.sort(key=lambda one: one[1].onset)
+    return Detection(
+        spikes=tuple(spike for _, spike in spikes),
+        mirrored_events=found.mirrored_events,
+        score=found.score.astype(np.float32),
+        starts=tuple(start for start, _ in spikes),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Events as index ranges; log level and noise sd above it at each iteration; the score they were found by."""
+    """Events as index ranges; log level and noise sd above it at each iteration; the score they were found by;
+    ``excess`` (n,), how far the log norm lies above the higher median, where onsets are timed by it."""
 
     runs: list[tuple[int, int]]
     mirrored_events: int
     centre: np.ndarray
     height: np.ndarray
     score: np.ndarray
+    excess: np.ndarray | None = None
 
 
 def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _Found:
@@ -126,8 +135,8 @@ def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _F
         flagged, mirrored_flagged = now, now_mirrored
         if settled:
             break
-    begun = [(_onset(score, start, stop), stop) for start, stop in runs]
-    return _Found(begun, len(mirrored_runs), base.before, (x - base.before) / base.scale, score)
+    excess = np.where(np.isfinite(score), score, -np.inf) * base.scale
+    return _Found(runs, len(mirrored_runs), base.before, (x - base.before) / base.scale, score, excess)
 
 
 def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Found:
@@ -175,11 +184,12 @@ def _runs(
     return _merged(starts[opened], stops[opened], iteration, settings.merge_gap)
 
 
-def _onset(score: np.ndarray, start: int, stop: int) -> int:
-    """Where an event first reaches a share of its height: the most that two values in a row hold, so that noise upon a
-    spike does not delay it."""
-    within = score[start:stop]
-    height = (lowest_of(within, 2) if len(within) > 1 else within).max()
+def _onset(excess: np.ndarray, start: int, stop: int) -> int:
+    """Where an event first reaches a share of its height: of the most that two values in a row hold, so that noise upon
+    a spike does not delay it, or half of its highest, so that what precedes a single value does not hide it."""
+    within = excess[start:stop]
+    known = within[within > -np.inf]
+    height = max(float(lowest_of(known, 2).max()), float(known.max()) / 2)
     return start + int(np.argmax(within >= FLANK * height))
 
 

@@ -44,8 +44,7 @@ class Tail:
     def passing(self, excess: float) -> float:
         """Share of peaks that rise by more than ``excess``."""
         inside = np.maximum(1 + _SHAPES[:, None] * (excess / (self.mean * _SCALES[None, :])), 0.0)
-        with np.errstate(divide="ignore"):
-            return float((self.weights * inside ** (-1 / _SHAPES[:, None])).sum())
+        return float((self.weights * inside ** (-1 / _SHAPES[:, None])).sum())
 
     def slope(self, excess: float) -> float:
         """How much higher a threshold at ``excess`` becomes for a rate lower by a factor e, at first order."""

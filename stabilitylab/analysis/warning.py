@@ -2,7 +2,8 @@
 
 An alarm is an event of the signal, found as spikes are, at the same false-alarm rate. A spike is warned of when an
 alarm opens in its layer within the horizon before it; an alarm is false when no spike opens or runs within the
-horizon after it. Chance is what circular shifts of all alarms give.
+horizon after it. Both open at half their height, which is known only afterwards: a lead says what the signal knew, not
+when somebody watching could have acted. Chance is what circular shifts of all alarms give.
 """
 
 from __future__ import annotations

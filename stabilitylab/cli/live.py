@@ -128,7 +128,9 @@ class Watcher:
         """A tail's head has no baseline yet: what was seen there before stands."""
         head = since + self.settings.window * step if since > self._since else since
         kept = [s for s in self._spikes.get(series.name, []) if s.onset < head]
-        self._spikes[series.name] = kept + [s for s in detect_spikes(series, self.settings) if s.onset >= head]
+        last = max((s.end for s in kept), default=-1)
+        new = [s for s in detect_spikes(series, self.settings) if s.onset >= head and s.onset > last]
+        self._spikes[series.name] = kept + new
 
 
 def _now(series: LayerSeries, settings: SpikeSettings) -> LayerNow:

@@ -72,17 +72,15 @@ class PlainLines:
     def __init__(self) -> None:
         self._iterations = -1
         self._status = ""
-        self._told: set[tuple[str, int]] = set()
+        self._told: list[Spike] = []
 
     def show(self, now: Snapshot) -> None:
-        over = [
-            s
-            for s in now.spikes
-            if (s.layer, s.onset) not in self._told and (s.end < now.iterations - 4 or now.status != "running")
-        ]
+        over = [s for s in now.spikes if s.end < now.iterations - 4 or now.status != "running"]
         for spike in over:
-            click.echo(f"spike {_spike(spike)}")
-        self._told |= {(s.layer, s.onset) for s in over}
+            # What comes after a spike may move its onset: one that overlaps is the same.
+            if not any(t.layer == spike.layer and t.onset <= spike.end and spike.onset <= t.end for t in self._told):
+                click.echo(f"spike {_spike(spike)}")
+                self._told.append(spike)
         if (now.iterations, now.status) != (self._iterations, self._status):
             click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
         self._iterations, self._status = now.iterations, now.status

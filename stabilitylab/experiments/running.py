@@ -142,16 +142,16 @@ def probe_run(
 def before_spikes(run_dir: Path) -> set[int]:
     """The checkpoints, by iteration, that are the last before a spike of the run so far, and all within the reach of
     the detector's look ahead: whether something was a spike is known only when the gradients after it are."""
-    from stabilitylab.analysis.run import analyze_run
-    from stabilitylab.analysis.spikes import SpikeSettings
+    from stabilitylab.analysis.run import without_duplicates
+    from stabilitylab.analysis.spikes import SpikeSettings, detect
     from stabilitylab.experiments.reading import load_series
     from stabilitylab.train.checkpoint import checkpoints, iteration_of
 
     with open_run(run_dir) as reader:
         series = load_series(reader)
-    spikes = analyze_run(series, lag=False, dips=False).spikes or ()
+    starts = [t for layer in series.layers if layer.trainable for t in detect(without_duplicates(layer)).starts]
     there = [iteration_of(path) for path in checkpoints(run_dir / "checkpoints")]
-    before = {max(earlier) for spike in spikes if (earlier := [t for t in there if t <= spike.onset])}
+    before = {max(earlier) for start in starts if (earlier := [t for t in there if t <= start])}
     open_until = series.iterations - SpikeSettings().window
     return before | {t for i, t in enumerate(there) if i == 0 or there[i - 1] > open_until}
 

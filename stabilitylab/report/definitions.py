@@ -10,8 +10,8 @@ DEFINITIONS = (
         "The logarithm of the gradient norm rises above the higher of two medians, that of the last 200 values that "
         "are no spike and that of the next 200, by more noise than chance brings, and the norm is at least twice the "
         "former. One value, or 2, 4 or 8 in a row, must pass thresholds fitted to the series' own downward excursions, "
-        "so that noise alone raises at most one event per 10,000 iterations and layer. It ends below 3 noise sd; gaps "
-        "of up to 3 iterations are bridged.",
+        "so that noise alone raises at most one event per 10,000 iterations and layer. It begins at half its height "
+        "and ends below 3 noise sd; gaps of up to 3 iterations are bridged.",
     ),
     ("chance", "The same detector on the mirrored series, whose spikes are downward: what noise alone would flag."),
     (

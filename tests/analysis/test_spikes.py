@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabilitylab.analysis.results import LayerSeries, Spike
-from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, false_alarms
+from stabilitylab.analysis.spikes import SpikeSettings, detect, detect_spikes, false_alarms
 from stabilitylab.analysis.thresholds import lowest_of
 from tests.synthetic import layer_series, noise, plant, spread_onsets
 
@@ -72,6 +72,34 @@ def test_what_a_spike_rises_out_of_is_not_its_beginning() -> None:
     x[1490:1500] += 0.6
     x[1500:1510] += 3
     near(detect_spikes(layer_series(x)), [1500], within=0)
+
+
+def test_a_single_value_begins_at_itself_whatever_precedes_it() -> None:
+    x = noise(3000, seed=6, sd=0.1)
+    x[1494:1500] += 0.5
+    x[1500] += 3
+    near(detect_spikes(layer_series(x)), [1500], within=0)
+
+
+def test_gaps_do_not_move_the_beginning() -> None:
+    rise = np.concatenate([np.linspace(0, 1, 13)[1:], np.ones(5), np.linspace(1, 0, 13)])
+    x = noise(3000, seed=5, sd=0.1)
+    x[1500 : 1500 + len(rise)] += 4 * rise
+    x[1500:1530:2] = -np.inf  # a norm of zero is missing
+    near(detect_spikes(layer_series(x)), [1505], within=1)
+
+
+def test_the_peak_is_the_highest_value_of_the_whole_event() -> None:
+    rng = np.random.default_rng(7)
+    for seed in range(40):
+        x = noise(1500, seed=seed, sd=0.15)
+        for _ in range(3):  # wide, and over one another: the noise scale jumps inside
+            at, width = int(rng.integers(500, 700)), int(rng.integers(1, 120))
+            x[at : at + width] += rng.uniform(0.5, 4)
+        found = detect(layer_series(x))
+        for start, spike in zip(found.starts, found.spikes, strict=True):
+            assert start <= spike.onset <= spike.peak <= spike.end
+            assert spike.peak == start + int(np.argmax(x[start : spike.end + 1]))
 
 
 def test_events_that_lie_close_merge() -> None:
