@@ -38,9 +38,8 @@ OURS = SpikeSettings(ratio_open=1.0)
 HEIGHTS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
 WIDTHS = ((1, 1), (2, 2), (3, 5), (6, 15), (16, 50))
 SD = 0.15
-SURE = 0.05
-"""Another rule finds more where it finds more of the spikes that only one of the two finds, and a coin would do so with
-this probability at most (sign test, at each height of each noise)."""
+LEVEL = 0.05
+"""Significance level, at each height of each noise, at which another rule finds more."""
 
 
 def events(score: np.ndarray, threshold: float) -> np.ndarray:
@@ -113,8 +112,8 @@ def hits(found: Sequence[int] | np.ndarray, onsets: np.ndarray, within: int = 3)
     return np.abs(np.asarray(found)[:, None] - onsets).min(axis=0) <= within
 
 
-def ahead_by_luck(other: np.ndarray, mine: np.ndarray) -> float:
-    """How likely a coin is to favour ``other`` so much, over the spikes that only one of the two finds."""
+def sign_test(other: np.ndarray, mine: np.ndarray) -> float:
+    """p of ``other`` finding more: one-sided, over the spikes that only one of the two finds."""
     theirs, ours = int((other & ~mine).sum()), int((mine & ~other).sum())
     return float(stats.binom.sf(theirs - 1, theirs + ours, 0.5)) if theirs else 1.0
 
@@ -124,7 +123,7 @@ def recall(runs: int, n: int) -> bool:
     print("2. recall by height in noise sd; every rule at one false event per 10,000 on its worst noise")
     print("   thresholds: " + ", ".join(f"{rule} {value:.1f}" for rule, value in worst.items()))
     print(f"{'noise':<8}{'phi':>6}  {'rule':<8}" + "".join(f"{h:>6}" for h in HEIGHTS))
-    kept, behind, surest = True, (0.0, "nowhere"), 1.0
+    kept, behind, least_p = True, (0.0, "nowhere"), 1.0
     total: dict[str, np.ndarray] = {}
     for kind, phi in NOISES:
         shares: dict[str, list[float]] = {name: [] for name in ("ours", "mad", *RULES)}
@@ -141,7 +140,7 @@ def recall(runs: int, n: int) -> bool:
                 lead = shares[name][-1] - shares["ours"][-1]
                 if lead > behind[0]:
                     behind = (lead, f"{name} at {height} sd of {kind} noise, AR {phi:g}")
-                surest = min(surest, ahead_by_luck(mask, found["ours"]))
+                least_p = min(least_p, sign_test(mask, found["ours"]))
         for name, row in shares.items():
             print(f"{kind:<8}{phi:>6}  {name:<8}" + "".join(f"{share:>6.2f}" for share in row))
             total[name] = total.get(name, np.zeros(len(HEIGHTS))) + np.array(row) / len(NOISES)
@@ -151,8 +150,8 @@ def recall(runs: int, n: int) -> bool:
     print(f"recall of at least 0.95 at 8 sd of every noise: {kept}")
     ahead = all((total["ours"] >= total[rule]).all() for rule in ("mad", *RULES))
     print(f"no rule that keeps the rate recalls more at any height, over all noises: {ahead}")
-    print(f"by most in one noise: {behind[0]:.4f} ({behind[1]}); least p of any being ahead: {surest:.3f}\n")
-    return kept and ahead and surest > SURE
+    print(f"by most in one noise: {behind[0]:.4f} ({behind[1]}); least p of any being ahead: {least_p:.3f}\n")
+    return kept and ahead and least_p > LEVEL
 
 
 def most_of_one(kind: str, height: float, rate: float = 1e-4) -> float:

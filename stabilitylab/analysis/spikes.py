@@ -25,10 +25,10 @@ __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spike
 
 MAX_PASSES = 2
 """Flagged values leave the baseline, which may flag others."""
-FLANK = 0.5
+ONSET_HEIGHT = 0.5
 """Share of its height from which on a spike has begun, as a constant-fraction discriminator times it. At one level for
 all, a high spike seems to begin before a low one of the same shape ("time walk"), and with whatever noise it grew out
-of: where spikes rose slowly, 0.4 times as high in the last layer, hardly a lag's interval held the truth."""
+of: where spikes rose slowly, 0.4 times as high in the last layer, hardly any lag's interval held the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,7 @@ def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _F
         flagged, mirrored_flagged = now, now_mirrored
         if settled:
             break
-    excess = np.where(np.isfinite(score), score, -np.inf) * base.scale
-    return _Found(runs, len(mirrored_runs), base.before, (x - base.before) / base.scale, score, excess)
+    return _Found(runs, len(mirrored_runs), base.before, (x - base.before) / base.scale, score, score * base.scale)
 
 
 def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Found:
@@ -190,7 +189,7 @@ def _onset(excess: np.ndarray, start: int, stop: int) -> int:
     within = excess[start:stop]
     known = within[within > -np.inf]
     height = max(float(lowest_of(known, 2).max()), float(known.max()) / 2)
-    return start + int(np.argmax(within >= FLANK * height))
+    return start + int(np.argmax(within >= ONSET_HEIGHT * height))
 
 
 def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: int) -> list[tuple[int, int]]:

@@ -72,15 +72,17 @@ class PlainLines:
     def __init__(self) -> None:
         self._iterations = -1
         self._status = ""
-        self._told: list[Spike] = []
+        self._told: dict[str, dict[int, int]] = {}  # layer -> onset -> end
 
     def show(self, now: Snapshot) -> None:
         over = [s for s in now.spikes if s.end < now.iterations - 4 or now.status != "running"]
         for spike in over:
-            # What comes after a spike may move its onset: one that overlaps is the same.
-            if not any(t.layer == spike.layer and t.onset <= spike.end and spike.onset <= t.end for t in self._told):
-                click.echo(f"spike {_spike(spike)}")
-                self._told.append(spike)
+            told = self._told.setdefault(spike.layer, {})
+            if spike.onset not in told:
+                # What comes after a spike may move its onset: one that overlaps is the same.
+                if not any(onset <= spike.end and spike.onset <= end for onset, end in told.items()):
+                    click.echo(f"spike {_spike(spike)}")
+                told[spike.onset] = spike.end
         if (now.iterations, now.status) != (self._iterations, self._status):
             click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
         self._iterations, self._status = now.iterations, now.status

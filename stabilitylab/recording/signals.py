@@ -183,8 +183,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 def _entries(gradients: list[Tensor]) -> list[Tensor]:
     # The usual case, of a thousand gradients a step, is told at once.
-    if set(map(type, gradients)) == {Tensor} and {g.layout for g in gradients} == {torch.strided}:
-        return [g.abs() if g.is_complex() else g for g in gradients]
-    found = [local(g) for g in gradients]
-    found = [g.coalesce().values() if g.is_sparse else g for g in found]
-    return [g.abs() if g.is_complex() else g for g in found]
+    if set(map(type, gradients)) != {Tensor} or {g.layout for g in gradients} != {torch.strided}:
+        gradients = [local(g) for g in gradients]
+        gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    return [g.abs() if g.is_complex() else g for g in gradients]

@@ -92,7 +92,8 @@ def _of_many(
         if part == fewest < most
     ]
     least = [f"Fewest with {_listed(steady)}."] if steady else []
-    ends = {arm: float(np.mean(last)) for arm in arms if (last := _last([runs[i][0] for i in arm.members]))}
+    curves = {arm: _curves([runs[i][0] for i in arm.members]) for arm in arms}
+    ends = {arm: np.mean([values[-1] for values in mine]) for arm, mine in curves.items() if mine}
     costs = []
     if ends:
         for name, choose in (("best", max), ("worst", min)):
@@ -114,10 +115,10 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _last(series: Sequence[RunSeries]) -> list[float]:
-    """The last kNN accuracy of each run that has any."""
+def _curves(series: Sequence[RunSeries]) -> list[np.ndarray]:
+    """The kNN accuracies of each run that has any."""
     curves = [s.evals["knn_top1"].value for s in series if "knn_top1" in s.evals]
-    return [float(values[np.isfinite(values)][-1]) for values in curves if np.isfinite(values).any()]
+    return [values[np.isfinite(values)] for values in curves if np.isfinite(values).any()]
 
 
 def _how_unstable(found: Sequence[RunAnalysis]) -> str:
@@ -162,8 +163,7 @@ def _where(found: Sequence[RunAnalysis]) -> str:
 
 
 def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
-    curves = [s.evals["knn_top1"].value for s in series if "knn_top1" in s.evals]
-    curves = [values[np.isfinite(values)] for values in curves if np.isfinite(values).any()]
+    curves = _curves(series)
     if not curves:
         return "Unknown: no kNN accuracy was recorded."
     final = float(np.mean([values[-1] for values in curves]))
@@ -187,12 +187,12 @@ def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str
             return ["Not tested: no two runs differ in the mitigation only."]
         if len(final) < ONE_BY_ONE:
             return [_effect_in_words(effect) for effect in final]
-        shown = sorted((e for e in final if e.verdict in ("better", "worse")), key=lambda e: -e.difference)
+        decided = sorted((e for e in final if e.verdict in ("better", "worse")), key=lambda e: -e.difference)
         rest: dict[str, list[str]] = {}
         for effect in final:
-            if effect not in shown:
+            if effect not in decided:
                 rest.setdefault(effect.verdict, []).append(effect.mitigation)
-        return [_effect_in_words(e) for e in shown] + [
+        return [_effect_in_words(e) for e in decided] + [
             f"{verdict[0].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in rest.items()
         ]
     if mitigations[0] != "none":
