@@ -99,7 +99,7 @@ class _FolderViews(torch.utils.data.Dataset[list[Tensor] | ConfigError]):
         except ConfigError as error:  # returned, for a worker would wrap it in its traceback
             return error
         draws = Draws(stream(self.seed, _AUGMENT, iteration, index))
-        return [augment(image, view, view.size or self.size, draws, antialias=True)[0] for view in self.views]
+        return [augment(image, view, view.size or self.size, draws)[0] for view in self.views]
 
 
 def _collate(items: list[list[Tensor] | ConfigError]) -> list[Tensor] | ConfigError:

@@ -15,6 +15,8 @@ from torch import Generator, Tensor
 
 from stabilitylab.config import Config
 
+CROP_TRIALS = 10  # torchvision's
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
@@ -72,10 +74,9 @@ def views_of(config: Config) -> tuple[View, ...]:
     return (*views, *[local] * data.local_crops)
 
 
-def augment(images: Tensor, view: View, size: int, draws: Draws, *, antialias: bool = False) -> Tensor:
-    """One random view of each image: (N, C, H, W) in [0, 1] -> (N, C, size, size) in [0, 1]. ``antialias``: for one
-    image at a time, as large as a photo is."""
-    x = random_resized_crop(images, view, size, draws, antialias=antialias)
+def augment(images: Tensor, view: View, size: int, draws: Draws) -> Tensor:
+    """One random view of each image: (N, C, H, W) in [0, 1] -> (N, C, size, size) in [0, 1]."""
+    x = random_resized_crop(images, view, size, draws)
     x = colour_jitter(x, view, draws)
     if view.grey_p and x.shape[1] == 3:
         x = torch.where(_chosen(x, view.grey_p, draws), luma(x).expand_as(x), x)
@@ -95,36 +96,61 @@ def _chosen(x: Tensor, p: float, draws: Draws) -> Tensor:
     return moved(draws.rand(len(x), 1, 1, 1) < p, x.device)
 
 
-def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws, *, antialias: bool = False) -> Tensor:
-    """Crop an area fraction in ``view.crop`` with a log-uniform aspect ratio in pixels, resize bilinearly, maybe
-    mirror. ``antialias`` takes one image, and cuts at whole pixels as torchvision does."""
-    n = len(x)
-    area = _uniform(n, *view.crop, draws, x)
-    ratio = torch.exp(_uniform(n, math.log(view.ratio[0]), math.log(view.ratio[1]), draws, x))
-    ratio = ratio * (x.shape[2] / x.shape[3])  # of pixels -> of shares of the image's sides
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    # Centres in [-1, 1]; the crop stays inside the image.
-    cx = (1 - width) * _uniform(n, -1, 1, draws, x)
-    cy = (1 - height) * _uniform(n, -1, 1, draws, x)
-    mirror = torch.where(_chosen(x, view.flip_p, draws).flatten(), -1.0, 1.0)
-    if antialias:
-        (image,) = x
-        top, bottom = _pixels(cy.item(), height.item(), image.shape[1])
-        left, right = _pixels(cx.item(), width.item(), image.shape[2])
-        cut = image[None, :, top:bottom, left:right]
-        cut = F.interpolate(cut, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        return cut.flip(3) if mirror.item() < 0 else cut
-    zero = torch.zeros_like(cx)
-    theta = torch.stack([torch.stack([width * mirror, zero, cx], 1), torch.stack([zero, height, cy], 1)], 1)
-    grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws) -> Tensor:
+    """Crop, resize to ``size`` x ``size`` and mirror, as torchvision's ``RandomResizedCrop`` and
+    ``RandomHorizontalFlip`` do on an image: bilinear, antialiased, the crop cut out before it is resized.
+
+    (N, C, H, W) -> (N, C, size, size).
+    """
+    height, width = x.shape[2:]
+    boxes = crop_boxes(len(x), (height, width), view, draws)
+    mirror = draws.rand(len(x)) < view.flip_p
+    if len(x) == 1:  # a photo: cut first, which is cheaper than weighting all its pixels
+        top, left, h, w = boxes[0].tolist()
+        crop = x[..., top : top + h, left : left + w]
+        crop = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return crop.flip(3) if mirror.item() else crop
+    top, left, h, w = boxes.unbind(1)
+    down = _resize_weights(top, h, height, size)
+    across = _resize_weights(left, w, width, size)
+    across = torch.where(mirror.view(-1, 1, 1), across.flip(1), across)
+    down, across = (moved(weights.to(x.dtype), x.device) for weights in (down, across))
+    return down[:, None] @ x @ across.mT[:, None]
 
 
-def _pixels(centre: float, share: float, side: int) -> tuple[int, int]:
-    """A stretch given by its centre in [-1, 1] and its share of the side -> first pixel, one past the last."""
-    length = max(1, round(share * side))
-    start = min(max(round((centre + 1) / 2 * side - length / 2), 0), side - length)
-    return start, start + length
+def crop_boxes(n: int, sides: tuple[int, int], view: View, draws: Draws) -> Tensor:
+    """Crop boxes for ``n`` images of ``sides`` (H, W), by the law of torchvision's ``RandomResizedCrop``: draw an area
+    fraction and a log-uniform aspect ratio until the box fits, at most ten times; then crop at the centre, as
+    large as ``view.ratio`` allows.
+
+    Returns (n, 4) integers: top, left, height, width, in pixels.
+    """
+    height, width = sides
+    low, high = view.ratio
+    area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * draws.rand(n, CROP_TRIALS).double())
+    ratio = torch.exp(math.log(low) + math.log(high / low) * draws.rand(n, CROP_TRIALS).double())
+    h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+    first = fits.byte().argmax(1, keepdim=True)
+    fitting = fits.any(1)
+    h = torch.where(fitting, h.gather(1, first)[:, 0], min(height, round(width / low)))
+    w = torch.where(fitting, w.gather(1, first)[:, 0], min(width, round(height * high)))
+    top, left = draws.rand(n).double(), draws.rand(n).double()
+    top = torch.where(fitting, top * (height - h + 1), (height - h) / 2).floor()
+    left = torch.where(fitting, left * (width - w + 1), (width - w) / 2).floor()
+    return torch.stack([top, left, h, w], 1).long()
+
+
+def _resize_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """Weights of an antialiased bilinear resize of the pixels ``start`` to ``start + length`` - 1, each (N,), of a side
+    of ``side`` pixels to ``size`` pixels: (N, size, side), rows sum to 1."""
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    scale = length / size
+    centres = start + scale * (torch.arange(size) + 0.5).view(-1, 1)
+    pixels = torch.arange(side) + 0.5
+    weights = (1 - (pixels - centres).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixels > start) & (pixels < start + length))
+    return weights / weights.sum(2, keepdim=True)
 
 
 def luma(x: Tensor) -> Tensor:
