@@ -108,6 +108,13 @@ class FalseAlarms:
     p_value: float = 1.0
 
 
+def chance_of(spikes: int, expected: float) -> float:
+    """Probability that chance brings at least ``spikes``, where it brings ``expected`` on average (Poisson)."""
+    from scipy.stats import poisson
+
+    return float(poisson.sf(spikes - 1, expected)) if expected else float(spikes == 0)
+
+
 @dataclass(frozen=True, slots=True)
 class CrossLag:
     """A lag by cross-correlation of two layers' scores: where they agree best, how well (0 to 1), and the level of

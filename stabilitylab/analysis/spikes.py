@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import poisson
 
 from stabilitylab.analysis.baseline import Baseline, baseline
-from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike
+from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike, chance_of
 from stabilitylab.analysis.rules import THRESHOLDS, published_score
 from stabilitylab.analysis.settings import SpikeSettings
 from stabilitylab.analysis.thresholds import lowest_of, stretches, thresholds_of
@@ -63,8 +62,7 @@ def chance_level(
     tested = sum(len(layer.iteration) for layer in layers)
     expected = max(float(events), asked * tested / 10_000)
     spikes = sum(spike.kind == "spike" for found in detections for spike in found.spikes)
-    p_value = float(poisson.sf(spikes - 1, expected)) if expected else float(spikes == 0)
-    return FalseAlarms(events, 10_000 * events / tested if tested else 0.0, expected, p_value)
+    return FalseAlarms(events, 10_000 * events / tested if tested else 0.0, expected, chance_of(spikes, expected))
 
 
 def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

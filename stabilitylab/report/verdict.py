@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabilitylab.analysis.results import Comparison, Effect, RunAnalysis, RunSeries
+from stabilitylab.analysis.results import Comparison, Effect, RunAnalysis, RunSeries, chance_of
 from stabilitylab.report.arms import Arm
 from stabilitylab.report.wording import count, percent
 
@@ -22,9 +22,23 @@ ONE_BY_ONE = 4
 
 def unstable(found: RunAnalysis) -> bool:
     """A dip, a gradient that is not finite, or more spikes than chance brings."""
-    spikes = found.spikes or ()
-    surprising = found.false_alarms is None or found.false_alarms.p_value < MORE_THAN_CHANCE
-    return bool(found.dips) or any(s.kind == "nonfinite" for s in spikes) or (bool(spikes) and surprising)
+    return bool(found.dips) or _broken(found) or _spikes_beyond_chance([found])
+
+
+def _broken(found: RunAnalysis) -> bool:
+    """Whether a gradient was not finite."""
+    return any(spike.kind == "nonfinite" for spike in found.spikes or ())
+
+
+def _spikes_beyond_chance(found: Sequence[RunAnalysis]) -> bool:
+    """Whether the runs together have more spikes than chance brings. Without a chance level: no."""
+    judged = [analysis for analysis in found if analysis.false_alarms]
+    spikes = sum(sum(spike.kind == "spike" for spike in a.spikes or ()) for a in judged)
+    return chance_of(spikes, _expected_by_chance(judged)) < MORE_THAN_CHANCE
+
+
+def _expected_by_chance(found: Sequence[RunAnalysis]) -> float:
+    return sum(a.false_alarms.expected for a in found if a.false_alarms)
 
 
 def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
@@ -56,11 +70,12 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
     if not unstable(found):
         return "No instability beyond chance" if found.spikes else "No instability found"
     lag = found.lag
-    if lag is not None and lag.verdict == "first leads" and lag.median_iterations is not None:
+    leads = lag is not None and lag.verdict == "first leads" and _spikes_beyond_chance([found])
+    if leads and lag is not None and lag.median_iterations is not None:
         return (
             f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
         )
-    return f"Unstable: {count(len(found.spikes or ()), 'spike')}, {count(len(found.dips or ()), 'accuracy dip')}"
+    return f"Unstable: {_signs([found])}"
 
 
 def answers(
@@ -122,18 +137,23 @@ def _curves(series: Sequence[RunSeries]) -> list[np.ndarray]:
 
 
 def _how_unstable(found: Sequence[RunAnalysis]) -> str:
-    if all(analysis.spikes is None or not analysis.layers for analysis in found):
-        spiking = "no gradients recorded"
-    else:
-        spikes = sum(len(analysis.spikes or ()) for analysis in found)
-        chance = sum(a.false_alarms.expected for a in found if a.false_alarms)
-        spiking = f"{count(spikes, 'spike')} (chance alone: {chance:.2g})"
-    broken = sum(any(s.kind == "nonfinite" for s in a.spikes or ()) for a in found)
-    dips = f", {count(sum(len(a.dips or ()) for a in found), 'accuracy dip')}"
-    nan = f", gradients not finite in {count(broken, 'run')}" if broken else ""
     if len(found) == 1:
-        return ("Yes: " if unstable(found[0]) else "No: ") + spiking + dips + nan + "."
-    return f"{sum(map(unstable, found))} of {len(found)} runs: {spiking}{dips}{nan}."
+        return ("Yes: " if unstable(found[0]) else "No: ") + _signs(found) + "."
+    return f"{sum(map(unstable, found))} of {len(found)} runs: {_signs(found)}."
+
+
+def _signs(found: Sequence[RunAnalysis]) -> str:
+    """Spikes, dips and gradients that are not finite. Spikes come first only where they exceed chance."""
+    broken = sum(map(_broken, found))
+    others = [count(sum(len(a.dips or ()) for a in found), "accuracy dip")]
+    others += [f"gradients not finite in {count(broken, 'run')}"] if broken else []
+    if all(analysis.spikes is None or not analysis.layers for analysis in found):
+        return ", ".join(["no gradients recorded", *others])
+    spikes = count(sum(spike.kind == "spike" for a in found for spike in a.spikes or ()), "spike")
+    chance = f"{_expected_by_chance(found):.2g}"
+    if _spikes_beyond_chance(found) or spikes == "0 spikes":
+        return ", ".join([f"{spikes} (chance alone: {chance})", *others])
+    return f"{', '.join(others)}; {spikes}, no more than chance brings ({chance})"
 
 
 def _where(found: Sequence[RunAnalysis]) -> str:

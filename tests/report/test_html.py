@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stabilitylab.analysis.results import LayerSeries, RunSeries, Spike
+from stabilitylab.analysis.results import Dip, FalseAlarms, LayerSeries, RunSeries, Spike
 from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.html import render_report
 from stabilitylab.report.tables import config_differences
@@ -57,6 +58,37 @@ def test_the_first_screen_answers_four_questions(page: str) -> None:
     assert "patch_embed leads 12 of 12 episodes of several layers; patch_embed to predictor: 20 iterations" in said
     assert "Deepest dip" in said
     assert "What helps? frozen-patch: -0.2 points of final kNN, 1 seed: too few seeds." in said
+
+
+def first_answer(page: str) -> str:
+    found = re.search(r"Was it unstable\?</dt>\s*<dd>(.*?)</dd>", page, re.DOTALL)
+    assert found is not None
+    return re.sub(r"\s+", " ", found[1]).strip()
+
+
+@pytest.mark.parametrize(
+    ("spikes", "dips", "expected", "said"),
+    [
+        (1, 0, 1.1, "No: 0 accuracy dips; 1 spike, no more than chance brings (1.1)."),
+        (1, 2, 1.1, "Yes: 2 accuracy dips; 1 spike, no more than chance brings (1.1)."),
+        (4, 0, 1.1, "No: 0 accuracy dips; 4 spikes, no more than chance brings (1.1)."),  # Poisson: p = 0.026
+        (5, 1, 1.1, "Yes: 5 spikes (chance alone: 1.1), 1 accuracy dip."),  # p = 0.0054
+        (0, 1, 1.1, "Yes: 0 spikes (chance alone: 1.1), 1 accuracy dip."),
+    ],
+)
+def test_spikes_count_as_instability_only_beyond_chance(spikes: int, dips: int, expected: float, said: str) -> None:
+    quiet = planted_run(seed=1, count=0, dips=False, layers=("a", "b"))
+    run = report_run(quiet.series)
+    chance = math.exp(-expected) * sum(expected**k / math.factorial(k) for k in range(spikes))
+    found = replace(
+        run.analysis,
+        spikes=tuple(Spike("a", 400 * i + 300, 400 * i + 300, 400 * i + 301, 3.0, 9.0) for i in range(spikes)),
+        dips=tuple(Dip(300 * i + 300, 300 * i + 310, 300 * i + 320, 0.1, 9.0, 1.0) for i in range(dips)),
+        false_alarms=FalseAlarms(1, 1.0, expected, 1 - chance),
+    )
+    page = render_report([replace(run, analysis=found)], None)
+    assert first_answer(page) == said
+    assert ("No instability" in page) == said.startswith("No")
 
 
 def test_the_first_screen_stays_short_where_many_arms_are_compared() -> None:
