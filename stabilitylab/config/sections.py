@@ -146,6 +146,9 @@ class OptimConfig(Section):
     beta2: float = Field(0.999, ge=0, lt=1)
     warmup_iterations: int | None = Field(None, ge=0)
     warmup_epochs: float | None = Field(None, ge=0)
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="the rate after the warm-up: half a cosine to 0, or constant"
+    )
 
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimConfig:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(iteration: int, total: int, peak: float, warmup: int) -> float:
-    """Linear warm-up from 0 over ``warmup`` iterations, then half a cosine to 0 at ``total``."""
+def learning_rate(iteration: int, total: int, peak: float, warmup: int, schedule: str = "cosine") -> float:
+    """Linear warm-up from 0 over ``warmup`` iterations, then half a cosine to 0 at ``total``, or ``peak`` throughout
+    where ``schedule`` is ``constant``."""
     if iteration < warmup:
         return peak * iteration / warmup
+    if schedule == "constant":
+        return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(1, total - warmup)))
 
 

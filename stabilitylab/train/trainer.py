@@ -169,7 +169,7 @@ class Trainer:
     def step(self, recorder: Recorder, iteration: int, views: list[Tensor]) -> Tensor:
         """One update. The order is the paper's: EMA before keys; gradients are recorded before any clipping."""
         started = time.perf_counter()
-        lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup)
+        lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup, self.config.optim.schedule)
         set_learning_rate(self.optimizer, lr)
         scalars: dict[str, Any] = {"lr": lr}
         if self.method.uses_momentum_encoder:

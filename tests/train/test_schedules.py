@@ -4,7 +4,10 @@ import math
 
 import pytest
 
+from stabilitylab.config import resolve
+from stabilitylab.recording.recorder import NullSink, Recorder
 from stabilitylab.train.schedules import ema_momentum, learning_rate
+from stabilitylab.train.trainer import Trainer
 
 
 def test_learning_rate_warms_up_linearly_then_follows_half_a_cosine() -> None:
@@ -19,6 +22,20 @@ def test_learning_rate_warms_up_linearly_then_follows_half_a_cosine() -> None:
 
 def test_no_warmup_starts_at_the_peak() -> None:
     assert learning_rate(0, 10, 0.3, 0) == pytest.approx(0.3)
+
+
+def test_a_constant_rate_stays_at_its_peak_after_the_warm_up() -> None:
+    rates = [learning_rate(t, 100, 0.4, 20, "constant") for t in range(100)]
+    assert rates == pytest.approx([0.02 * t for t in range(20)] + [0.4] * 80)
+
+
+def test_the_trainer_follows_the_configured_schedule() -> None:
+    values = {"train": {"iterations": 8, "batch_size": 16}, "optim": {"base_lr": 0.16, "warmup_iterations": 2}}
+    for schedule, last in (("constant", 0.01), ("cosine", 0.01 * math.cos(math.pi * 5 / 12) ** 2)):
+        trainer = Trainer(resolve({**values, "optim": {**values["optim"], "schedule": schedule}}))
+        for iteration, views in enumerate(trainer.batches.iterate(0, 8)):
+            trainer.step(Recorder([], NullSink(), log_grads=False), iteration, views)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(last)
 
 
 def test_ema_momentum_rises_to_one() -> None:
