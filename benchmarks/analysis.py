@@ -54,7 +54,7 @@ def write_run(folder: Path, iterations: int, num_layers: int) -> None:
 
 
 def ours(folder: str) -> str:
-    from stabilitylab.answers import answer_run
+    from stabilitylab.run.answers import answer_run
 
     found = answer_run(Path(folder)).analysis
     assert found.lag is not None
@@ -111,7 +111,7 @@ def _count(fires: pd.Series[bool]) -> int:
 def _child(work: Callable[[str], str], folder: str, out: Connection) -> None:
     import scipy.stats  # noqa: F401  # imports are nobody's analysis
 
-    import stabilitylab.answers  # noqa: F401
+    import stabilitylab.run.answers  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF)
     started = time.perf_counter()

@@ -16,9 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stabilitylab.analysis.compare import compare_runs
-from stabilitylab.analysis.paired import power, seeds_needed
-from stabilitylab.analysis.results import Effect, RunSummary
+from stabilitylab.comparison.effects import compare_runs
+from stabilitylab.comparison.paired import power, seeds_needed
+from stabilitylab.comparison.results import Effect, RunSummary
 
 SEEDS = (3, 5, 10)
 NOISES = ("normal", "t3", "skewed")

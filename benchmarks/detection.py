@@ -29,8 +29,8 @@ from scipy.ndimage import median_filter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks._truth import add_spike, ar_noise, layer, spaced
-from stabilitylab.analysis.rules import THRESHOLDS, published_score
-from stabilitylab.analysis.spikes import SpikeSettings, detect, detect_spikes
+from stabilitylab.analysis.detection.rules import THRESHOLDS, published_score
+from stabilitylab.analysis.detection.spikes import SpikeSettings, detect, detect_spikes
 
 NOISES = [(kind, phi) for kind in ("normal", "t3") for phi in (0.0, 0.5, 0.9, 0.95)]
 RULES = ("olmo", "zscore", "ema")

@@ -20,8 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks._truth import add_spike, ar_noise, layer, spaced
+from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import Lag, RunAnalysis, RunSeries
-from stabilitylab.analysis.run import analyze_run
 
 N = 6000
 MISSED = 0.25

@@ -21,7 +21,7 @@ from scipy.ndimage import median_filter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stabilitylab.analysis.results import EvalCurve, FalseAlarms, LayerSeries, RunAnalysis, RunSeries, Spike
-from stabilitylab.report.html import render_report
+from stabilitylab.report.html.page import render_report
 from stabilitylab.report.runs import ReportRun
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.pages import planted_episodes

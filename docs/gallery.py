@@ -19,8 +19,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stabilitylab.experiments.collect import finished_runs
-from stabilitylab.experiments.study import load_study
+from stabilitylab.studies.collect import finished_runs
+from stabilitylab.studies.study import load_study
 from tests.report.browser import Browser
 
 ROOT = Path(__file__).parents[1]

@@ -13,24 +13,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stabilitylab.integrations.loop import RecordError, record
+    from stabilitylab.attach.loop import record
+    from stabilitylab.errors import (
+        ConfigError,
+        LogFormatError,
+        NoDataError,
+        RecordError,
+        RunBroken,
+        RunBusy,
+        RunExists,
+        RunNotFound,
+        StabilityLabError,
+        StoreError,
+        StoreWarning,
+    )
     from stabilitylab.store.reader import open_run
 
 __version__ = "0.1.0"
-__all__ = ["RecordError", "__version__", "open_run", "record"]
+__all__ = [
+    "ConfigError",
+    "LogFormatError",
+    "NoDataError",
+    "RecordError",
+    "RunBroken",
+    "RunBusy",
+    "RunExists",
+    "RunNotFound",
+    "StabilityLabError",
+    "StoreError",
+    "StoreWarning",
+    "__version__",
+    "open_run",
+    "record",
+]
 
-_PUBLIC = {
-    "record": "stabilitylab.integrations.loop",
-    "RecordError": "stabilitylab.integrations.loop",
+_PUBLIC = {  # the rest are errors
+    "record": "stabilitylab.attach.loop",
     "open_run": "stabilitylab.store.reader",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Public names come when they are asked for: ``import stabilitylab`` does not import torch."""
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(f"module 'stabilitylab' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module(_PUBLIC.get(name, "stabilitylab.errors")), name)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stabilitylab.config import ConfigError, from_dict, parse_override, read_toml, recipes, resolve
+from stabilitylab.config import from_dict, parse_override, read_toml, recipes, resolve
+from stabilitylab.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", sorted(recipes()))

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
-from scipy.stats import binom
 
+from stabilitylab.analysis.intervals import median_interval
 from stabilitylab.analysis.results import CrossLag, Lag, LayerLag, Spike
 
 WINDOW = 100
@@ -133,17 +133,6 @@ def common_lag(pairs: np.ndarray) -> float:
     best = np.flatnonzero(count == count.max())
     middles = [float(np.median(pairs[i : stop[i]])) for i in best]
     return min(middles, key=abs)
-
-
-def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The narrowest pair of order statistics that holds the median with ``level``, or the whole range."""
-    ordered = np.sort(lags)
-    k = int(binom.ppf((1 - level) / 2, len(ordered), 0.5))
-    # P(fewer than k of n below the median) must stay within the tail.
-    while k > 0 and binom.cdf(k - 1, len(ordered), 0.5) > (1 - level) / 2:
-        k -= 1
-    k = max(k, 1)
-    return float(ordered[k - 1]), float(ordered[-k])
 
 
 def shift_test(a: np.ndarray, b: np.ndarray, window: int, num_iterations: int) -> tuple[float, tuple[float, ...]]:

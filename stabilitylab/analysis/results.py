@@ -12,13 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.analysis.comparison import Comparison, Effect, LrSensitivity, RunSummary
-from stabilitylab.analysis.settings import SpikeSettings
+from stabilitylab.analysis.detection.settings import SpikeSettings
 
-__all__ = [
-    "Comparison", "CrossLag", "Dip", "DipLink", "EarlyWarning", "Effect", "Episode", "EvalCurve", "FalseAlarms", "Lag",
-    "LayerLag", "LayerSeries", "LrSensitivity", "RunAnalysis", "RunSeries", "RunSummary", "Spike", "SpikeRef",
-]  # fmt: skip
 SCHEMA_VERSION = 1
 
 

@@ -66,8 +66,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line. Bad input is one line on standard error and exit code 2."""
-    from stabilitylab.config import ConfigError
-    from stabilitylab.store.errors import StoreError
+    from stabilitylab.errors import StabilityLabError
 
     warnings.showwarning = lambda message, *_, **__: click.echo(f"stablab: warning: {message}", err=True)
     try:
@@ -77,7 +76,7 @@ def main() -> None:
         fail(error.format_message() + where)
     except click.ClickException as error:
         fail(error.format_message())
-    except (ConfigError, StoreError) as error:
+    except StabilityLabError as error:
         fail(str(error))
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted", code=130)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stabilitylab.analysis.detection.settings import SpikeSettings
     from stabilitylab.analysis.results import RunAnalysis
-    from stabilitylab.analysis.settings import SpikeSettings
 
 
 @click.command()
@@ -60,8 +60,8 @@ def command(
     Works on a run that is still being written. The answer is kept in the run's folder until it has new rows.
     """
     from stabilitylab.analysis.explain import explain_episodes
-    from stabilitylab.answers import answer_run
     from stabilitylab.cli.analysis_text import print_text
+    from stabilitylab.run.answers import answer_run
     from stabilitylab.store.location import find_run, runs_root
 
     settings = _settings(rule, false_alarms, min_ratio)
@@ -82,7 +82,7 @@ def command(
 
 
 def _settings(rule: str, false_alarms: float | None, min_ratio: float | None) -> SpikeSettings:
-    from stabilitylab.analysis.settings import SpikeSettings
+    from stabilitylab.analysis.detection.settings import SpikeSettings
 
     given = {"--false-alarms": false_alarms, "--min-ratio": min_ratio}
     if rule != "stablab":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 
 @click.command()
@@ -33,8 +33,8 @@ def command(
     \b
     stablab branch run_001 --at 640 --mitigation frozen-patch --seeds 3 -o futures.png
     """
+    from stabilitylab.cause.branch import branch_run
     from stabilitylab.cli.progress import TrainingProgress
-    from stabilitylab.experiments.branch import branch_run
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.train.mitigations import parse_mitigations
 
@@ -54,7 +54,7 @@ def command(
             progress=lambda name, state: progress.update(state, name),
         )
     if output is not None:
-        from stabilitylab.experiments.futures import draw_futures
+        from stabilitylab.studies.futures import draw_futures
 
         draw_futures(paths, output)
         click.echo(f"figure: {output}")

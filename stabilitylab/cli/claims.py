@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 
 @click.command()
@@ -20,7 +20,7 @@ def command(studies: str, reports: str, check: bool) -> None:
 
     DIR holds the study files, experiments/small if not given.
     """
-    from stabilitylab.experiments.verdicts import claims_table, find_studies
+    from stabilitylab.studies.verdicts import claims_table, find_studies
 
     folder = Path(reports)
     table = claims_table(find_studies(studies), folder)

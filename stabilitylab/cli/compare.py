@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stabilitylab.analysis.results import Comparison, RunSummary
-    from stabilitylab.answers import Answer
+    from stabilitylab.comparison.results import Comparison, RunSummary
+    from stabilitylab.run.answers import Answer
 
 POWER_SEEDS = (3, 5, 8, 10, 15, 20)
 POWER_SIZES = (0.5, 1.0, 1.5, 2.0)
@@ -41,7 +41,7 @@ def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, run
     Effects with 95% intervals, exact p-values with Holm's correction, and verdicts read off the intervals; the
     sensitivity to the learning rate where several were run; and how many seeds it takes to show a difference.
     """
-    from stabilitylab.analysis.compare import compare_runs
+    from stabilitylab.comparison.effects import compare_runs
 
     answers = {run: _answer(run, runs_dir) for run in dict.fromkeys(runs)}
     if len(answers) < 2:
@@ -72,7 +72,7 @@ def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, run
 
 
 def _answer(run: str, runs_dir: str | None) -> Answer:
-    from stabilitylab.answers import answer_run
+    from stabilitylab.run.answers import answer_run
     from stabilitylab.store.location import find_run, runs_root
 
     answer = answer_run(find_run(runs_root(runs_dir), run))
@@ -112,13 +112,13 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _power_table() -> list[tuple[float, int, float]]:
-    from stabilitylab.analysis.paired import power
+    from stabilitylab.comparison.paired import power
 
     return [(size, n, power(n, size)) for size in POWER_SIZES for n in POWER_SEEDS]
 
 
 def _print_csv(found: Comparison) -> None:
-    from stabilitylab.analysis.results import Effect
+    from stabilitylab.comparison.results import Effect
 
     names = [field.name for field in fields(Effect) if field.name != "ci95"]
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -33,8 +33,8 @@ def command(iterations: int, seed: int, output: str | None, runs_dir: str | None
     from stabilitylab.cli.progress import TrainingProgress
     from stabilitylab.cli.report import build_report
     from stabilitylab.config import resolve
-    from stabilitylab.experiments import train_side_by_side
     from stabilitylab.store.location import runs_root
+    from stabilitylab.studies import train_side_by_side
 
     started = time.monotonic()
     root = runs_root(runs_dir)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 _KINDS = ("knn", "spikes", "lag", "heatmap", "compare", "lr-sensitivity")
 _FORMATS = ("pdf", "svg", "png")
@@ -38,8 +38,8 @@ def command(
 ) -> None:
     """Draw a figure of runs for a paper: column width, fonts embedded, readable without colour."""
     from stabilitylab.cli.report import check_output, compare, load_runs
-    from stabilitylab.report.numbers import numbers_latex
-    from stabilitylab.report.paper import NothingToDrawError, render
+    from stabilitylab.report.paper.figures import render
+    from stabilitylab.report.paper.numbers import numbers_latex
     from stabilitylab.report.writing import write_whole
     from stabilitylab.store.location import find_run, runs_root
 
@@ -55,13 +55,11 @@ def command(
     root = runs_root(runs_dir)
     shown = load_runs([find_run(root, run) for run in dict.fromkeys(runs)])
     comparison = compare(shown) if len(shown) > 1 else None
-    try:
-        if latex:
-            data = numbers_latex(kind, shown, comparison).encode()
-        else:
-            data = render(kind, shown, comparison, width=width, form=form or ending)
-    except NothingToDrawError as error:
-        raise ConfigError(str(error)) from None
+    data = (
+        numbers_latex(kind, shown, comparison).encode()
+        if latex
+        else render(kind, shown, comparison, width=width, form=form or ending)
+    )
     if output is None:
         click.echo(data.decode(), nl=False)
         return

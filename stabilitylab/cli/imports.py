@@ -24,7 +24,7 @@ def command() -> None:
 @runs_dir
 def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | None) -> None:
     """Import gradient norms, and scalars if any, from CSV files."""
-    from stabilitylab.integrations.csv import import_csv
+    from stabilitylab.importers.csv import import_csv
 
     _bring_in(lambda root: import_csv(root, Path(grads), Path(scalars) if scalars else None, name), runs_dir)
 
@@ -44,7 +44,7 @@ _name = click.option("--name", metavar="RUN", help="The run's name. Default: the
 @runs_dir
 def from_tensorboard(folder: str, grad_tag: str | None, name: str | None, runs_dir: str | None) -> None:
     """Import the scalars of TensorBoard's event files under DIR."""
-    from stabilitylab.integrations.tags import GRAD_TAG, import_tags, read_tensorboard
+    from stabilitylab.importers.tags import GRAD_TAG, import_tags, read_tensorboard
 
     def bring(root: Path) -> Path:
         tags = read_tensorboard(Path(folder))
@@ -60,7 +60,7 @@ def from_tensorboard(folder: str, grad_tag: str | None, name: str | None, runs_d
 @runs_dir
 def from_wandb(file: str, grad_tag: str | None, name: str | None, runs_dir: str | None) -> None:
     """Import a Weights & Biases export: a CSV with a step column, or history as JSON lines (.jsonl)."""
-    from stabilitylab.integrations.tags import GRAD_TAG, import_tags, read_wandb
+    from stabilitylab.importers.tags import GRAD_TAG, import_tags, read_wandb
 
     def bring(root: Path) -> Path:
         return import_tags(root, read_wandb(Path(file)), source="wandb", grad_tag=grad_tag or GRAD_TAG, name=name)
@@ -70,7 +70,7 @@ def from_wandb(file: str, grad_tag: str | None, name: str | None, runs_dir: str 
 
 def _bring_in(bring: Callable[[Path], Path], runs_dir: str | None) -> None:
     """Import, then name the run and the next command."""
-    from stabilitylab.integrations.csv import LogFormatError
+    from stabilitylab.errors import LogFormatError
     from stabilitylab.store.location import runs_root
 
     try:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stabilitylab.analysis.baseline import baseline
+from stabilitylab.analysis.detection.baseline import baseline
+from stabilitylab.analysis.detection.spikes import SpikeSettings, detect_spikes, log_norms
 from stabilitylab.analysis.results import LayerSeries, Spike
-from stabilitylab.analysis.spikes import SpikeSettings, detect_spikes, log_norms
 
 if TYPE_CHECKING:
     from stabilitylab.store.reader import RunReader

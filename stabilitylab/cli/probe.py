@@ -52,8 +52,8 @@ def command(
     The linear classifier is trained for a sweep of learning rates at once; the best on the held-out images counts.
     Results go to the run's table evals.
     """
-    from stabilitylab.experiments import probe_run
     from stabilitylab.store.location import find_run, runs_root
+    from stabilitylab.studies import probe_run
 
     everything = not (linear or labels is not None or knn)
     shares = ([1.0] if linear or everything else []) + ([labels] if labels is not None else [])

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError, NoDataError
 
 if TYPE_CHECKING:
-    from stabilitylab.analysis.results import Comparison, RunAnalysis
-    from stabilitylab.report.html import ReportRun
+    from stabilitylab.analysis.results import RunAnalysis
+    from stabilitylab.comparison.results import Comparison
+    from stabilitylab.report.runs import ReportRun
     from stabilitylab.store.reader import RunReader
 
 
@@ -32,7 +33,7 @@ def command(runs: tuple[str, ...], output: str, runs_dir: str | None) -> None:
 
 def build_report(run_dirs: Sequence[Path], output: Path) -> None:
     """Analyse runs, compare them where there are several, and write the report."""
-    from stabilitylab.report.html import render_report
+    from stabilitylab.report.html.page import render_report
     from stabilitylab.report.writing import write_whole
 
     check_output(output)
@@ -66,27 +67,27 @@ def load_runs(run_dirs: Sequence[Path]) -> list[ReportRun]:
 
 def _kept_analysis(run_dir: Path) -> RunAnalysis | None:
     """The analysis that is kept beside the run, or made and kept now; None for a run without gradients."""
-    from stabilitylab.answers import answer_run
+    from stabilitylab.run.answers import answer_run
 
     try:
         return answer_run(run_dir).analysis
-    except ConfigError:
+    except NoDataError:
         return None
 
 
 def compare(runs: Sequence[ReportRun]) -> Comparison:
     """The runs side by side, mitigations against none."""
-    from stabilitylab.analysis.compare import compare_runs
-    from stabilitylab.answers import summarize
+    from stabilitylab.comparison.effects import compare_runs
+    from stabilitylab.run.answers import summarize
 
     return compare_runs([summarize(run.series, run.analysis, run.config) for run in runs])
 
 
 def _report_run(reader: RunReader, analysis: RunAnalysis | None) -> ReportRun:
     from stabilitylab.analysis.explain import explain_episodes
-    from stabilitylab.analysis.run import analyze_run
-    from stabilitylab.experiments import load_series
-    from stabilitylab.report.html import ReportRun
+    from stabilitylab.analysis.pipeline import analyze_run
+    from stabilitylab.report.runs import ReportRun
+    from stabilitylab.run.series import load_series
 
     series = load_series(reader)
     curve = reader.table("iterations")

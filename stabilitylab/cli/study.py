@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import ConfigError, parse_override
+from stabilitylab.config import parse_override
+from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stabilitylab.analysis.claims import Verdict
-    from stabilitylab.experiments.study import PlannedRun, Study
+    from stabilitylab.comparison.claims import Verdict
+    from stabilitylab.studies.study import PlannedRun, Study
     from stabilitylab.train.trainer import Progress
 
 _SAY_EVERY = 30.0  # seconds between plain lines of progress
@@ -50,10 +51,10 @@ def command(
     stablab study experiments/small/fig5_frozen_patch.toml --dry-run
     stablab study experiments/small/fig5_frozen_patch.toml --jobs 2
     """
-    from stabilitylab.experiments.collect import finished_runs, read_summary, verdicts, write_summary
-    from stabilitylab.experiments.overview import draw_overview
-    from stabilitylab.experiments.study import load_study
     from stabilitylab.store.location import runs_root
+    from stabilitylab.studies.collect import finished_runs, read_summary, verdicts, write_summary
+    from stabilitylab.studies.overview import draw_overview
+    from stabilitylab.studies.study import load_study
 
     study, root = load_study(file, yes=yes), runs_root(runs_dir)
     done = {run.name for run in finished_runs(study, root)}
@@ -99,7 +100,7 @@ def describe(verdict: Verdict) -> str:
 
 
 def _plan(study: Study, todo: list[PlannedRun], jobs: int) -> None:
-    from stabilitylab.experiments.cost import estimate_seconds
+    from stabilitylab.studies.cost import estimate_seconds
 
     for run in study.runs:
         click.echo(f"  {'train' if run in todo else 'keep '} {run.name}")
@@ -115,10 +116,10 @@ def _train(todo: list[PlannedRun], root: Path, jobs: int, cluster: dict[str, Any
     work = [(run.name, run.config) for run in todo]
     progress = _Whole(len(work))
     if cluster is not None:
-        from stabilitylab.experiments.slurm import run_on_cluster
+        from stabilitylab.studies.slurm import run_on_cluster
 
         return run_on_cluster(work, root, cluster, progress.ended)
-    from stabilitylab.experiments.local import run_jobs
+    from stabilitylab.studies.local import run_jobs
 
     return run_jobs(work, root, jobs, progress.update, progress.ended)
 

@@ -12,7 +12,7 @@ from stabilitylab.cli.options import runs_dir
 from stabilitylab.config import Config, parse_override, read_toml, resolve, set_key
 
 if TYPE_CHECKING:
-    from stabilitylab.experiments import FinishedRun
+    from stabilitylab.studies import FinishedRun
 
 # flag -> configuration key
 _FLAGS = {
@@ -142,16 +142,16 @@ def _configuration(
 
 
 def _train(config: Config, runs_dir: str | None, name: str | None) -> None:
-    from stabilitylab.experiments import train_run
     from stabilitylab.store.location import runs_root
+    from stabilitylab.studies import train_run
 
     root = runs_root(runs_dir)
     _show(lambda progress, started: train_run(config, root, name, progress, started), runs_dir)
 
 
 def _resume(run: str, runs_dir: str | None) -> None:
-    from stabilitylab.experiments import resume_run
     from stabilitylab.store.location import find_run, runs_root
+    from stabilitylab.studies import resume_run
 
     run_dir = find_run(runs_root(runs_dir), run)
     _show(lambda progress, started: resume_run(run_dir, progress, started), runs_dir)

@@ -7,7 +7,6 @@ from stabilitylab.config.layering import from_dict, parse_override, read_toml, r
 from stabilitylab.config.sections import (
     VIT_SIZES,
     Config,
-    ConfigError,
     DataConfig,
     EvalConfig,
     MethodConfig,
@@ -21,7 +20,6 @@ from stabilitylab.config.sections import (
 __all__ = [
     "VIT_SIZES",
     "Config",
-    "ConfigError",
     "DataConfig",
     "EvalConfig",
     "MethodConfig",

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stabilitylab.config.sections import RESNETS, Config, ConfigError, check_choice
+from stabilitylab.config.sections import RESNETS, Config, check_choice
+from stabilitylab.errors import ConfigError
 
 _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
 

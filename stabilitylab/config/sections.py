@@ -10,9 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-
-class ConfigError(ValueError):
-    """Bad input from the user: one line that says what, where and what is allowed."""
+from stabilitylab.errors import ConfigError
 
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:

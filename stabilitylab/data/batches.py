@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stabilitylab.config import Config, ConfigError
+from stabilitylab.config import Config
 from stabilitylab.data.datasets import ImageData, Split, read_image
 from stabilitylab.data.views import Draws, View, augment, moved, views_of
+from stabilitylab.errors import ConfigError
 
 Share = tuple[int, int]
 _ORDER, _AUGMENT = 0, 1  # the random streams

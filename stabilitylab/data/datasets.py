@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stabilitylab.config import ConfigError, DataConfig, check_choice
+from stabilitylab.config import DataConfig, check_choice
+from stabilitylab.errors import ConfigError
 
 DIGITS_TRAIN = 1400  # the other 397 are held out for the kNN monitor
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

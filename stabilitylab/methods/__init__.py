@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from stabilitylab.config import Config, ConfigError, check_choice
+from stabilitylab.config import Config, check_choice
+from stabilitylab.errors import ConfigError
 
 METHODS = {
     "mocov3": "stabilitylab.methods.mocov3:MoCoV3",

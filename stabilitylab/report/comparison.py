@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from stabilitylab.analysis.results import Comparison, RunSummary
-from stabilitylab.report import latex
+from stabilitylab.comparison.results import Comparison, RunSummary
 from stabilitylab.report.definitions import DEFINITIONS
-from stabilitylab.report.side_by_side import several_rates
-from stabilitylab.report.tables import effect_rows, rate_rows, run_rows
+from stabilitylab.report.html.side_by_side import several_rates
+from stabilitylab.report.html.tables import effect_rows, rate_rows, run_rows
+from stabilitylab.report.paper import latex
 
 _EFFECT_TITLES = ("measure", "without", "with", "difference", "95% interval", "p (Holm)", "seeds", "verdict", "needed")
 _RUN_TITLES = ("base lr", "seed", "final kNN, %", "best kNN, %", "spikes a 10,000",
@@ -97,7 +97,7 @@ def comparison_latex(comparison: Comparison, by: str = "mitigation") -> str:
 
 def comparison_html(comparison: Comparison, by: str = "mitigation") -> str:
     """A page of its own, without script: the tables, the remarks, the definitions they rest on."""
-    css = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    css = (Path(__file__).parent / "html" / "templates" / "report.css").read_text(encoding="utf-8")
     parts = []
     for caption, titles, rows, align in comparison_tables(comparison, by):
         head = "".join(_cell("th", title, a) for title, a in zip(titles, align, strict=True))

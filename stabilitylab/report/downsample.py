@@ -50,16 +50,6 @@ def _sharpest(y: np.ndarray, finite: np.ndarray, count: int) -> np.ndarray:
     return best[sharpness[best] > 0] + 1
 
 
-def block_max(y: np.ndarray, columns: int = 500) -> np.ndarray:
-    """The largest finite value of each of at most ``columns`` blocks of (n,); NaN where a block has none."""
-    n = len(y)
-    if n <= columns:
-        return np.where(np.isfinite(y), y, np.nan)
-    starts = np.linspace(0, n, columns + 1).astype(int)[:-1]
-    out: np.ndarray = np.maximum.reduceat(np.where(np.isfinite(y), y, -np.inf), starts)
-    return np.where(np.isfinite(out), out, np.nan)
-
-
 def relative_norms(layer: LayerSeries) -> np.ndarray:
     """(n,) log10 of a layer's gradient norm over its own running median: what a heat map shows."""
     with np.errstate(divide="ignore", invalid="ignore"):

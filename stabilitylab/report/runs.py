@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.report.arms import Arm, Settings, arms
+from stabilitylab.comparison.arms import Arm, Settings, arms
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import duckdb
 
+from stabilitylab.errors import RunBroken
 from stabilitylab.store.database import DATABASE, attach_base, stored_problems
-from stabilitylab.store.errors import RunBroken
 from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, try_lock
 from stabilitylab.store.manifest import (
     MANIFEST,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from stabilitylab.store.errors import RunBroken
+from stabilitylab.errors import RunBroken
 from stabilitylab.store.schema import SCHEMA_VERSION, quote
 
 DATABASE = "run.duckdb"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import duckdb
 
+from stabilitylab.errors import RunBusy, StoreError
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE, one_line, quote
-from stabilitylab.store.errors import RunBusy, StoreError
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import TABLES

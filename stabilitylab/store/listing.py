@@ -10,9 +10,9 @@ from typing import Any
 
 import duckdb
 
+from stabilitylab.errors import StoreError
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE
-from stabilitylab.store.errors import StoreError
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
 

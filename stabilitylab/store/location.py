@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
+from stabilitylab.errors import RunExists, RunNotFound, StoreError
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE
-from stabilitylab.store.errors import RunExists, RunNotFound, StoreError
 from stabilitylab.store.listing import RunInfo, list_runs
 
 __all__ = ["RunInfo", "claim_run", "find_run", "list_runs", "runs_root"]

@@ -10,7 +10,7 @@ import time
 import weakref
 from pathlib import Path
 
-from stabilitylab.store.errors import RunBusy, StoreError
+from stabilitylab.errors import RunBusy, StoreError
 
 WRITER_LOCK = "writer.lock"
 COMPACT_LOCK = "compact.lock"

@@ -10,9 +10,9 @@ from typing import Any
 
 import duckdb
 
+from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.compaction import SEGMENTS, clean_folder, compact
 from stabilitylab.store.database import DATABASE, attach_base, one_line
-from stabilitylab.store.errors import RunBroken, StoreError
 from stabilitylab.store.locks import FolderLock, lock_for_writing
 from stabilitylab.store.manifest import MANIFEST, Manifest, read_manifest
 from stabilitylab.store.schema import SCHEMA_VERSION, STORAGE_VERSION

@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from stabilitylab.errors import StoreError
 from stabilitylab.store.database import one_line
-from stabilitylab.store.errors import StoreError
 
 _COMMENT = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _EXPLAIN = re.compile(rf"^{_COMMENT}*explain\b{_COMMENT}*(?:analyze\b|\([^)]*\))?", re.IGNORECASE | re.DOTALL)

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 
+from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.compaction import SEGMENTS, recover
 from stabilitylab.store.database import DATABASE, attach_base, one_line, stored_problems
-from stabilitylab.store.errors import RunBroken, StoreError
 from stabilitylab.store.locks import WRITER_LOCK, is_held
 from stabilitylab.store.manifest import MANIFEST, Manifest, Segment, check_segment, read_manifest
 from stabilitylab.store.query import QueryResult, require_reading

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import duckdb
 import numpy as np
 
@@ -104,14 +102,3 @@ def find_damage(con: duckdb.DuckDBPyConnection, tables: list[str]) -> list[str]:
         except duckdb.Error as error:
             problems.append(f"{table} cannot be read whole: {one_line(error)}")
     return problems
-
-
-def verify(run_dir: Path) -> list[str]:
-    """Everything that is wrong with a run, one line each; an empty list means that nothing is.
-
-    Reads the whole run. Raises RunBroken where there is nothing to read.
-    """
-    from stabilitylab.store.reader import open_run
-
-    with open_run(run_dir) as run:
-        return run.verify()

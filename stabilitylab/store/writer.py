@@ -16,9 +16,9 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from stabilitylab.errors import RunExists, StoreError, StoreWarning
 from stabilitylab.store.compaction import SEGMENTS, compact
 from stabilitylab.store.database import DATABASE, one_line
-from stabilitylab.store.errors import RunExists, StoreError, StoreWarning
 from stabilitylab.store.locks import FolderLock, lock_for_writing
 from stabilitylab.store.manifest import MANIFEST, Manifest
 from stabilitylab.store.opening import first_manifest, reopen

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 Checkpoint = dict[str, Any]
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 from stabilitylab.methods.base import Method, mixes_images
 from stabilitylab.train.distributed import World
 

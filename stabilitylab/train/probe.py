@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabilitylab.config import Config, ConfigError
+from stabilitylab.config import Config
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, Split
 from stabilitylab.data.views import View
+from stabilitylab.errors import ConfigError
 from stabilitylab.train.evaluate import KnnMonitor, features_of
 from stabilitylab.train.schedules import learning_rate
 

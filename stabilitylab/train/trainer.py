@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from stabilitylab.config import Config, ConfigError
+from stabilitylab.config import Config
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, load_data
+from stabilitylab.errors import ConfigError
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
 from stabilitylab.train.checkpoint import (

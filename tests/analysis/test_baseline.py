@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabilitylab.analysis.baseline import MAD_TO_SD, SCALE_FLOOR, baseline, running_median
+from stabilitylab.analysis.detection.baseline import MAD_TO_SD, SCALE_FLOOR, baseline, running_median
 from tests.synthetic import noise
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from stabilitylab.analysis.crosscorr import CUT, FLOOR, SMOOTH, CrossCorrelator, on_grid
 from stabilitylab.analysis.lag import measure_lag, shift_test
+from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import CrossLag
-from stabilitylab.analysis.run import analyze_run
 from tests.synthetic import planted_run, spikes_at, spread_onsets
 
 

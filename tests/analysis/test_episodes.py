@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stabilitylab.analysis.episodes import CHANCE_TO_JOIN, LONGEST_GAP, SHORTEST_GAP, find_episodes, join_gap
+from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import Spike
-from stabilitylab.analysis.run import analyze_run
 from tests.synthetic import LAYERS, planted_run, spikes_at
 
 

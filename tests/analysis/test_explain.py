@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 from stabilitylab.analysis.explain import explain_episodes
+from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import Dip, Episode, RunAnalysis, SpikeRef
-from stabilitylab.analysis.run import analyze_run
 from stabilitylab.cli.branch import command as branch
 from tests.synthetic import planted_run
 

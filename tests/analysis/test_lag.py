@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabilitylab.analysis.lag import match, measure_lag, median_interval, propagation
+from stabilitylab.analysis.intervals import median_interval
+from stabilitylab.analysis.lag import match, measure_lag, propagation
 from stabilitylab.analysis.results import Lag
 from tests.synthetic import spikes_at, spread_onsets
 

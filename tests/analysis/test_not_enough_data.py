@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.analysis.run import analyze_run
 from tests.synthetic import LAYERS, layer_series, noise, planted_run
 
 N = 1200

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from stabilitylab.analysis.compare import compare_runs, summarize_run
+from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import LayerSeries, RunSeries
-from stabilitylab.analysis.run import analyze_run
+from stabilitylab.comparison.effects import compare_runs, summarize_run
 from tests.synthetic import planted_run
 
 

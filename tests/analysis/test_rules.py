@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stabilitylab.analysis.detection.rules import published_score, spike_score
+from stabilitylab.analysis.detection.spikes import SpikeSettings, detect, detect_spikes
 from stabilitylab.analysis.results import LayerSeries
-from stabilitylab.analysis.rules import published_score, spike_score
-from stabilitylab.analysis.spikes import SpikeSettings, detect, detect_spikes
 from tests.synthetic import layer_series, noise, plant
 
 

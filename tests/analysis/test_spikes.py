@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stabilitylab.analysis.detection.spikes import SpikeSettings, detect, detect_spikes, false_alarms
+from stabilitylab.analysis.detection.thresholds import lowest_of
 from stabilitylab.analysis.results import LayerSeries, Spike
-from stabilitylab.analysis.spikes import SpikeSettings, detect, detect_spikes, false_alarms
-from stabilitylab.analysis.thresholds import lowest_of
 from tests.synthetic import layer_series, noise, plant, spread_onsets
 
 

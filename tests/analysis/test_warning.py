@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stabilitylab.analysis.early_warning import HORIZON, early_warning
 from stabilitylab.analysis.results import EarlyWarning, LayerSeries
-from stabilitylab.analysis.warning import HORIZON, early_warning
 from tests.synthetic import layer_series, noise, plant, spikes_at, spread_onsets
 
 N = 8000

@@ -96,7 +96,7 @@ def test_a_demo_that_cannot_be_is_refused_before_it_trains(refusal: Callable[...
 
 
 def test_a_machine_without_git_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stabilitylab.experiments import provenance
+    from stabilitylab.run.provenance import provenance
 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["git_commit"] == ""

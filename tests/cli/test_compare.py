@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from stabilitylab.cli import cli
-from stabilitylab.config import ConfigError
+from stabilitylab.errors import ConfigError
 from stabilitylab.store.writer import LayerRow, RunWriter
 from tests.synthetic import planted_run
 

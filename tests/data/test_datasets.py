@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from stabilitylab.config import ConfigError, resolve
+from stabilitylab.config import resolve
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import load_data
-from stabilitylab.experiments import train_run
+from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies import train_run
 
 
 def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:

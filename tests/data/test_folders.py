@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stabilitylab.config import Config, ConfigError, EvalConfig, resolve
+from stabilitylab.config import Config, EvalConfig, resolve
 from stabilitylab.data.batches import evaluation_images, training_batches
 from stabilitylab.data.datasets import load_data
+from stabilitylab.errors import ConfigError
 from stabilitylab.train.evaluate import KnnMonitor, features_of
 
 CPU = torch.device("cpu")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from stabilitylab.config import ConfigError, resolve
+from stabilitylab.config import resolve
 from stabilitylab.data.batches import BatchOrder, training_batches
 from stabilitylab.data.datasets import load_data
 from stabilitylab.data.views import Draws, View, augment, crop_boxes, gaussian_blur, luma, rotate_hue, two_views
+from stabilitylab.errors import ConfigError
 
 OFF = {"jitter_p": 0.0, "grey_p": 0.0, "flip_p": 0.0}
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stabilitylab.config import ConfigError, resolve
+from stabilitylab.config import resolve
+from stabilitylab.errors import ConfigError
 from stabilitylab.methods import METHODS, build_method
 from stabilitylab.methods.base import Method
 from stabilitylab.methods.byol import squared_distance

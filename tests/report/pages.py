@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from stabilitylab.analysis.compare import compare_runs, summarize_run
 from stabilitylab.analysis.explain import explain_episodes
-from stabilitylab.analysis.results import Comparison, Episode, EvalCurve, LayerSeries, RunSeries
-from stabilitylab.analysis.run import analyze_run
-from stabilitylab.report.html import ReportRun, render_report
+from stabilitylab.analysis.pipeline import analyze_run
+from stabilitylab.analysis.results import Episode, EvalCurve, LayerSeries, RunSeries
+from stabilitylab.comparison.effects import compare_runs, summarize_run
+from stabilitylab.comparison.results import Comparison
+from stabilitylab.report.html.page import render_report
+from stabilitylab.report.runs import ReportRun
 from tests.synthetic import LAYERS, PlantedRun, planted_run
 
 LR = 0.1

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stabilitylab.report.html import render_report
+from stabilitylab.report.html.page import render_report
 from tests.report.browser import CHROMIUM, Browser, wait_for
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page
 from tests.synthetic import planted_run

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from stabilitylab.analysis.results import Comparison, Effect, LrSensitivity
+from stabilitylab.comparison.results import Comparison, Effect, LrSensitivity
 from stabilitylab.report.comparison import comparison_html, comparison_latex, comparison_markdown, comparison_tables
 from tests.report.pages import compared_runs, comparison_of
 

@@ -15,8 +15,8 @@ import pytest
 
 from stabilitylab.analysis.results import Dip, FalseAlarms, LayerSeries, RunSeries, Spike
 from stabilitylab.report.downsample import heat_rows, min_max
-from stabilitylab.report.html import render_report
-from stabilitylab.report.tables import config_differences
+from stabilitylab.report.html.page import render_report
+from stabilitylab.report.html.tables import config_differences
 from stabilitylab.report.writing import write_whole
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page, report_run
 from tests.synthetic import layer_series, noise, plant, planted_run

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from stabilitylab.analysis.results import Comparison, Effect
-from stabilitylab.report.numbers import numbers_latex
-from stabilitylab.report.paper import KINDS, STYLE, WIDTHS, NothingToDrawError, render
+from stabilitylab.comparison.results import Comparison, Effect
+from stabilitylab.errors import NoDataError
+from stabilitylab.report.paper.figures import KINDS, STYLE, WIDTHS, render
+from stabilitylab.report.paper.numbers import numbers_latex
 from stabilitylab.report.runs import ReportRun
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_episodes, renamed, report_run
 from tests.synthetic import planted_run
@@ -168,7 +169,7 @@ def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[ReportRun
     ],
 )
 def test_what_cannot_be_drawn_says_why(kind: str, odd: str, message: str) -> None:
-    with pytest.raises(NothingToDrawError, match=re.escape(message)):
+    with pytest.raises(NoDataError, match=re.escape(message)):
         render(kind, [odd_runs()[odd]], None, width="single", form="pdf")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stabilitylab.errors import RunBusy
 from stabilitylab.store import compaction
-from stabilitylab.store.errors import RunBusy
 from stabilitylab.store.listing import list_runs
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.writer import RunWriter

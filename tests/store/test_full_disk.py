@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stabilitylab.errors import StoreError, StoreWarning
 from stabilitylab.store import compaction, publisher
-from stabilitylab.store.errors import StoreError, StoreWarning
 from stabilitylab.store.reader import open_run
 from tests.store.conftest import add, start
 
@@ -35,7 +35,7 @@ def disk_is_full(monkeypatch: pytest.MonkeyPatch) -> Switch:
     return switch
 
 
-@pytest.mark.filterwarnings("ignore::stabilitylab.store.errors.StoreWarning")
+@pytest.mark.filterwarnings("ignore::stabilitylab.errors.StoreWarning")
 def test_rows_wait_and_are_written_when_there_is_room(run_dir: Path, disk_is_full: Switch) -> None:
     with start(run_dir, retry_seconds=0.05) as writer:
         disk_is_full(True)
@@ -54,7 +54,7 @@ def test_rows_wait_and_are_written_when_there_is_room(run_dir: Path, disk_is_ful
         assert run.events() == []
 
 
-@pytest.mark.filterwarnings("ignore::stabilitylab.store.errors.StoreWarning")
+@pytest.mark.filterwarnings("ignore::stabilitylab.errors.StoreWarning")
 def test_a_disk_that_falls_behind_is_an_event(run_dir: Path, disk_is_full: Switch) -> None:
     with start(run_dir, retry_seconds=0.05) as writer:
         disk_is_full(True)

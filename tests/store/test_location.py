@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stabilitylab.store.errors import RunExists, RunNotFound, StoreError
+from stabilitylab.errors import RunExists, RunNotFound, StoreError
 from stabilitylab.store.location import claim_run, find_run, list_runs, runs_root
 from stabilitylab.store.writer import RunWriter
 from tests.store.conftest import LAYERS, add, start

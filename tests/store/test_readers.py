@@ -9,8 +9,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store import publisher
-from stabilitylab.store.errors import RunBroken, StoreError
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import SIGNALS
 from tests.store.conftest import add, start

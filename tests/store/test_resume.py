@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stabilitylab.store.errors import RunBroken, StoreError
+from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import LayerRow
 from stabilitylab.store.writer import RunWriter

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stabilitylab.store.errors import RunBroken, RunExists, StoreError
+from stabilitylab.errors import RunBroken, RunExists, StoreError
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import LayerRow
 from stabilitylab.store.writer import RunWriter

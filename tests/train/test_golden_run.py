@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from stabilitylab.config import Config, resolve
-from stabilitylab.experiments import load_series, train_run
+from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies import train_run
 
 GOLDEN = Path(__file__).parent / "golden_run.json"
 

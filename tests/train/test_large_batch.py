@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stabilitylab.config import ConfigError, resolve
+from stabilitylab.config import resolve
+from stabilitylab.errors import ConfigError
 from stabilitylab.methods import METHODS, build_method
 from stabilitylab.methods.base import Method
 from stabilitylab.train.distributed import World, describe, first_node

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from stabilitylab.config import Config, ConfigError, resolve
-from stabilitylab.experiments import probe_run, resume_run, train_run
+from stabilitylab.config import Config, resolve
+from stabilitylab.errors import ConfigError
 from stabilitylab.methods.base import Method
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies import probe_run, resume_run, train_run
 from stabilitylab.train.checkpoint import load_checkpoint
 from stabilitylab.train.mitigations import MITIGATIONS, configured, parse_mitigations
 from stabilitylab.train.mitigations.applied import AppliedMitigations, build_mitigated

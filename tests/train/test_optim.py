@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from stabilitylab.config import ConfigError, OptimConfig
+from stabilitylab.config import OptimConfig
+from stabilitylab.errors import ConfigError
 from stabilitylab.train.optim import OPTIMIZERS, build_optimizer, set_learning_rate
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stabilitylab.config import ConfigError, resolve
+from stabilitylab.config import resolve
 from stabilitylab.data.datasets import Split, load_data
-from stabilitylab.experiments import probe_run, train_run
+from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies import probe_run, train_run
 from stabilitylab.train.probe import linear_probe, stratified
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from stabilitylab.config import ConfigError, resolve
-from stabilitylab.experiments import resume_run, train_run
+from stabilitylab.config import resolve
+from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies import resume_run, train_run
 from stabilitylab.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 SETTINGS = ["--log-grads", "--iterations", "40", "--batch-size", "64", "--device", "cpu"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stabilitylab.config import resolve
-from stabilitylab.experiments import train_run
 from stabilitylab.methods.mocov3 import MoCoV3
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies import train_run
 
 
 def short(tmp_path: Path, **sections: dict[str, object]) -> Path:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stabilitylab.config import Config, ConfigError, check_choice
+from stabilitylab.config import Config, check_choice
+from stabilitylab.errors import ConfigError
 from stabilitylab.train.mitigations import configuration, gradient, model, update
 from stabilitylab.train.mitigations.stages import Given, Mitigation
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stabilitylab.config import Config, ConfigError, from_dict, set_key
+from stabilitylab.config import Config, from_dict, set_key
+from stabilitylab.errors import ConfigError
 
 
 def _with(config: Config, **changes: object) -> Config:

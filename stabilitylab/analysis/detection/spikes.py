@@ -1,0 +1,224 @@
+"""Spikes of one layer: when its gradient norm leaves its own past, further than chance takes it.
+
+The score of an iteration is how many noise sd the log norm lies above the higher of two medians, the one
+before and the one after. The one after makes learning-rate drift and level shifts no spikes: a spike
+comes back. An event opens where one score, or several in a row, pass a threshold that the series' own *downward*
+excursions set, so that chance opens one no more often than the rate asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabilitylab.analysis.detection.baseline import Baseline, baseline
+from stabilitylab.analysis.detection.rules import THRESHOLDS, published_score
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.detection.thresholds import lowest_of, stretches, thresholds_of
+from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike, chance_of
+
+__all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spikes", "false_alarms", "log_norms"]
+
+
+MAX_PASSES = 2
+"""Flagged values leave the baseline, which may flag others."""
+ONSET_HEIGHT = 0.5
+"""Share of its height from which on a spike has begun, as a constant-fraction discriminator times it. At one level for
+all, a high spike seems to begin before a low one of the same shape ("time walk"), and with whatever noise it grew out
+of: where spikes rose slowly, 0.4 times as high in the last layer, hardly any lag's interval held the truth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What one layer's series holds: its events in order of onset; how many the mirrored series has; ``score`` (n,)
+    float32, noise sd above the baseline, -inf where it cannot be told; ``starts``, where each event left the noise,
+    before it reached half its height."""
+
+    spikes: tuple[Spike, ...]
+    mirrored_events: int
+    score: np.ndarray
+    starts: tuple[int, ...]
+
+
+def detect_spikes(series: LayerSeries, settings: SpikeSettings | None = None) -> tuple[Spike, ...]:
+    """All events of a layer in order of onset. Nothing for a series shorter than the warm-up."""
+    return detect(series, settings).spikes
+
+
+def false_alarms(layers: Sequence[LayerSeries], settings: SpikeSettings | None = None) -> FalseAlarms:
+    """The same detector on the mirrored series (1 / norm): what it flags there, chance flagged."""
+    trained = [layer for layer in layers if layer.trainable]
+    return chance_level(trained, [detect(layer, settings) for layer in trained], settings)
+
+
+def chance_level(
+    layers: Sequence[LayerSeries], detections: Sequence[Detection], settings: SpikeSettings | None = None
+) -> FalseAlarms:
+    """Mirrored events of layers already searched, summed, and how surprising the spikes are beside them."""
+    asked = (settings or SpikeSettings()).false_alarms_per_10k or 0.0
+    events = sum(found.mirrored_events for found in detections)
+    tested = sum(len(layer.iteration) for layer in layers)
+    expected = max(float(events), asked * tested / 10_000)
+    spikes = sum(spike.kind == "spike" for found in detections for spike in found.spikes)
+    return FalseAlarms(events, 10_000 * events / tested if tested else 0.0, expected, chance_of(spikes, expected))
+
+
+def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) -> log norms with NaN where there is none, and where the value was not finite. A norm of 0 is missing."""
+    norm = np.asarray(grad_norm, dtype=np.float64)
+    finite = np.isfinite(norm)
+    x = np.full(len(norm), np.nan)
+    positive = finite & (norm > 0)
+    x[positive] = np.log(norm[positive])
+    return x, ~finite
+
+
+def detect(series: LayerSeries, settings: SpikeSettings | None = None) -> Detection:
+    """Search one layer, with the rule of ``settings``."""
+    settings = settings or SpikeSettings()
+    x, nonfinite = log_norms(series.grad_norm)
+    spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
+    found = _search(x, series.iteration, settings) if settings.rule == "stablab" else _search_by(x, series, settings)
+    level = np.where(np.isnan(x), -np.inf, x)
+    for start, stop in found.runs:
+        peak = start + int(np.argmax(level[start:stop]))
+        onset = start if found.excess is None else min(_onset(found.excess, start, stop), peak)
+        spike = Spike(
+            layer=series.name,
+            onset=int(series.iteration[onset]),
+            peak=int(series.iteration[peak]),
+            end=int(series.iteration[stop - 1]),
+            ratio=float(np.exp(x[peak] - found.centre[peak])),
+            z=float(found.height[peak]),
+        )
+        spikes.append((int(series.iteration[start]), spike))
+    spikes.sort(key=lambda one: one[1].onset)
+    return Detection(
+        spikes=tuple(spike for _, spike in spikes),
+        mirrored_events=found.mirrored_events,
+        score=found.score.astype(np.float32),
+        starts=tuple(start for start, _ in spikes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Events as index ranges; log level and noise sd above it at each iteration; the score they were found by;
+    ``excess`` (n,), how far the log norm lies above the higher median, where onsets are timed by it."""
+
+    runs: list[tuple[int, int]]
+    mirrored_events: int
+    centre: np.ndarray
+    height: np.ndarray
+    score: np.ndarray
+    excess: np.ndarray | None = None
+
+
+def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _Found:
+    present = ~np.isnan(x)
+    if present.sum() <= settings.warmup:
+        return _Found([], 0, x, x, np.full(len(x), -np.inf))
+    flagged = mirrored_flagged = np.zeros(len(x), dtype=bool)
+    for _ in range(MAX_PASSES):
+        base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
+        score = _score(x, base)
+        mirrored = _score(-x, Baseline(-base.before, -base.after, base.scale))
+        thresholds = thresholds_of(mirrored, settings)
+        runs = _runs(x, base.before, score, thresholds, iteration, settings)
+        mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
+        now, now_mirrored = _mask(runs, len(x)), _mask(mirrored_runs, len(x))
+        settled = np.array_equal(now, flagged) and np.array_equal(now_mirrored, mirrored_flagged)
+        flagged, mirrored_flagged = now, now_mirrored
+        if settled:
+            break
+    return _Found(runs, len(mirrored_runs), base.before, (x - base.before) / base.scale, score, score * base.scale)
+
+
+def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Found:
+    """A published rule, and the same on 1 / norm."""
+    found = []
+    for sign in (1, -1):
+        score, centre = published_score(np.exp(sign * x), settings.rule, settings.warmup)
+        starts, stops = stretches(score >= THRESHOLDS[settings.rule], 0)
+        found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
+    runs, score, centre = found[0]
+    return _Found(runs, len(found[1][0]), centre, score, score)
+
+
+def _score(x: np.ndarray, base: Baseline) -> np.ndarray:
+    """Noise sd above the higher median (n,); -inf where it cannot be told."""
+    score = (x - np.fmax(base.before, base.after)) / base.scale
+    return np.where(np.isnan(score) | np.isnan(base.before), -np.inf, score)
+
+
+def _runs(
+    x: np.ndarray,
+    before: np.ndarray,
+    score: np.ndarray,
+    thresholds: Mapping[int, float],
+    iteration: np.ndarray,
+    settings: SpikeSettings,
+) -> list[tuple[int, int]]:
+    """Events as index ranges: stretches above ``z_close`` that somewhere pass the ratio where as many in a row as a
+    threshold asks for pass it."""
+    with np.errstate(invalid="ignore"):
+        far = x - before >= np.log(settings.ratio_open)
+    if not far.any():
+        return []
+    passes = np.zeros(len(x), dtype=bool)
+    for count, threshold in thresholds.items():
+        starts, stops = stretches(score >= threshold, 0)
+        long = stops - starts >= count
+        passes |= _mask(zip(starts[long].tolist(), stops[long].tolist(), strict=True), len(x))
+    opens = passes & far
+    if not opens.any():
+        return []
+    starts, stops = stretches(score >= min(settings.z_close, *thresholds.values()), 0)
+    opened = np.add.reduceat(np.concatenate([opens, [False]]).astype(np.int64), np.stack([starts, stops], 1).ravel())
+    opened = opened[::2] > 0
+    return _merged(starts[opened], stops[opened], iteration, settings.merge_gap)
+
+
+def _onset(excess: np.ndarray, start: int, stop: int) -> int:
+    """Where an event first reaches a share of its height: of the most that two values in a row hold, so that noise upon
+    a spike does not delay it, or half of its highest, so that what precedes a single value does not hide it."""
+    within = excess[start:stop]
+    known = within[within > -np.inf]
+    height = max(float(lowest_of(known, 2).max()), float(known.max()) / 2)
+    return start + int(np.argmax(within >= ONSET_HEIGHT * height))
+
+
+def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: int) -> list[tuple[int, int]]:
+    events: list[tuple[int, int]] = []
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        if events and iteration[start] - iteration[events[-1][1] - 1] - 1 <= gap:
+            events[-1] = (events[-1][0], stop)
+        else:
+            events.append((start, stop))
+    return events
+
+
+def _mask(runs: Iterable[tuple[int, int]], n: int) -> np.ndarray:
+    mask = np.zeros(n, dtype=bool)
+    for start, stop in runs:
+        mask[start:stop] = True
+    return mask
+
+
+def _nonfinite_spikes(series: LayerSeries, nonfinite: np.ndarray, gap: int) -> list[Spike]:
+    starts, stops = stretches(nonfinite, gap)
+    infinite = float("inf")
+    return [
+        Spike(
+            series.name,
+            onset=int(series.iteration[a]),
+            peak=int(series.iteration[a]),
+            end=int(series.iteration[b - 1]),
+            ratio=infinite,
+            z=infinite,
+            kind="nonfinite",
+        )
+        for a, b in zip(starts, stops, strict=True)
+    ]

@@ -1,0 +1,295 @@
+"""``stabilitylab.record``: attach the recorder to any PyTorch loop."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stabilitylab.attach.request import check_options, check_signals, chosen_layers, in_order
+from stabilitylab.attach.start import Start, open_run_for, writes
+from stabilitylab.errors import RecordError
+from stabilitylab.models.layers import names_tell_the_order
+from stabilitylab.recording.order import ExecutionOrder
+from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.recording.signals import DEFAULT
+from stabilitylab.store.schema import STATUSES, TABLES
+
+_COLUMNS = {column.name for column in TABLES["iterations"]} - {"iteration", "grad_norm"}
+
+
+def record(
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    run: str | None = None,
+    runs_dir: str | Path | None = None,
+    signals: Sequence[str] = DEFAULT,
+    granularity: str = "block",
+    include: str | Iterable[str] = "*",
+    exclude: str | Iterable[str] = (),
+    depth: Sequence[str] | None = None,
+    every: int = 1,
+    flush_every: int = 200,
+    flush_seconds: float = 5.0,
+    amp_skips: bool = False,
+    resume: bool | int = False,
+    config: dict[str, Any] | None = None,
+) -> LoopRecorder:
+    """Record every layer of ``model`` from your own loop::
+
+        with stabilitylab.record(model, optimizer, run="my_run") as rec:
+            for images, labels in batches:
+                loss = criterion(model(images), labels)
+                loss.backward()
+                rec.step(loss=loss, lr=lr)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Nothing is wrapped and no gradient changes: the training is bit-identical with and without.
+
+    ``run``: the run's name; None takes the next run_NNN. A taken name raises `RunExists`; ``resume`` goes on with it,
+    after its last iteration or at the one given: what was recorded from there on is dropped.
+    ``signals``: of grad_norm (L2), grad_max (largest entry), weight_norm, nonfinite (share of NaN or infinite
+    entries), adam_rms (RMS_t; needs ``optimizer``), update_ratio (size of the update over the weights'),
+    activation_max, attention_max (forward hooks).
+    ``granularity``: block, module or param. ``include``, ``exclude``: patterns of layer names (``blocks.*``).
+    ``depth``: layer names from input to output, where the order found is not the right one.
+    ``every``: record each how many iterations. ``amp_skips``: a GradScaler skips updates; see `Recorder`.
+    ``config``: what you want to find in the run's ``meta`` later.
+
+    In a distributed training call it in every process: rank 0 writes.
+    """
+    check_signals(signals, optimizer)
+    check_options(
+        every=every, flush_every=flush_every, flush_seconds=flush_seconds, resume=resume, run=run, config=config
+    )
+    layers = chosen_layers(model, granularity, include, exclude)
+    if depth is not None:
+        layers = in_order(layers, list(depth))
+    by_running = depth is None and granularity == "block" and not names_tell_the_order([x.name for x in layers])
+    options: dict[str, Any] = {
+        "signals": tuple(signals),
+        "every": every,
+        "flush_every": flush_every,
+        "flush_seconds": flush_seconds,
+        "amp_skips": amp_skips,
+    }
+    start = Start(layers, run, runs_dir, resume, dict(config or {}), ordered=not by_running)
+    return LoopRecorder(model, optimizer, start, options)
+
+
+class LoopRecorder:
+    """What `record` returns. A context manager; leaving it, also by an exception, writes all there is. So does the end
+    of the program, or of the last reference."""
+
+    _closed = True  # until it is open
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None, start: Start, options: dict[str, Any]) -> None:
+        self.iteration = 0
+        self.path: Path | None = None
+        self._layers = start.layers
+        self._parameters = list(model.parameters())
+        self._writer, self._watch = None, None
+        self._sharded = any(hasattr(p, "to_local") for layer in start.layers for p in layer.parameters)
+        # Where gradients are whole, only the process that writes measures; shards need every process.
+        log_grads = writes() or self._sharded
+        try:
+            self._recorder = Recorder(
+                start.layers, NullSink(), model=model, optimizer=optimizer, log_grads=log_grads, **options
+            )
+        except ValueError as error:
+            raise RecordError(str(error)) from None
+        try:
+            opened = open_run_for(start, device=str(self._parameters[0].device), together=self._sharded)
+        except BaseException:
+            self._recorder.close(settle=False)
+            raise
+        self.iteration, self.path, self._writer = opened.iteration, opened.path, opened.writer
+        if self._writer is not None:
+            self._recorder.sink = self._writer
+        if opened.needs_order:
+            self._watch = ExecutionOrder(model, start.layers)
+        self._pid = os.getpid()
+        self._at_exit = _close_at_exit(self)  # after the writer's own, so that it runs before
+        self._closed = False
+
+    @property
+    def run(self) -> str:
+        """The run's name; empty in a process that does not write."""
+        return self.path.name if self.path is not None else ""
+
+    def step(
+        self,
+        loss: float | Tensor | None = None,
+        lr: float | Tensor | None = None,
+        *,
+        iteration: int | None = None,
+        grad_scale: float | Tensor | None = None,
+        optimizer: Optimizer | None = None,
+        stats: Tensor | None = None,
+        **scalars: float | Tensor,
+    ) -> None:
+        """Record an iteration: call it between the last ``backward()`` and ``optimizer.step()``, before clipping.
+
+        ``grad_scale``: a GradScaler's scale, where ``scaler.unscale_(optimizer)`` was not called. ``optimizer``: of
+        several, the one about to step; only its parameters are measured. ``scalars``: any numbers of your own;
+        ``epoch``, ``seconds``, ``images`` and ``ema_momentum`` are columns of ``iterations``. Tensors on a device are
+        not waited for. ``stats``: what `measure` gave earlier.
+        """
+        self._must_be_open()
+        recorder = self._recorder
+        if stats is None and recorder.log_grads and not recorder.has_gradient() and not self.has_gradient():
+            raise RecordError(
+                "rec.step() found no gradient: call it after loss.backward() and before optimizer.zero_grad()"
+            )
+        if iteration is not None and iteration < self.iteration:
+            raise RecordError(f"iteration {iteration} is recorded already; the next is {self.iteration}")
+        numbers = {
+            name: _number(name, value)
+            for name, value in {"loss": loss, "lr": lr, **scalars}.items()
+            if value is not None
+        }
+        self.iteration = self.iteration if iteration is None else iteration
+        self._settle_order()
+        columns: dict[str, Any] = {name: value for name, value in numbers.items() if name in _COLUMNS}
+        recorder.step(self.iteration, stats=stats, grad_scale=grad_scale, optimizer=optimizer, **columns)
+        for name in numbers.keys() - columns.keys():
+            recorder.scalar(self.iteration, name, numbers[name])
+        self.iteration += 1
+        recorder.flush_if_due()
+
+    def has_gradient(self) -> bool:
+        """Whether any parameter of the model has a gradient now."""
+        return any(p.grad is not None for p in self._parameters)
+
+    def measure(self) -> Tensor | None:
+        """The gradients' statistics as they are now, for a later ``step(stats=...)``. None in a process that does
+        not measure."""
+        self._must_be_open()
+        return self._recorder.measure() if self._recorder.log_grads else None
+
+    def log(
+        self, metrics: Mapping[str, float | Tensor] | None = None, *, num_samples: int = 0, **more: float | Tensor
+    ) -> None:
+        """Record evaluations at this point of the training, e.g. ``rec.log(knn_top1=0.83, num_samples=10_000)``.
+        Accuracies are fractions; with ``num_samples`` dips are judged against the sampling error."""
+        self._must_be_open()
+        for name, value in {**(metrics or {}), **more}.items():
+            number = float(value)
+            if not _may_be(name, number):
+                raise RecordError(f"{name} = {number:g} is no fraction; log accuracies between 0 and 1")
+            self._recorder.log(self.iteration, name, number, num_samples)
+
+    def log_found(self, metrics: Mapping[str, float], *, num_samples: int = 0) -> None:
+        """`log` for numbers that a framework reports: an accuracy that is no fraction ends no training, it is kept as
+        a scalar and said in an event."""
+        for name, value in metrics.items():
+            if _may_be(name, value):
+                self.log({name: value}, num_samples=num_samples if 0 <= value <= 1 else 0)
+            else:
+                self._recorder.scalar(self.iteration, name, value)
+                self.event("no-fraction", f"{name} = {value:g} is kept as a scalar; log accuracies between 0 and 1")
+
+    def event(self, kind: str, detail: str = "") -> None:
+        """Record that something happened."""
+        self._must_be_open()
+        self._recorder.event(self.iteration, kind, detail)
+
+    def close(self, status: str = "finished") -> None:
+        """Write all there is and take hooks away. Calling it again does nothing."""
+        if status not in STATUSES or status == "running":
+            raise RecordError(f"a run ends as finished, stopped or crashed, not as {status!r}")
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        try:
+            self._settle_order()
+            self._recorder.close(settle=status == "finished" or not self._sharded)
+        finally:
+            if self._writer is not None:
+                self._writer.close(status)
+
+    def _settle_order(self) -> None:
+        """The first forward pass has shown in which order the layers run."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        depths, layers = watch.finish(), self._layers
+        if self._writer is None:
+            return
+        if not watch.ran and self._recorder.has_gradient():
+            text = "no layer was seen to run, so depth is the order of registration: give depth=, or record() earlier"
+            self._recorder.event(self.iteration, "order-unknown", text)
+            warnings.warn(text, stacklevel=4)
+        self._writer.append(
+            "layers",
+            {
+                "layer_id": list(range(len(layers))),
+                "name": [layer.name for layer in layers],
+                "depth": depths,
+                "num_params": [layer.num_params for layer in layers],
+                "trainable": [layer.trainable for layer in layers],
+            },
+        )
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise RecordError(f"the recorder of {self.run} is closed; call record(..., resume=True) to go on")
+
+    def __enter__(self) -> LoopRecorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close(_status(error))
+        except Exception as failure:
+            if error is None:
+                raise
+            warnings.warn(f"the last rows of {self.run} are lost: {failure}", stacklevel=2)  # the loop's error counts
+
+    def __del__(self) -> None:
+        self.close("stopped")
+
+
+def _status(error: BaseException | None) -> str:
+    return "finished" if error is None else "crashed" if isinstance(error, Exception) else "stopped"
+
+
+def _close_at_exit(recorder: LoopRecorder) -> Callable[[], None]:
+    reference = weakref.ref(recorder)
+
+    def close() -> None:
+        forgotten = reference()
+        if forgotten is not None:
+            forgotten.close("crashed" if isinstance(getattr(sys, "last_value", None), Exception) else "stopped")
+
+    atexit.register(close)
+    return close
+
+
+def _number(name: str, value: float | Tensor) -> float | Tensor:
+    """As it is now: a tensor on a device is copied there, not waited for."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.numel() != 1:
+        raise RecordError(f"{name} must be one number, not a tensor of shape {tuple(value.shape)}; take its mean()")
+    value = value.detach().reshape(())
+    return float(value) if value.device.type == "cpu" else value.clone()
+
+
+def _may_be(name: str, value: float) -> bool:
+    return not name.endswith(("_top1", "_top5")) or 0 <= value <= 1 or math.isnan(value)

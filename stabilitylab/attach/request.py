@@ -1,0 +1,73 @@
+"""What a caller of `stabilitylab.record` asks for, checked: signals, layers, numbers."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from stabilitylab.errors import RecordError
+from stabilitylab.models.layers import Layer, group_layers
+from stabilitylab.recording.signals import OF_FORWARD, SIGNALS
+
+
+def check_signals(signals: Sequence[str], optimizer: Optimizer | None) -> None:
+    known = (*SIGNALS, *OF_FORWARD)
+    unknown = [name for name in signals if name not in known]
+    if unknown or not signals:
+        what = f"unknown signal {unknown[0]!r}; there are" if unknown else "no signals; take"
+        raise RecordError(f"{what} {', '.join(known)}")
+    if "adam_rms" not in signals:
+        return
+    if optimizer is None:
+        raise RecordError("adam_rms reads the optimizer's state: record(model, optimizer, ...)")
+    if not any("betas" in group for group in optimizer.param_groups):
+        raise RecordError(f"adam_rms needs the second moment that Adam keeps; {type(optimizer).__name__} keeps none")
+
+
+def check_options(
+    *, every: int, flush_every: int, flush_seconds: float, resume: bool | int, run: str | None, config: Any
+) -> None:
+    if every < 1 or flush_every < 1 or flush_seconds < 0:
+        raise RecordError("every= and flush_every= are 1 or more, flush_seconds= is 0 or more")
+    if resume < 0:
+        raise RecordError(f"resume={resume}: give the iteration to go on at, 0 or more, or True")
+    if resume is not False and run is None:
+        raise RecordError("resume= needs the name of the run: run=...")
+    try:
+        json.dumps(dict(config or {}), default=str)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"config= cannot be kept as JSON: {error}") from None
+
+
+def chosen_layers(
+    model: nn.Module, granularity: str, include: str | Iterable[str], exclude: str | Iterable[str]
+) -> list[Layer]:
+    """The layers to record, from input to output as far as names tell."""
+    if granularity not in ("block", "module", "param"):
+        raise RecordError(f"granularity {granularity!r} is not block, module or param")
+    wanted = [include] if isinstance(include, str) else list(include)
+    unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
+    found = [
+        layer
+        for layer in group_layers(model.named_parameters(), granularity)
+        if any(fnmatch.fnmatchcase(layer.name, p) for p in wanted)
+        and not any(fnmatch.fnmatchcase(layer.name, p) for p in unwanted)
+    ]
+    if not any(layer.trainable for layer in found):
+        raise RecordError("the model has no trainable parameter to record; unfreeze one, or widen include=")
+    return [Layer(layer.name, depth, layer.parameters) for depth, layer in enumerate(found)]
+
+
+def in_order(layers: list[Layer], names: list[str]) -> list[Layer]:
+    """``layers`` in the order of ``names``, which must name each once."""
+    have = {layer.name: layer for layer in layers}
+    twice = [name for name in names if names.count(name) > 1]
+    wrong = [name for name in names if name not in have] + [name for name in have if name not in names] + twice
+    if wrong:
+        raise RecordError(f"depth= must name every layer once; {wrong[0]!r} differs; there are {', '.join(have)}")
+    return [Layer(name, depth, have[name].parameters) for depth, name in enumerate(names)]

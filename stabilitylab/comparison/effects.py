@@ -1,0 +1,205 @@
+"""Runs side by side: what a mitigation changes, over runs paired by seed and learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stabilitylab.analysis.detection.rules import spike_score
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.comparison.paired import (
+    MIN_PAIRS_FOR_P,
+    detectable_size,
+    holm,
+    mean_interval,
+    seeds_needed,
+    sign_flip_p,
+)
+from stabilitylab.comparison.results import Comparison, Effect, LrSensitivity, RunSummary
+
+METRIC = "knn_top1"
+MIN_SEEDS = 3
+METRICS = ("final_knn", "best_knn", "spikes_per_10k", "dip_area", "max_dip_depth", "diverged", "spike_score")
+HIGHER_IS_BETTER = ("final_knn", "best_knn")
+MIN_EVALUATIONS = 3
+DIVERGED_SHARE = 0.5
+"""A run counts as diverged where its final kNN is below half of its best, or its last gradients are not finite."""
+
+
+def summarize_run(
+    series: RunSeries, analysis: RunAnalysis, *, mitigation: str, seed: int, base_lr: float
+) -> RunSummary:
+    """One run's row. Spikes are counted per 10,000 iterations and layer, over trained layers."""
+    curve = series.evals.get(METRIC)
+    values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
+    final = float(values[-1]) if len(values) else None
+    best = float(values.max()) if len(values) else None
+    tested = sum(len(layer.iteration) for layer in series.layers if layer.trainable and _judged(layer))
+    rate = None if analysis.spikes is None or tested == 0 else 10_000 * len(analysis.spikes) / tested
+    dips = analysis.dips if len(values) >= MIN_EVALUATIONS else None
+    return RunSummary(
+        run=series.run,
+        mitigation=mitigation,
+        seed=seed,
+        base_lr=base_lr,
+        final_knn=final,
+        best_knn=best,
+        spikes_per_10k=rate,
+        dip_area=None if dips is None else float(sum(dip.area for dip in dips)),
+        max_dip_depth=None if dips is None else max((dip.depth for dip in dips), default=0.0),
+        diverged=_diverged(series, final, best),
+        spike_score=spike_score(global_norm(series)),
+    )
+
+
+def _judged(layer: LayerSeries) -> bool:
+    """Whether the layer has enough norms for spikes to be told."""
+    norm = np.asarray(layer.grad_norm)
+    return int((np.isfinite(norm) & (norm > 0)).sum()) > SpikeSettings().warmup
+
+
+def global_norm(series: RunSeries) -> np.ndarray:
+    """(n,) norm of the whole gradient, from the layers', at the iterations that every trained layer has."""
+    layers = [layer for layer in series.layers if layer.trainable and len(layer.iteration)]
+    if not layers:
+        return np.array([])
+    shared = layers[0].iteration
+    if any(not np.array_equal(layer.iteration, shared) for layer in layers):
+        shared = np.unique(shared)
+        for layer in layers[1:]:
+            shared = np.intersect1d(shared, layer.iteration)
+    total = np.zeros(len(shared))
+    for layer in layers:
+        norm = np.asarray(layer.grad_norm, dtype=np.float64)
+        if not np.array_equal(layer.iteration, shared):
+            norm = norm[np.searchsorted(layer.iteration, shared, side="right") - 1]  # the last row of an iteration
+        total += np.square(norm)
+    return np.asarray(np.sqrt(total))
+
+
+def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Comparison:
+    """Every mitigation against ``baseline``, metric by metric. Holm runs over the mitigations of a metric."""
+    runs = tuple(summaries)
+    names = list(dict.fromkeys(run.mitigation for run in runs))
+    notes = [f"{run.run}: no {METRIC} was recorded" for run in runs if run.final_knn is None]
+    if baseline not in names:
+        known = ", ".join(names) or "no run"
+        return Comparison(
+            runs, (), baseline, (*notes, f"no run has mitigation {baseline!r} to compare with; there are: {known}")
+        )
+    others = [name for name in names if name != baseline]
+    if not others:
+        notes.append(f"all runs have mitigation {baseline!r}: there is nothing to compare")
+    effects: list[Effect] = []
+    for metric in METRICS:
+        found = [_effect(runs, name, baseline, metric) for name in others]
+        rows = [row for row in found if row is not None]
+        corrected = holm([row.p_value for row in rows])
+        effects += [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
+    for name in others:
+        if not any(effect.mitigation == name for effect in effects):
+            notes.append(
+                f"no run of {name!r} has the seed and base learning rate of a run of {baseline!r}: not compared"
+            )
+    sensitivity = _lr_sensitivities(runs, names, notes)  # which adds to the notes
+    return Comparison(runs, tuple(effects), baseline, tuple(notes), sensitivity)
+
+
+def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: str) -> Effect | None:
+    without, treated = _by_pair(runs, baseline, metric), _by_pair(runs, mitigation, metric)
+    pairs = sorted(without.keys() & treated.keys())
+    if not pairs:
+        return None
+    # One difference a seed: several learning rates of a seed are not several seeds.
+    by_seed: dict[int, list[float]] = {}
+    for seed, lr in pairs:
+        by_seed.setdefault(seed, []).append(treated[seed, lr] - without[seed, lr])
+    differences = np.array([np.mean(values) for values in by_seed.values()])
+    n = len(differences)
+    spread = float(differences.std(ddof=1)) if n >= 2 else 0.0
+    varies = spread > 1e-12 * float(np.abs(differences).max(initial=0.0))
+    size = float(differences.mean()) / spread if varies else None
+    least = detectable_size(n)
+    return Effect(
+        mitigation=mitigation,
+        baseline=baseline,
+        metric=metric,
+        baseline_mean=float(np.mean([without[pair] for pair in pairs])),
+        mitigated_mean=float(np.mean([treated[pair] for pair in pairs])),
+        difference=float(differences.mean()),
+        ci95=mean_interval(differences),
+        p_value=sign_flip_p(differences) if n >= 2 else None,
+        p_holm=None,
+        num_seeds=n,
+        warning=_warning(n, differences),
+        verdict=_verdict(metric, differences),
+        effect_size=size,
+        detectable=None if least is None or not varies else least * spread,
+        seeds_needed=None if size is None else seeds_needed(size),
+    )
+
+
+def _verdict(metric: str, differences: np.ndarray) -> str:
+    """Read off the interval. Below three pairs there is none worth the name."""
+    if len(differences) < MIN_SEEDS:
+        return "too few seeds"
+    # Pairs that all differ by the same amount have no spread, and need none.
+    mean = float(differences.mean())
+    low, high = mean_interval(differences) or (mean, mean)
+    if low <= 0 <= high:
+        return "no difference shown"
+    return "better" if (low > 0) == (metric in HIGHER_IS_BETTER) else "worse"
+
+
+def _lr_sensitivities(runs: Sequence[RunSummary], names: Sequence[str], notes: list[str]) -> tuple[LrSensitivity, ...]:
+    """Over the learning rates that every mitigation has; seeds that lack one of them are left out."""
+    curves = {name: _by_pair(runs, name, "final_knn") for name in names}
+    shared = set.intersection(*({lr for _, lr in curve} for curve in curves.values())) if curves else set()
+    rates = sorted(shared - {"nan"}, key=float)
+    if len(rates) < 2:
+        return ()
+    found = []
+    for name, curve in curves.items():
+        seeds = sorted({seed for seed, _ in curve})
+        rows = [[curve[seed, lr] for lr in rates] for seed in seeds if all((seed, lr) in curve for lr in rates)]
+        if not rows:
+            notes.append(f"no seed of {name!r} has run all of the learning rates {', '.join(rates)}: no LR sensitivity")
+            continue
+        values = np.array(rows)
+        lost = (values.max(axis=1, keepdims=True) - values).mean(axis=1)
+        by_lr = tuple(zip(map(float, rates), values.mean(axis=0).tolist(), strict=True))
+        found.append(LrSensitivity(name, float(lost.mean()), mean_interval(lost), len(lost), by_lr))
+    return tuple(found)
+
+
+def _by_pair(runs: Sequence[RunSummary], mitigation: str, metric: str) -> dict[tuple[int, str], float]:
+    """Metric by (seed, base_lr); the mean where a pair was run twice. A learning rate is compared as written."""
+    values: dict[tuple[int, str], list[float]] = {}
+    for run in runs:
+        value = getattr(run, metric)
+        if run.mitigation == mitigation and value is not None and math.isfinite(value):
+            values.setdefault((run.seed, f"{run.base_lr:.6g}"), []).append(float(value))
+    return {pair: float(np.mean(found)) for pair, found in values.items()}
+
+
+def _warning(n: int, differences: np.ndarray) -> str:
+    if n == 1:
+        return "1 seed: no interval and no p-value; run at least 3"
+    if n < 3:
+        return f"{n} seeds: the interval is very wide and p cannot fall below {2 / 2**n:g}; run at least 3"
+    if n < MIN_PAIRS_FOR_P:
+        return f"{n} seeds: no p below 0.05 is possible (the smallest is {2 / 2**n:g}); it needs {MIN_PAIRS_FOR_P}"
+    if mean_interval(differences) is None:
+        return "all pairs differ by the same amount: no interval"
+    return ""
+
+
+def _diverged(series: RunSeries, final: float | None, best: float | None) -> bool:
+    for layer in series.layers:
+        if layer.trainable and len(layer.grad_norm) and not np.isfinite(layer.grad_norm[-1]):
+            return True
+    return final is not None and best is not None and final < DIVERGED_SHARE * best

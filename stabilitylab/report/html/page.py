@@ -1,0 +1,169 @@
+"""The HTML report: one self-contained file. Draws what analysis found, computes nothing."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stabilitylab.comparison.arms import Arm
+from stabilitylab.comparison.results import Comparison
+from stabilitylab.report.definitions import DEFINITIONS
+from stabilitylab.report.html import figures, side_by_side, tables, verdict, wording
+from stabilitylab.report.html.plotting import Figure
+from stabilitylab.report.runs import ReportRun, arms_of, last_finite
+
+OPEN_UP_TO = 2
+"""More runs than these: their own sections are folded, and drawn when opened."""
+MOST_ACCOUNTS = 40
+
+
+def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
+    """The page. Names and values are escaped: nothing in a run can become markup or script."""
+    environment = Environment(
+        loader=PackageLoader("stabilitylab.report.html", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    charts = _Charts(_span(runs))
+    pairs = [(run.series, run.analysis) for run in runs]
+    groups = arms_of(runs)
+    titles, differences = tables.config_differences([(run.series.run, run.config) for run in runs])
+    summaries = comparison.runs if comparison else ()
+    return environment.get_template("report.html.j2").render(
+        title=", ".join(run.series.run for run in runs[:3]) + (" ..." if len(runs) > 3 else ""),
+        headline=verdict.headline(pairs, comparison),
+        answers=verdict.answers(pairs, [run.named.mitigation for run in runs], groups, comparison),
+        knn=_knn(runs, groups, charts),
+        loss=_loss(runs, groups, charts),
+        rates=tables.rate_rows(summaries) if side_by_side.several_rates(summaries) else None,
+        rate_chart=charts.add("rates", side_by_side.lr_sensitivity(summaries))
+        if side_by_side.several_rates(summaries)
+        else None,
+        runs=[_section(run, index, charts) for index, run in enumerate(runs)],
+        run_rows=tables.run_rows(summaries, [run.status for run in runs]) if len(runs) > OPEN_UP_TO else [],
+        folded=len(runs) > OPEN_UP_TO,
+        effects=tables.effect_rows(comparison) if comparison else [],
+        warnings=list(dict.fromkeys(e.warning for e in comparison.effects if e.warning)) if comparison else [],
+        comparison=comparison,
+        difference_titles=titles,
+        differences=differences,
+        definitions=DEFINITIONS,
+        css=Markup(_template("report.css")),
+        js=Markup(_template("report.js")),
+        plotly=_plotly(),
+        charts=Markup(charts.json()),
+    )
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's code, packed: the page unpacks it by itself and is less than half the size."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+class _Charts:
+    """The page's charts by id, as JSON that is safe inside a script element."""
+
+    def __init__(self, span: tuple[int, int]) -> None:
+        self._span = span
+        self._charts: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, figure: Figure, group: str = "") -> str:
+        """Charts of one ``group`` zoom together along the iteration axis, and begin with the same span of it."""
+        if group:
+            figure["layout"]["xaxis"] |= {"range": list(self._span)}
+        self._charts[name] = {**figure, "group": group}
+        return name
+
+    def json(self) -> str:
+        return json.dumps(self._charts, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+
+
+def _span(runs: Sequence[ReportRun]) -> tuple[int, int]:
+    """The iterations that any of the runs recorded."""
+    recorded = [layer.iteration for run in runs for layer in run.series.layers]
+    recorded += [curve.iteration for run in runs for curve in run.series.evals.values()]
+    recorded += [run.loss[0] for run in runs if run.loss is not None]
+    recorded = [iteration for iteration in recorded if len(iteration)]
+    first = min((int(iteration[0]) for iteration in recorded), default=0)
+    last = max((int(iteration[-1]) for iteration in recorded), default=0)
+    return first, max(last, first + 1)
+
+
+def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
+    """The chart's id, and what it shows in words."""
+    curves = [(run.series.run, run.series.evals.get("knn_top1")) for run in runs]
+    finals = [(name, last_finite(curve.value)) for name, curve in curves if curve is not None]
+    ends = [(name, 100 * final) for name, final in finals if final is not None]
+    if not ends:
+        return None
+    chart = side_by_side.knn_curves([(run.series, run.analysis) for run in runs], groups)
+    return charts.add("knn", chart, "time"), wording.curves_in_words("kNN accuracy", ends, " %")
+
+
+def _loss(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
+    losses = [None if run.loss is None else (run.series.run, *run.loss) for run in runs]
+    finals = [(item[0], last_finite(item[2])) for item in losses if item is not None]
+    ends = [(name, final) for name, final in finals if final is not None]
+    if not ends:
+        return None
+    chart = side_by_side.loss_curves(losses, groups)
+    return charts.add("loss", chart, "time"), wording.curves_in_words("the training loss", ends, "")
+
+
+def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
+    layers = run.trained_layers
+    found = run.analysis
+    recorded = [layer for layer in layers if np.isfinite(layer.grad_norm).any()]
+    section: dict[str, Any] = {
+        "name": run.series.run,
+        "status": run.status,
+        "created_at": run.created_at,
+        "summary": wording.summary(run.series, found, run.status),
+        "numbers": tables.key_numbers(run.series, found),
+        "notes": found.notes,
+        "lag_sentence": wording.lag_sentence(found),
+        "cross_sentence": wording.cross_sentence(found),
+        "early_sentence": wording.early_sentence(found),
+        "link_sentence": wording.link_sentence(found),
+        "layers": tables.layer_rows(run.series, found),
+        "episodes": tables.episode_rows(found),
+        "accounts": run.accounts[:MOST_ACCOUNTS],
+        "more_accounts": max(len(run.accounts) - MOST_ACCOUNTS, 0),
+        "dips": tables.dip_rows(found),
+        "events": [e for e in run.events if e[1] not in ("checkpoint",)],
+        "provenance": run.provenance,
+        "norms": None,
+        "heat": None,
+        "lag": None,
+        "depth": None,
+    }
+    if recorded:
+        ends = [recorded[0], recorded[-1]] if len(recorded) > 1 else recorded
+        section["norms"] = charts.add(f"norms{index}", figures.layer_norms(found, ends), "time")
+        section["norms_words"] = wording.norms_in_words(found, [layer.name for layer in ends])
+        section["heat"] = charts.add(f"heat{index}", figures.heat_map(run.series, found), "time")
+        section["heat_words"] = wording.heat_in_words(found)
+        section["heat_height"] = min(max(22 * len(layers) + 110, 240), 580)
+    if found.lag is not None and found.lag.lags:
+        section["lag"] = charts.add(f"lag{index}", figures.lag_histogram(found))
+    if sum(row.ci95 is not None for row in found.propagation or ()) > 1:
+        section["depth"] = charts.add(f"depth{index}", figures.depth_against_lag(found))
+    return section
+
+
+def _template(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

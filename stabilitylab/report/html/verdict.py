@@ -1,0 +1,237 @@
+"""The first screen: was it unstable, where did it start, what did it cost, what helps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
+from stabilitylab.comparison.arms import Arm
+from stabilitylab.comparison.results import Comparison, Effect
+from stabilitylab.report.html.wording import count, percent
+
+Run = tuple[RunSeries, RunAnalysis]
+
+
+MORE_THAN_CHANCE = 0.01
+"""The p-value below which spikes are called more than chance brings."""
+ONE_BY_ONE = 4
+"""So many arms are told one by one; of more, all together and those that stand out. Tables below have the rest."""
+
+
+def unstable(found: RunAnalysis) -> bool:
+    """A dip, a gradient that is not finite, or more spikes than chance brings."""
+    return bool(found.dips) or _broken(found) or _spikes_beyond_chance([found])
+
+
+def _broken(found: RunAnalysis) -> bool:
+    """Whether a gradient was not finite."""
+    return any(spike.kind == "nonfinite" for spike in found.spikes or ())
+
+
+def _spikes_beyond_chance(found: Sequence[RunAnalysis]) -> bool:
+    """Whether the runs together have more spikes than chance brings. Without a chance level: no."""
+    judged = [analysis for analysis in found if analysis.false_alarms]
+    spikes = sum(sum(spike.kind == "spike" for spike in a.spikes or ()) for a in judged)
+    return chance_of(spikes, _expected_by_chance(judged)) < MORE_THAN_CHANCE
+
+
+def _expected_by_chance(found: Sequence[RunAnalysis]) -> float:
+    return sum(a.false_alarms.expected for a in found if a.false_alarms)
+
+
+def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
+    """The first line of the page."""
+    if comparison is None:
+        return _headline_of_one(*runs[0])
+    final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
+    if not final:
+        return f"{len(runs)} runs side by side"
+    best = max(final, key=lambda effect: effect.difference)
+    verb = "ends higher" if best.difference > 0 else "does not end higher"
+    seeds = count(best.num_seeds, "seed")
+    sure = ""
+    if best.ci95 is None:
+        sure = ", too few to say more"
+    elif best.ci95[0] <= 0 <= best.ci95[1]:
+        sure = ", and the interval holds zero"
+    return (
+        f"{best.mitigation} {verb}: {percent(best.mitigated_mean)} against {percent(best.baseline_mean)} kNN top-1 "
+        f"({seeds}{sure})"
+    )
+
+
+def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
+    if not series.iterations:
+        return "Nothing is recorded yet"
+    if not any(len(layer.iteration) for layer in series.layers):
+        return "No gradients recorded"
+    if not unstable(found):
+        return "No instability beyond chance" if found.spikes else "No instability found"
+    lag = found.lag
+    leads = lag is not None and lag.verdict == "first leads" and _spikes_beyond_chance([found])
+    if leads and lag is not None and lag.median_iterations is not None:
+        return (
+            f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
+        )
+    return f"Unstable: {_signs([found])}"
+
+
+def answers(
+    runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
+) -> list[tuple[str, list[str]]]:
+    """Question and answer, one line an arm, or a few for many. What the data cannot answer says so."""
+    if len(arms) > ONE_BY_ONE:
+        return _of_many(runs, mitigations, arms, comparison)
+    found = [analysis for _, analysis in runs]
+    groups = [(f"{arm.label}: " if len(arms) > 1 else "", [found[i] for i in arm.members], arm) for arm in arms]
+    spiked = any(analysis.spikes for analysis in found)
+    return [
+        ("Was it unstable?", [lead + _how_unstable(mine) for lead, mine, _ in groups]),
+        ("Where did it start?", [lead + _where(mine) for lead, mine, _ in groups] if spiked else [_where(found)]),
+        ("What did it cost?", [lead + _cost(mine, [runs[i][0] for i in arm.members]) for lead, mine, arm in groups]),
+        ("What helps?", _help(mitigations, comparison)),
+    ]
+
+
+def _of_many(
+    runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
+) -> list[tuple[str, list[str]]]:
+    found = [analysis for _, analysis in runs]
+    share = {arm: sum(unstable(found[i]) for i in arm.members) / len(arm.members) for arm in arms}
+    fewest, most = min(share.values()), max(share.values())
+    steady = [
+        f"{arm.label} ({round(part * len(arm.members))} of {len(arm.members)})"
+        for arm, part in share.items()
+        if part == fewest < most
+    ]
+    least = [f"Fewest with {_listed(steady)}."] if steady else []
+    curves = {arm: _curves([runs[i][0] for i in arm.members]) for arm in arms}
+    ends = {arm: np.mean([values[-1] for values in mine]) for arm, mine in curves.items() if mine}
+    costs = []
+    if ends:
+        for name, choose in (("best", max), ("worst", min)):
+            arm = choose(ends, key=ends.__getitem__)
+            mine = [runs[i] for i in arm.members]
+            costs.append(f"The {name}, {arm.label}: {_cost([a for _, a in mine], [s for s, _ in mine])}")
+    return [
+        ("Was it unstable?", [_how_unstable(found), *least]),
+        ("Where did it start?", [_where(found)]),
+        ("What did it cost?", costs or [_cost(found, [series for series, _ in runs])]),
+        ("What helps?", _help(mitigations, comparison)),
+    ]
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    if len(names) > most:
+        return ", ".join(names[: most - 1]) + f" and {len(names) - most + 1} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _curves(series: Sequence[RunSeries]) -> list[np.ndarray]:
+    """The kNN accuracies of each run that has any."""
+    curves = [s.evals["knn_top1"].value for s in series if "knn_top1" in s.evals]
+    return [values[np.isfinite(values)] for values in curves if np.isfinite(values).any()]
+
+
+def _how_unstable(found: Sequence[RunAnalysis]) -> str:
+    if len(found) == 1:
+        return ("Yes: " if unstable(found[0]) else "No: ") + _signs(found) + "."
+    return f"{sum(map(unstable, found))} of {len(found)} runs: {_signs(found)}."
+
+
+def _signs(found: Sequence[RunAnalysis]) -> str:
+    """Spikes, dips and gradients that are not finite. Spikes come first only where they exceed chance."""
+    broken = sum(map(_broken, found))
+    others = [count(sum(len(a.dips or ()) for a in found), "accuracy dip")]
+    others += [f"gradients not finite in {count(broken, 'run')}"] if broken else []
+    if all(analysis.spikes is None or not analysis.layers for analysis in found):
+        return ", ".join(["no gradients recorded", *others])
+    spikes = count(sum(spike.kind == "spike" for a in found for spike in a.spikes or ()), "spike")
+    chance = f"{_expected_by_chance(found):.2g}"
+    if _spikes_beyond_chance(found) or spikes == "0 spikes":
+        return ", ".join([f"{spikes} (chance alone: {chance})", *others])
+    return f"{', '.join(others)}; {spikes}, no more than chance brings ({chance})"
+
+
+def _where(found: Sequence[RunAnalysis]) -> str:
+    if not any(a.layers for a in found):
+        return "Unknown: no gradients were recorded."
+    if not any(a.spikes for a in found):
+        return "Nowhere: there are no spikes."
+    leaders = Counter(e.leader for a in found for e in a.episodes or () if len(e.order) > 1)
+    said = []
+    if leaders:
+        leader, times = leaders.most_common(1)[0]
+        said.append(f"{leader} leads {times} of {count(leaders.total(), 'episode')} of several layers")
+    if len(found) == 1:
+        lag, spikes = found[0].lag, found[0].spikes or ()
+        if lag is not None and lag.median_iterations is not None and lag.ci95 is not None:
+            said.append(
+                f"{lag.source} to {lag.target}: {lag.median_iterations:g} iterations ({lag.ci95[0]:g} to "
+                f"{lag.ci95[1]:g}), {lag.verdict}"
+            )
+        elif not leaders and spikes:
+            said.append(f"the first spike is in {spikes[0].layer} at iteration {spikes[0].onset}")
+    else:
+        verdicts = Counter(a.lag.verdict for a in found if a.lag is not None)
+        if verdicts:
+            said.append("first to last layer: " + ", ".join(f"{v} in {n}" for v, n in verdicts.most_common()))
+    return _sentence("; ".join(said)) if said else "Unknown."
+
+
+def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
+    curves = _curves(series)
+    if not curves:
+        return "Unknown: no kNN accuracy was recorded."
+    final = float(np.mean([values[-1] for values in curves]))
+    below = 100 * float(np.mean([values.max() - values[-1] for values in curves]))
+    mean = "on average " if len(curves) > 1 else ""
+    ended = f"ends {mean}at {percent(final)}, {below:.1f} points below its best"
+    dips = [dip for analysis in found for dip in analysis.dips or ()]
+    if not dips:
+        return f"No dip; {ended}."
+    lost = 100 * sum(dip.area for dip in dips) / len(found)
+    return (
+        f"Deepest dip {100 * max(dip.depth for dip in dips):.1f} points; {lost:,.0f} points x iterations lost in dips"
+        f"{' a run' if len(found) > 1 else ''}; {ended}."
+    )
+
+
+def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str]:
+    if comparison is not None:
+        final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
+        if not final:
+            return ["Not tested: no two runs differ in the mitigation only."]
+        if len(final) < ONE_BY_ONE:
+            return [_effect_in_words(effect) for effect in final]
+        decided = sorted((e for e in final if e.verdict in ("better", "worse")), key=lambda e: -e.difference)
+        rest: dict[str, list[str]] = {}
+        for effect in final:
+            if effect not in decided:
+                rest.setdefault(effect.verdict, []).append(effect.mitigation)
+        return [_effect_in_words(e) for e in decided] + [
+            f"{verdict[0].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in rest.items()
+        ]
+    if mitigations[0] != "none":
+        return [f"This run has {mitigations[0]}; to see its effect, compare it with a run of the same seed without."]
+    return ["Not tested here: train the same seed with a mitigation, such as frozen-patch, and compare the two."]
+
+
+def _effect_in_words(effect: Effect) -> str:
+    interval = ""
+    if effect.ci95 is not None:
+        interval = f" (95% interval {100 * effect.ci95[0]:+.1f} to {100 * effect.ci95[1]:+.1f})"
+    chance = "" if effect.p_holm is None else f", p = {effect.p_holm:.2g}"
+    return (
+        f"{effect.mitigation}: {100 * effect.difference:+.1f} points of final kNN{interval}{chance}, "
+        f"{count(effect.num_seeds, 'seed')}: {effect.verdict}."
+    )
+
+
+def _sentence(said: str) -> str:
+    # A layer's name keeps its case: only plain words are raised.
+    return (said[0].upper() + said[1:] if said.startswith("first ") or said.startswith("the ") else said) + "."

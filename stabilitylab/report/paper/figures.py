@@ -1,0 +1,152 @@
+"""Figures for papers: matplotlib, in column width, told apart without colour, fonts embedded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from stabilitylab.comparison.results import Comparison
+from stabilitylab.errors import NoDataError
+from stabilitylab.report.html.side_by_side import several_rates
+from stabilitylab.report.paper import panels
+from stabilitylab.report.runs import ReportRun, arms_of, last_finite
+
+WIDTHS = {"single": 3.25, "double": 6.75}
+"""Inches: one and two columns of the usual conference sheet."""
+FORMATS = ("pdf", "svg", "png")
+MOST_ROWS = 4
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.0,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.hashsalt": "stablab",
+    "savefig.dpi": 300,
+}
+
+
+def render(kind: str, runs: Sequence[ReportRun], comparison: Comparison | None, *, width: str, form: str) -> bytes:
+    """A figure of ``kind`` as the bytes of a PDF, SVG or PNG file. Raises NoDataError."""
+    with matplotlib.rc_context(cast(Any, STYLE)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it is drawn as a box
+        figure = KINDS[kind](list(runs), comparison, width)
+        out = io.BytesIO()
+        undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}[form]
+        figure.savefig(out, format=form, metadata=undated)
+    return out.getvalue()
+
+
+def _figure(width: str, height: float) -> Figure:
+    return Figure(figsize=(WIDTHS[width], height), layout="constrained")
+
+
+def _knn(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+    _need_knn(runs)
+    figure = _figure(width, 2.1)
+    panels.knn(figure.subplots(), runs, arms_of(runs))
+    return figure
+
+
+def _spikes(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+    return _a_row_each(runs, width, 1.5, panels.spikes)
+
+
+def _heatmap(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+    rows = max(len(run.trained_layers) for run in runs)
+    return _a_row_each(runs, width, min(max(0.11 * rows + 0.75, 1.4), 3.2), panels.heatmap)
+
+
+def _a_row_each(runs: list[ReportRun], width: str, height: float, draw: Callable[[Any, ReportRun], None]) -> Figure:
+    for run in runs:
+        if not any(len(layer.iteration) for layer in run.trained_layers):
+            raise NoDataError(f"run {run.series.run} has no gradients recorded; train with --log-grads")
+    if len(runs) > MOST_ROWS:
+        raise NoDataError(f"{len(runs)} runs do not fit into one column: name at most {MOST_ROWS}")
+    figure = _figure(width, height * len(runs))
+    axes = figure.subplots(len(runs), 1, squeeze=False)[:, 0]
+    for axis, run in zip(axes, runs, strict=True):
+        draw(axis, run)
+        if len(runs) > 1:
+            axis.set_title(panels.short(run.series.run), loc="left")
+    return figure
+
+
+def _lag(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+    if len(runs) > 1:
+        raise NoDataError("the lag is drawn for one run at a time: name one")
+    found = runs[0].analysis
+    if found.lag is None or not found.lag.lags:
+        reason = found.lag.reason if found.lag is not None else "no layer has a gradient"
+        raise NoDataError(f"run {runs[0].series.run} has no lag to draw: {reason}")
+    shape, height = ((2, 1), 3.6) if width == "single" else ((1, 2), 2.0)
+    figure = _figure(width, height)
+    left, right = figure.subplots(*shape)
+    panels.lag_histogram(left, found)
+    panels.depth_against_lag(right, found)
+    return figure
+
+
+def _compare(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+    if comparison is None:
+        raise NoDataError("a comparison needs two runs or more")
+    _need_knn(runs)
+    if width == "single":
+        figure = _figure(width, 3.6)
+        left, right = figure.subplots(2, 1)
+    else:
+        figure = _figure(width, 2.1)
+        left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    panels.knn(left, runs, arms_of(runs))
+    panels.finals(right, runs, arms_of(runs), comparison)
+    return figure
+
+
+def _lr_sensitivity(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+    if comparison is None or not several_rates(comparison.runs):
+        raise NoDataError("sensitivity to the learning rate needs runs with a kNN at two base learning rates")
+    figure = _figure(width, 2.1)
+    panels.lr_sensitivity(figure.subplots(), comparison.runs)
+    return figure
+
+
+def _need_knn(runs: list[ReportRun]) -> None:
+    for run in runs:
+        curve = run.series.evals.get("knn_top1")
+        if curve is None or last_finite(curve.value) is None:
+            raise NoDataError(f"run {run.series.run} has no kNN accuracy; train with --set eval.knn_every=10")
+
+
+KINDS: dict[str, Callable[[list[ReportRun], Comparison | None, str], Figure]] = {
+    "knn": _knn,
+    "spikes": _spikes,
+    "lag": _lag,
+    "heatmap": _heatmap,
+    "compare": _compare,
+    "lr-sensitivity": _lr_sensitivity,
+}

@@ -1,0 +1,83 @@
+"""What a figure shows, as a LaTeX table: the numbers with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabilitylab.analysis.results import LayerLag
+from stabilitylab.comparison.results import Comparison
+from stabilitylab.errors import NoDataError
+from stabilitylab.report.comparison import comparison_latex, rates_table
+from stabilitylab.report.paper import latex
+from stabilitylab.report.runs import ReportRun
+
+
+def numbers_latex(kind: str, runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
+    """The table beside a figure of ``kind``. Raises NoDataError where the runs lack the numbers."""
+    if kind == "compare":
+        if comparison is None:
+            raise NoDataError("a comparison needs two runs or more")
+        return comparison_latex(comparison)
+    if kind == "lr-sensitivity":
+        caption, titles, rows, align = rates_table(comparison.runs if comparison else ())
+        if not rows:
+            raise NoDataError("sensitivity to the learning rate needs runs with a kNN at two base learning rates")
+        return latex.table(titles, rows, align=align, caption=caption, label="tab:stablab-lr")
+    if kind == "lag":
+        return "\n".join(_lags(run) for run in runs)
+    return _runs(runs)
+
+
+def _lags(run: ReportRun) -> str:
+    """Median lag of each layer with its interval."""
+    measured = [row for row in run.analysis.propagation or () if row.median_lag is not None]
+    if not measured:
+        raise NoDataError(f"run {run.series.run} has no lag to show: no spikes matched")
+    rows = [(row.layer, str(row.depth), *_interval(row), str(row.num_matched)) for row in measured]
+    first = run.analysis.lag.source if run.analysis.lag else measured[0].layer
+    return latex.table(
+        ("layer", "depth", "median lag", "95% interval", "matched"), rows, align="lrrrr",
+        caption=f"{run.series.run}: iterations from a spike in {first} to the matching one", label="tab:stablab-lag",
+    )  # fmt: skip
+
+
+def _interval(row: LayerLag) -> tuple[str, str]:
+    median = "" if row.median_lag is None else f"{row.median_lag:g}"
+    return median, "under 5 matches" if row.ci95 is None else f"{row.ci95[0]:g} to {row.ci95[1]:g}"
+
+
+def _runs(runs: Sequence[ReportRun]) -> str:
+    """Accuracy, spikes, lag and dips of each run."""
+    rows = []
+    for run in runs:
+        found, curve = run.analysis, run.series.evals.get("knn_top1")
+        finite = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
+        lag = found.lag
+        timed = lag is not None and lag.median_iterations is not None and lag.ci95 is not None
+        rows.append(
+            (
+                run.series.run,
+                f"{100 * finite[-1]:.1f}" if len(finite) else "",
+                f"{100 * finite.max():.1f}" if len(finite) else "",
+                str(len(found.spikes or ())),
+                f"{found.false_alarms.expected:.2g}" if found.false_alarms else "",
+                f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"
+                if lag is not None and lag.ci95 is not None and timed
+                else "inconclusive",
+                str(len(found.dips or ())),
+                f"{100 * max((d.depth for d in found.dips or ()), default=0.0):.1f}",
+            )
+        )
+    titles = (
+        "run",
+        "final kNN, %",
+        "best kNN, %",
+        "spikes",
+        "by chance",
+        "lag (95% interval)",
+        "dips",
+        "deepest, points",
+    )
+    return latex.table(titles, rows, align="lrrrrrrr", caption="Instability of each run", label="tab:stablab-runs")

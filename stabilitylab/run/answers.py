@@ -1,0 +1,154 @@
+"""From a run in the store to its analysis. Answers are kept beside the run, as ``analysis/<settings>.json``, and used
+again until the run has new rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from stabilitylab import __version__
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.pipeline import analyze_run
+from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.comparison.arms import Settings
+from stabilitylab.comparison.effects import summarize_run
+from stabilitylab.comparison.results import RunSummary
+from stabilitylab.errors import NoDataError
+from stabilitylab.run.series import load_series
+from stabilitylab.store.compaction import SEGMENTS
+from stabilitylab.store.database import DATABASE
+from stabilitylab.store.manifest import MANIFEST
+from stabilitylab.store.reader import RunReader, open_run
+
+FOLDER = "analysis"
+VERSION = 5
+"""Raise it when the same rows give other numbers: older answers are then worked out anew."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run analysed: its results, its row in a comparison, and what the store says about it."""
+
+    analysis: RunAnalysis
+    summary: RunSummary
+    config: dict[str, Any]
+    status: str
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    analysis: RunAnalysis
+    summary: RunSummary
+
+
+_FORM = TypeAdapter(_Kept)
+
+
+def answer_run(run_dir: Path, settings: SpikeSettings | None = None, *, keep: bool = True) -> Answer:
+    """The whole analysis of a run, kept or new. NoDataError for a run without gradients.
+
+    ``keep`` false neither reads nor writes kept answers. A folder that cannot be written costs the keeping, nothing
+    else.
+    """
+    settings = settings or SpikeSettings()
+    rows = _rows(run_dir)  # before anything is read: rows that come meanwhile make the answer stale, never wrong
+    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings)])[:16]}.json"
+    with open_run(run_dir) as reader:
+        problems = tuple(reader.problems)
+        kept = _load(file, rows) if keep else None
+        if kept is None:
+            series = load_series(reader)
+            _need_gradients(series, reader.status)
+            analysis = analyze_run(series, settings=settings, early=_signal(reader, series))
+            kept = _Kept(analysis, summarize(series, analysis, reader.config))
+            if keep:
+                _save(file, rows, kept)
+        return Answer(kept.analysis, kept.summary, reader.config, reader.status, problems)
+
+
+def summarize(series: RunSeries, analysis: RunAnalysis, config: dict[str, Any]) -> RunSummary:
+    """A run's row in a comparison. A run without a configuration (imported) has seed 0 and no learning rate."""
+    named = Settings.of(config)
+    return summarize_run(series, analysis, mitigation=named.mitigation, seed=named.seed, base_lr=named.base_lr)
+
+
+EARLY_SIGNAL = "adam_rms"
+
+
+def _signal(reader: RunReader, series: RunSeries) -> tuple[str, tuple[LayerSeries, ...]] | None:
+    """RMS_t of every layer, where it was recorded."""
+    recorded = reader.layer_series(EARLY_SIGNAL)
+    if not recorded:
+        return None
+    ids = {row.name: row.layer_id for row in reader.layers()}
+    layers = [
+        LayerSeries(layer.name, layer.depth, *recorded[ids[layer.name]], layer.trainable)
+        for layer in series.layers
+        if ids[layer.name] in recorded
+    ]
+    return EARLY_SIGNAL, tuple(layers)
+
+
+def _need_gradients(series: RunSeries, status: str) -> None:
+    if any(len(layer.iteration) for layer in series.layers):
+        return
+    if status == "running":
+        raise NoDataError(
+            f"run {series.run} is still running and has no gradients recorded yet; "
+            "try again in some seconds (or it was started without --log-grads)"
+        )
+    raise NoDataError(f"run {series.run} has no gradient norms recorded; train with --log-grads, or record grad_norm")
+
+
+def _rows(run_dir: Path) -> list[tuple[str, int, int]]:
+    """What changes when a run gains rows: size and time of its database and of its list of segments."""
+    found = []
+    for path in (run_dir / DATABASE, run_dir / SEGMENTS / MANIFEST):
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        found.append((path.name, state.st_size, state.st_mtime_ns))
+    return found
+
+
+def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
+    """A kept answer about just these rows; None for none, an older one, or one that cannot be read."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["rows"] != [list(row) for row in rows]:
+            return None
+        return _FORM.validate_python(stored["answer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(file: Path, rows: list[tuple[str, int, int]], answer: _Kept) -> None:
+    whole = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        text = json.dumps({"rows": rows, "answer": _FORM.dump_python(answer)}, default=_plain)
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept")
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

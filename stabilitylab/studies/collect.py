@@ -1,0 +1,102 @@
+"""A finished study in numbers: one row a run, small enough to commit, and enough to decide its claims anew."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stabilitylab.analysis.pipeline import analyze_run
+from stabilitylab.comparison.claims import Verdict, judge
+from stabilitylab.comparison.effects import summarize_run
+from stabilitylab.errors import ConfigError
+from stabilitylab.run.provenance import provenance
+from stabilitylab.run.series import load_series
+from stabilitylab.store.reader import open_run
+from stabilitylab.studies.running import is_complete
+from stabilitylab.studies.study import NO_METRICS, PlannedRun, Study, look_up
+
+RUNS, PROVENANCE = "runs.csv", "provenance.json"
+
+
+def finished_runs(study: Study, root: Path) -> list[PlannedRun]:
+    """The runs of the study that have come to their end."""
+    return [run for run in study.runs if is_complete(root / run.name)]
+
+
+def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]]:
+    """``runs.csv`` and ``provenance.json`` of what is finished, in ``folder``. Returns the rows."""
+    rows, meta = [], []
+    keys = sorted({key for run in study.runs for key in run.axes} | {"train.seed", "mitigation"})
+    for run in finished_runs(study, root):
+        row, about = _row(run, root / run.name, keys)
+        rows.append(row)
+        meta.append(about)
+    if not rows:
+        raise ConfigError(f"study {study.name}: no run in {root} is finished; train them with stablab study")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    about = {
+        "study": study.name,
+        "command": shlex.join(["stablab", "study", str(study.path)]),
+        "runs": {"finished": len(rows), "planned": len(study.runs)},
+        "training_hours": round(sum(item["seconds"] for item in meta) / 3600, 3),
+        "trained_at_commits": sorted({item["git_commit"] for item in meta if item["git_commit"]}),
+        "summarised_with": provenance(),
+    }
+    (folder / PROVENANCE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    with open_run(run_dir) as reader:
+        series = load_series(reader)
+        analysis = analyze_run(series)
+        seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
+        meta = {"seconds": seconds[0] if seconds else 0.0, "git_commit": reader.meta.get("git_commit", "")}
+    config = run.config
+    summary = summarize_run(
+        series,
+        analysis,
+        mitigation="+".join(config.mitigation) or "none",
+        seed=config.train.seed,
+        base_lr=config.optim.base_lr,
+    )
+    row: dict[str, Any] = {"run": run.name} | {key: look_up(config, key) for key in keys}
+    metrics = {key: value for key, value in asdict(summary).items() if key not in NO_METRICS}
+    first = next((layer.name for layer in series.layers if layer.trainable), "")
+    spikes = analysis.spikes or ()
+    metrics |= {
+        "iterations": series.iterations,
+        "spikes": len(spikes),
+        "spikes_first_layer": sum(spike.layer == first for spike in spikes),
+        "dips": len(analysis.dips or ()),
+        "lag_median": analysis.lag.median_iterations if analysis.lag else None,
+        "lag_matched": analysis.lag.num_matched if analysis.lag else 0,
+    }
+    return row | {key: _short(value) for key, value in metrics.items()}, meta
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def read_summary(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``runs.csv``; empty where the study was not run."""
+    try:
+        with (folder / RUNS).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def verdicts(study: Study, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """The study's claims, decided by its rows."""
+    return [judge(claim, rows) for claim in study.claims]

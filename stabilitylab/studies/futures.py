@@ -1,0 +1,81 @@
+"""Branches in one figure: what was, and what would have been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stabilitylab.analysis.pipeline import analyze_run
+from stabilitylab.analysis.results import RunSeries
+from stabilitylab.errors import ConfigError
+from stabilitylab.run.series import load_series
+from stabilitylab.store.reader import open_run
+
+_WAS, _WOULD = "#8c2d04", "#2166ac"
+
+
+@dataclass(frozen=True)
+class _Future:
+    series: RunSeries
+    label: str
+    branched_at: int
+    colour: str
+
+
+def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
+    """Draw the branches that `branch_run` gave, without and with the mitigation in turn: gradient norm of the layer
+    that spikes most, and kNN accuracy. .png or .svg."""
+    from matplotlib.figure import Figure
+
+    futures = [_read(path, colour) for path, colour in zip(paths, (_WAS, _WOULD) * (len(paths) // 2), strict=True)]
+    layer = _shown_layer(futures)
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    gradient, accuracy = figure.subplots(2, sharex=True)
+    for index, future in enumerate(futures):
+        label = future.label if index < 2 else None
+        norm = next(x for x in future.series.layers if x.name == layer)
+        gradient.plot(norm.iteration, norm.grad_norm, color=future.colour, lw=0.8, alpha=0.85, label=label)
+        curve = future.series.evals.get("knn_top1")
+        if curve is not None:
+            accuracy.plot(curve.iteration, 100 * curve.value, color=future.colour, lw=1.1, alpha=0.85, label=label)
+    at = futures[0].branched_at
+    for axes in (gradient, accuracy):
+        axes.axvline(at, color="0.4", lw=0.8, ls=":")
+        axes.spines[["top", "right"]].set_visible(False)
+    gradient.annotate(f"branched at {at}", (at, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    gradient.set(yscale="log", ylabel=f"gradient norm, {layer}")
+    accuracy.set(xlabel="iteration", ylabel="kNN top-1 (%)")
+    accuracy.legend(frameon=False, fontsize=8, loc="lower right")
+    try:
+        figure.savefig(output, dpi=110)
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+
+
+def _read(path: Path, colour: str) -> _Future:
+    with open_run(path) as reader:
+        added = "+".join(reader.config.get("mitigation") or ()) or "as it was"
+        return _Future(load_series(reader), added, int(reader.meta["branched_at"]), colour)
+
+
+def _shown_layer(futures: Sequence[_Future]) -> str:
+    """Of the layers trained in every future, that of the largest spike where nothing was changed; if there is none,
+    the one that rises highest above its median."""
+    shared = set.intersection(*({x.name for x in f.series.layers if x.trainable} for f in futures))
+    found: dict[str, float] = {}
+    rises: dict[str, float] = {}
+    for future in futures[::2]:
+        for spike in analyze_run(future.series, lag=False, dips=False).spikes or ():
+            if spike.onset >= future.branched_at and spike.layer in shared:
+                found[spike.layer] = max(spike.ratio, found.get(spike.layer, 0.0))
+        for layer in future.series.layers:
+            after = layer.grad_norm[layer.iteration >= future.branched_at]
+            after = after[np.isfinite(after)]
+            if layer.name in shared and len(after):
+                rise = float(after.max() / np.median(after))
+                rises[layer.name] = max(rise, rises.get(layer.name, 0.0))
+    chosen = found or rises
+    return max(chosen, key=lambda name: chosen[name])

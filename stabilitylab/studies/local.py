@@ -1,0 +1,144 @@
+"""Runs in processes of this machine: each worker trains one after the other, so that torch is loaded once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stabilitylab.config import Config
+from stabilitylab.studies.running import attempt
+
+if TYPE_CHECKING:
+    from stabilitylab.train.trainer import Progress
+
+Job = tuple[str, Config]
+_TELL_EVERY = 0.2
+"""Seconds between a worker's messages; a worker whose parent is gone ends at the next."""
+
+
+def train_side_by_side(
+    jobs: Sequence[Job], root: Path, progress: Callable[[str, Progress], None] = lambda *_: None
+) -> list[Path]:
+    """Train named runs in processes of their own, each with its share of the cores. Returns their folders.
+
+    RuntimeError names the runs that failed; the others are finished and kept.
+    """
+    failures = run_jobs(jobs, root, len(jobs), progress, fresh=True)
+    if failures:
+        raise RuntimeError("; ".join(f"{name} failed: {why}" for name, why in failures.items()))
+    return [root / name for name, _ in jobs]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    root: Path,
+    num_workers: int,
+    progress: Callable[[str, Progress], None] = lambda *_: None,
+    ended: Callable[[str, str], None] = lambda *_: None,
+    *,
+    fresh: bool = False,
+) -> dict[str, str]:
+    """Train ``jobs``, ``num_workers`` at a time. ``ended(name, why)`` is told of each, ``why`` empty where it went
+    well. Returns the failures by name. ``fresh``: a run that is there already is a failure; otherwise one that died
+    is gone on with. A worker that dies costs its run and is replaced."""
+    waiting = deque(jobs)
+    num_workers = max(1, min(num_workers, len(jobs)))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_workers))
+    workers: list[_Worker] = []
+    failures: dict[str, str] = {}
+    try:
+        while waiting or workers:
+            while waiting and len(workers) < num_workers:
+                workers.append(_Worker.start(root, threads, fresh))
+            for worker in workers:
+                if worker.job is None and waiting:
+                    worker.give(waiting.popleft())
+            for worker in [w for w in workers if w.job is None]:
+                worker.dismiss()
+                workers.remove(worker)
+            ready = wait([w.pipe for w in workers]) if workers else []
+            for worker in [w for w in workers if w.pipe in ready]:
+                name = worker.name
+                message = worker.receive()
+                if message is None:
+                    workers.remove(worker)
+                    message = f"its process ended with exit code {worker.process.exitcode}"
+                if isinstance(message, str):
+                    worker.job = None
+                    if message:
+                        failures[name] = message
+                    ended(name, message)
+                else:
+                    progress(name, message)
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+    return failures
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+
+    @classmethod
+    def start(cls, root: Path, threads: int, fresh: bool) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, root, threads, fresh))
+        process.start()
+        theirs.close()  # so that its death is seen here
+        return cls(process, ours)
+
+    @property
+    def name(self) -> str:
+        return self.job[0] if self.job else ""
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        self.pipe.send(job)
+
+    def dismiss(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+    def receive(self) -> Any:
+        """Progress, the reason of a failure, an empty string for a run that ended well; None from a dead worker."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return None
+
+
+def _work(pipe: Connection, root: Path, threads: int, fresh: bool) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    last = 0.0
+
+    def tell(state: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _TELL_EVERY or state.iteration == state.total:
+            last = now
+            pipe.send(state)
+
+    try:
+        while (job := pipe.recv()) is not None:
+            name, config = job
+            if fresh and (root / name).exists():
+                pipe.send(f"run {name} exists already in {root}")
+            else:
+                pipe.send(attempt(config, root, name, tell))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return  # the parent is gone, or was interrupted

@@ -1,0 +1,60 @@
+"""A study in one small figure: every run a dot, by what varies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stabilitylab.errors import ConfigError
+
+_COLOURS = ("#8c2d04", "#2166ac", "#1b7837", "#762a83", "#b8860b", "#555555")
+_PANELS = (("final_knn", "final kNN top-1 (%)"), ("max_dip_depth", "deepest dip (points)"))
+
+
+def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
+    """Final accuracy and deepest dip of each run; across: the first key that varies besides seed and mitigation,
+    colour: the mitigation. A bar marks the mean over seeds. ``output`` is a .png or .svg."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    mitigations = list(dict.fromkeys(row["mitigation"] for row in rows))
+    keys = [k for k in rows[0] if "." in k and k != "train.seed" and len({row[k] for row in rows}) > 1]
+    across = keys[0] if keys else "mitigation"
+    levels = sorted({row[across] for row in rows}, key=_order) if keys else mitigations
+    colours = mitigations if keys else [""]
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for axes, (metric, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for index, mitigation in enumerate(colours):
+            colour = _COLOURS[index % len(_COLOURS)]
+            shift = (index - (len(colours) - 1) / 2) * 0.6 / len(colours)
+            for position, level in enumerate(levels):
+                group = [r for r in rows if r[across] == level and mitigation in ("", r["mitigation"])]
+                values = [100 * float(r[metric]) for r in group if r[metric] not in ("", None)]
+                if not values:
+                    continue
+                axes.plot([position + shift] * len(values), values, "o", color=colour, ms=3.5, alpha=0.6, mew=0)
+                mean, x = sum(values) / len(values), position + shift
+                axes.plot(
+                    [x - 0.09, x + 0.09], [mean, mean], color=colour, lw=1.6, label=None if position else mitigation
+                )
+        axes.set_xticks(range(len(levels)), levels, fontsize=7, rotation=0 if len(levels) < 5 else 30)
+        axes.set_xlabel(across, fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(colours) > 1 and metric == "final_knn":
+            axes.legend(frameon=False, fontsize=7)
+    try:
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text as text; the same bytes each time
+            figure.savefig(output, dpi=110, metadata={"Date": None} if output.suffix == ".svg" else None)
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, str(value)

@@ -1,0 +1,247 @@
+"""From a configuration to a run in the store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stabilitylab.config import Config, from_dict, read_toml
+from stabilitylab.errors import ConfigError, StoreError
+from stabilitylab.run.provenance import provenance
+from stabilitylab.store.location import claim_run
+from stabilitylab.store.locks import lock_for_writing
+from stabilitylab.store.reader import open_run
+from stabilitylab.store.writer import LayerRow, RunWriter
+
+if TYPE_CHECKING:
+    from stabilitylab.train.probe import ProbeResult
+    from stabilitylab.train.trainer import Progress, Trainer, TrainResult
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended."""
+
+    path: Path
+    result: TrainResult
+
+
+def train_run(
+    config: Config,
+    root: Path,
+    name: str | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    started: Callable[[Path], None] = lambda _: None,
+) -> FinishedRun:
+    """Train a run and record it under ``root``. Nothing is claimed before the configuration and data are known
+    to be good. ``started`` is told the run's folder once it exists. Under ``torchrun`` or ``srun`` every process
+    calls this; the one of rank 0 records."""
+    from stabilitylab.train.distributed import describe
+    from stabilitylab.train.trainer import Trainer
+
+    trainer = Trainer(config, describe())
+    if not trainer.world.main:
+        return _follow(trainer)
+    meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
+    meta["processes"] = str(trainer.world.size)
+    run_dir = claim_run(root, name)
+    (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    writer = RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=layer_rows(trainer))
+    for mitigation in config.mitigation:
+        writer.event(0, "mitigation", mitigation)
+    if trainer.warmup >= trainer.total:
+        writer.event(0, "warm-up", f"it takes {trainer.warmup} iterations, the whole run {trainer.total}")
+    if trainer.data.left_out:
+        first = ", ".join(map(str, trainer.data.left_out[:5]))
+        writer.event(0, "bad-image", f"{len(trainer.data.left_out)} images cannot be decoded and are left out: {first}")
+    return record_into(writer, trainer, run_dir, progress, started)
+
+
+def resume_run(
+    run_dir: Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    started: Callable[[Path], None] = lambda _: None,
+) -> FinishedRun:
+    """Go on with a run from its latest good checkpoint. Rows past it are dropped from the store. ConfigError for a
+    run that is finished or has no checkpoint."""
+    from stabilitylab.train.checkpoint import load_checkpoint
+    from stabilitylab.train.distributed import describe
+    from stabilitylab.train.trainer import Trainer
+
+    world = describe()
+    config = from_dict(read_toml(run_dir / "config.toml"))
+    state = load_checkpoint(run_dir / "checkpoints")
+    trainer = Trainer(config, world)
+    if state["iteration"] >= trainer.total:
+        raise ConfigError(
+            f"run {run_dir.name} is finished: {state['iteration']} of {trainer.total} iterations are made"
+        )
+    trainer.restore(state)
+    if not world.main:
+        return _follow(trainer)
+    meta = provenance() | {"device": str(trainer.device), "processes": str(world.size)}
+    writer = RunWriter.resume(run_dir, state["iteration"], meta=meta)
+    return record_into(writer, trainer, run_dir, progress, started)
+
+
+def probe_run(
+    run_dir: Path,
+    *,
+    shares: Sequence[float],
+    knn: bool,
+    epochs: int,
+    batch_size: int,
+    device: str = "auto",
+) -> list[ProbeResult]:
+    """Evaluate the encoder of a run's last checkpoint and add the results to the run. What the run already holds
+    is not written again. ``shares``: of the labels, for linear classifiers."""
+    from stabilitylab.data.datasets import load_data
+    from stabilitylab.train.checkpoint import load_checkpoint, restore_method
+    from stabilitylab.train.mitigations import configured
+    from stabilitylab.train.mitigations.applied import build_mitigated
+    from stabilitylab.train.probe import knn_probe, linear_probe
+    from stabilitylab.train.trainer import pick_device
+
+    with open_run(run_dir) as reader:
+        if reader.status == "running":
+            raise ConfigError(f"run {run_dir.name} is still training; probe it when it has ended")
+    config = configured(from_dict(read_toml(run_dir / "config.toml")))
+    state = load_checkpoint(run_dir / "checkpoints")
+    at = pick_device(device)
+    data = load_data(config.data)
+    method, _ = build_mitigated(config, data.channels, at)
+    restore_method(state, method)
+    encoder = method.base_encoder
+    results = [knn_probe(config, data, encoder, at)] if knn else []
+    for share in dict.fromkeys(shares):
+        results.append(linear_probe(config, data, encoder, at, share=share, epochs=epochs, batch_size=batch_size))
+    with open_run(run_dir) as reader:
+        known = {name for name, curve in reader.evals().items() if state["iteration"] in curve["iteration"]}
+    new = [result for result in results if result.metric not in known]
+    if new:
+        with RunWriter.annotate(run_dir) as writer:
+            writer.append(
+                "evals",
+                {
+                    "iteration": [state["iteration"]] * len(new),
+                    "metric": [result.metric for result in new],
+                    "value": [result.value for result in new],
+                    "num_samples": [result.num_samples for result in new],
+                },
+            )
+    return results
+
+
+def before_spikes(run_dir: Path) -> set[int]:
+    """The checkpoints, by iteration, that are the last before a spike of the run so far, and all within the reach of
+    the detector's look ahead: whether something was a spike is known only when the gradients after it are."""
+    from stabilitylab.analysis.detection.spikes import SpikeSettings, detect
+    from stabilitylab.analysis.pipeline import without_duplicates
+    from stabilitylab.run.series import load_series
+    from stabilitylab.train.checkpoint import checkpoints, iteration_of
+
+    with open_run(run_dir) as reader:
+        series = load_series(reader)
+    starts = [t for layer in series.layers if layer.trainable for t in detect(without_duplicates(layer)).starts]
+    there = [iteration_of(path) for path in checkpoints(run_dir / "checkpoints")]
+    before = {max(earlier) for start in starts if (earlier := [t for t in there if t <= start])}
+    open_until = series.iterations - SpikeSettings().window
+    return before | {t for i, t in enumerate(there) if i == 0 or there[i - 1] > open_until}
+
+
+def layer_rows(trainer: Trainer) -> list[LayerRow]:
+    return [LayerRow(i, x.name, x.depth, x.num_params, x.trainable) for i, x in enumerate(trainer.layers())]
+
+
+def record_into(
+    writer: RunWriter,
+    trainer: Trainer,
+    run_dir: Path,
+    progress: Callable[[Progress], None],
+    started: Callable[[Path], None],
+) -> FinishedRun:
+    from stabilitylab.recording.recorder import Recorder
+
+    settings = trainer.config.record
+    if trainer.config.train.keep_before_spikes:
+        trainer.protect = lambda: before_spikes(run_dir)
+    with writer:
+        started(run_dir)
+        recorder = Recorder(
+            trainer.layers(),
+            writer,
+            signals=settings.signals,
+            model=trainer.method,
+            optimizer=trainer.optimizer,
+            log_grads=settings.log_grads,
+            every=settings.every,
+            flush_every=settings.flush_every,
+            flush_seconds=settings.flush_seconds,
+            amp_skips=trainer.config.train.amp == "fp16",
+        )
+        try:
+            result = trainer.train(recorder, run_dir / "checkpoints", progress)
+        finally:
+            recorder.close()
+        writer.close("stopped" if result.stopped else "finished")
+    return FinishedRun(run_dir, result)
+
+
+def _follow(trainer: Trainer) -> FinishedRun:
+    """Train as one of several processes that do not record."""
+    from stabilitylab.recording.recorder import NullSink, Recorder
+
+    recorder = Recorder([], NullSink(), log_grads=False)
+    return FinishedRun(Path(), trainer.train(recorder, Path()))
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether a run has come to its end: all its iterations, or a loss that was not finite."""
+    if not run_dir.is_dir():
+        return False
+    try:
+        with open_run(run_dir) as reader:
+            if reader.status == "stopped":  # by its loss, or by hand
+                return any(event.kind == "nonfinite" for event in reader.events())
+            return reader.status == "finished"
+    except StoreError:
+        return False
+
+
+def train_or_resume(
+    config: Config,
+    root: Path,
+    name: str,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Path:
+    """Bring run ``name`` to its end: kept if it is there, gone on with from its last checkpoint if it died, else
+    trained. RunBusy while another process writes it."""
+    from stabilitylab.train.checkpoint import checkpoints
+
+    run_dir = root / name
+    if is_complete(run_dir):
+        return run_dir
+    if run_dir.is_dir():
+        # Held until it is ours again, so that of two studies that share a dead run one takes it.
+        lock = lock_for_writing(run_dir / "segments")
+        if checkpoints(run_dir / "checkpoints"):
+            lock.release()
+            return resume_run(run_dir, progress).path
+        shutil.rmtree(run_dir)
+        lock.release()
+    return train_run(config, root, name, progress).path
+
+
+def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
+    """`train_or_resume`; returns the reason where it failed, else an empty string. A parent that is gone is no
+    failure of the run: BrokenPipeError passes."""
+    try:
+        train_or_resume(config, root, name, progress)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,53 @@
+"""Runs on a cluster: one Slurm job each, through submitit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stabilitylab.config import Config
+from stabilitylab.errors import ConfigError
+from stabilitylab.studies.running import attempt
+
+_LOOK_EVERY = 1.0  # seconds between looks at the jobs
+
+
+def run_on_cluster(
+    jobs: Sequence[tuple[str, Config]],
+    root: Path,
+    parameters: Mapping[str, Any],
+    ended: Callable[[str, str], None] = lambda *_: None,
+    *,
+    cluster: str = "slurm",
+) -> dict[str, str]:
+    """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` go to submitit
+    (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` for tests.
+    ``root`` must be a folder that the nodes share. A job that Slurm kills is gone on with by the next call."""
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError("submitting to Slurm needs submitit: pip install 'stabilitylab[slurm]'") from None
+    try:
+        executor = submitit.AutoExecutor(root / ".submitit", cluster=cluster)
+    except RuntimeError as error:  # no srun on this machine
+        raise ConfigError(f"cannot submit to Slurm from here: {error}") from None
+    try:
+        executor.update_parameters(**parameters)
+    except (NameError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"submitit does not take these job settings: {error}") from None
+    root = root.resolve()
+    submitted = {name: executor.submit(attempt, config, root, name) for name, config in jobs}
+    failures: dict[str, str] = {}
+    while submitted:
+        for name in [name for name, job in submitted.items() if job.done()]:
+            job = submitted.pop(name)
+            failure = job.exception()  # of the job itself: killed, or out of time
+            why = job.result() if failure is None else (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            if why:
+                failures[name] = why
+            ended(name, why)
+        if submitted:
+            time.sleep(_LOOK_EVERY)
+    return failures

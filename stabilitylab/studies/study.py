@@ -1,0 +1,222 @@
+"""A study file: a grid of configurations around one recipe, and the claims it puts to the test.
+
+    title = "..."              what is compared
+    base = "recipe.toml"       a configuration file beside it, or a table [base]; the data set's recipe lies below
+    [grid]                     key = one value or a list; [[grid]] tables are several grids, one after another
+    [[claim]]                  see analysis/claims.py
+
+Keys of a grid are configuration keys, or the short names of `AXES`. A run is named after what varies and a digest of
+its whole configuration, so that studies that share a run train it once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stabilitylab.comparison.claims import Claim, matches
+from stabilitylab.comparison.results import RunSummary
+from stabilitylab.config import Config, check_choice, read_toml, resolve, set_key
+from stabilitylab.errors import ConfigError
+
+NO_METRICS = ("run", "mitigation", "seed", "base_lr")
+COUNTS = ("iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched")
+METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
+"""What a claim may be about: the columns of a study's ``runs.csv``."""
+AXES = {
+    "method": "method.name",
+    "optimizer": "optim.name",
+    "base_lr": "optim.base_lr",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "arch": "model.arch",
+    "data": "data.name",
+    "iterations": "train.iterations",
+    "epochs": "train.epochs",
+    "mitigation": "mitigation",
+}
+_KEYS = ("title", "paper", "base", "grid", "claim")
+MOST_RUNS = 200
+"""A larger grid needs a yes."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study. ``axes``: what the study's grids vary, by full configuration key."""
+
+    name: str
+    config: Config
+    axes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """``paper``: what the paper found, in words. ``path``: the file it was read from."""
+
+    name: str
+    title: str
+    paper: str
+    runs: tuple[PlannedRun, ...]
+    claims: tuple[Claim, ...]
+    path: Path
+
+
+def load_study(path: Path | str, *, yes: bool = False) -> Study:
+    """Read and check a study, down to every run's configuration. ConfigError says what is wrong with it."""
+    path = Path(path)
+    values = read_toml(path)
+    for key in values:
+        _known(path, "a study", key, _KEYS)
+    base = _base(path, values.get("base", {}))
+    grids = values.get("grid", [{}])
+    grids = [grids] if isinstance(grids, Mapping) else grids
+    if not (isinstance(grids, list) and grids and all(isinstance(grid, Mapping) for grid in grids)):
+        raise ConfigError(f"{path}: grid is a table, or several [[grid]] tables")
+    axes = [_axes(path, grid) for grid in grids]
+    size = sum(_size(grid) for grid in axes)
+    if size > MOST_RUNS and not yes:
+        raise ConfigError(f"{path}: the grid holds {size} runs, more than {MOST_RUNS}; go on with --yes")
+    runs = _plan(base, axes)
+    _check_mitigations(path, runs)
+    claims = values.get("claim", [])
+    if not isinstance(claims, list):
+        raise ConfigError(f"{path}: claims are [[claim]] tables")
+    stated = tuple(_claim(path, item) for item in claims)
+    for claim in stated:
+        _check_groups(path, claim, runs)
+    return Study(
+        name=path.stem,
+        title=str(values.get("title", path.stem)),
+        paper=str(values.get("paper", "")),
+        runs=runs,
+        claims=stated,
+        path=path,
+    )
+
+
+def _known(path: Path, where: str, key: str, keys: Sequence[str]) -> None:
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5) or list(keys)[:8]
+        raise ConfigError(f"{path}: unknown key {key!r} in {where}; did you mean {' or '.join(near)}?")
+
+
+def _base(path: Path, given: Any) -> Mapping[str, Any]:
+    if isinstance(given, str):
+        return read_toml(path.parent / given)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path}: base is a configuration file's name or a table")
+    return given
+
+
+def _axes(path: Path, grid: Mapping[str, Any], section: str = "") -> dict[str, list[Any]]:
+    """Full configuration key -> values. ``model.depth = [2, 4]`` is a table within the grid to TOML."""
+    found: dict[str, list[Any]] = {}
+    for key, value in grid.items():
+        if isinstance(value, Mapping):
+            found |= _axes(path, value, f"{section}{key}.")
+            continue
+        full = section + key if section else AXES.get(key, key)
+        _known(path, "the grid", full, [*AXES, *_config_keys()])
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise ConfigError(f"{path}: grid key {full} has no value")
+        found[full] = [_mitigations(v) for v in values] if full == "mitigation" else values
+    return found
+
+
+def _config_keys() -> list[str]:
+    sections = {name: Config.model_fields[name].annotation for name in Config.model_fields if name != "mitigation"}
+    return [f"{name}.{key}" for name, kind in sections.items() for key in kind.model_fields]  # type: ignore[union-attr]
+
+
+def _mitigations(value: Any) -> list[str]:
+    """``"none"``, ``"bn-patch"``, or several at once: ``"frozen-patch + clip-global:1"``."""
+    return [name for name in (part.strip() for part in str(value).split("+")) if name not in ("none", "")]
+
+
+def _size(grid: Mapping[str, list[Any]]) -> int:
+    size = 1
+    for values in grid.values():
+        size *= len(values)
+    return size
+
+
+def _plan(base: Mapping[str, Any], grids: list[dict[str, list[Any]]]) -> tuple[PlannedRun, ...]:
+    runs: dict[str, PlannedRun] = {}
+    for grid in grids:
+        for combination in itertools.product(*grid.values()):
+            axes = dict(zip(grid, combination, strict=True))
+            values: dict[str, Any] = {}
+            for key, value in axes.items():
+                set_key(values, key.split("."), value)
+            config = resolve({"record": {"log_grads": True}}, base, values)
+            name = run_name(config)
+            runs.setdefault(name, PlannedRun(name, config, axes))
+    return tuple(runs.values())
+
+
+def run_name(config: Config) -> str:
+    """``mocov3-adamw-lr0.24-b64-s0-frozen-patch-1f2e3d4c``: to be read, and one to a configuration."""
+    # Defaults left out: a key that a later version adds must not rename the runs of an earlier one.
+    told = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+    optim, train = config.optim, config.train
+    parts = [config.method.name, optim.name, f"lr{optim.base_lr:g}", f"b{train.batch_size}", f"s{train.seed}"]
+    parts += [re.sub(r"[^\w.-]", "", name) for name in config.mitigation]
+    return "-".join([*parts, digest])
+
+
+def _check_mitigations(path: Path, runs: tuple[PlannedRun, ...]) -> None:
+    """Before any run starts: whether each mitigation fits its run."""
+    from stabilitylab.train.mitigations import configured
+
+    for run in runs:
+        try:
+            configured(run.config)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def _check_groups(path: Path, claim: Claim, runs: tuple[PlannedRun, ...]) -> None:
+    """Before any run starts: whether the grid has runs that a claim is about."""
+    named = f"{path}: claim {claim.text!r}"
+    try:
+        check_choice("metric", claim.metric, METRICS)
+    except ConfigError as error:
+        raise ConfigError(f"{named}: {error}") from None
+    for key in {*claim.treated, *claim.baseline, *claim.where}:
+        _known(path, f"claim {claim.text!r}", key, [*AXES.values(), *_config_keys()])
+    rows = [{key: look_up(run.config, key) for key in [*AXES.values(), *_config_keys()]} for run in runs]
+    for name in ("treated", "baseline"):
+        group = getattr(claim, name)
+        if not any(matches(row, claim.where) and matches(row, group) for row in rows):
+            raise ConfigError(f"{named}: no run of the grid is {dict(claim.where) | dict(group)}")
+
+
+def look_up(config: Config, key: str) -> Any:
+    """The value of ``optim.base_lr``; several mitigations are ``a + b``, no mitigation is ``none``."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return " + ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+
+
+def _claim(path: Path, values: Any) -> Claim:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: claims are [[claim]] tables")
+    groups = {
+        key: {AXES.get(axis, axis): value for axis, value in values[key].items()}
+        for key in ("where", "treated", "baseline")
+        if isinstance(values.get(key), Mapping)
+    }
+    try:
+        return Claim.from_dict({**values, **groups})
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,84 @@
+"""The table of claims: from committed summaries, by a command, to the letter."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stabilitylab.cli import cli
+from stabilitylab.studies.overview import draw_overview
+from stabilitylab.studies.verdicts import claims_table, find_studies
+
+ROOT = Path(__file__).parents[2]
+STUDY = """
+title = "frozen"
+[grid]
+seed = [0, 1, 2]
+base_lr = [0.1, 0.2]
+mitigation = ["none", "frozen-patch"]
+
+[[claim]]
+text = "frozen | ends higher"
+paper = "+1.7 points"
+metric = "final_knn"
+where = { base_lr = 0.2 }
+treated = { mitigation = "frozen-patch" }
+baseline = { mitigation = "none" }
+direction = "higher"
+smallest = 0.01
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Studies: one with a planted effect of 5, 6 and 7 points at 0.2 and none at 0.1, one never run."""
+    (tmp_path / "studies").mkdir()
+    for name in ("frozen", "never"):
+        (tmp_path / "studies" / f"{name}.toml").write_text(STUDY)
+    (tmp_path / "reports" / "frozen").mkdir(parents=True)
+    with (tmp_path / "reports" / "frozen" / "runs.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "mitigation", "optim.base_lr", "train.seed", "final_knn", "max_dip_depth"])
+        for seed in range(3):
+            for lr in (0.1, 0.2):
+                for mitigation in ("none", "frozen-patch"):
+                    gain = 0.05 + 0.01 * seed if mitigation != "none" and lr == 0.2 else 0.0
+                    writer.writerow([f"r{seed}{lr}{mitigation}", mitigation, lr, seed, 0.5 + 0.1 * seed + gain, ""])
+    return tmp_path
+
+
+def test_the_table_says_what_was_planted(place: Path) -> None:
+    table = claims_table(find_studies(place / "studies"), place / "reports")
+    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 0 inconclusive, 1 not run." in table
+    half = 4.302653 * 1 / 3**0.5  # Student's, n = 3, sd 1 point
+    interval = f"[{6 - half:.3g}, {6 + half:.3g}]"
+    row = f"frozen \\| ends higher | +1.7 points | final_knn +6 {interval}, n = 3 | 1 | **reproduced** |"
+    assert f"| [frozen](frozen/) | {row}" in table
+    assert "| never | frozen \\| ends higher | +1.7 points | no value, n = 0 | 1 | **not run** |" in table
+
+
+def test_the_command_writes_checks_and_notices_a_change(place: Path) -> None:
+    args = ["claims", str(place / "studies"), "--reports", str(place / "reports")]
+    assert CliRunner().invoke(cli, [*args, "--check"]).exit_code == 1
+    assert CliRunner().invoke(cli, args).exit_code == 0
+    assert CliRunner().invoke(cli, [*args, "--check"]).exit_code == 0
+    table = place / "reports" / "README.md"
+    table.write_text(table.read_text().replace("reproduced", "contradicted"))
+    assert CliRunner().invoke(cli, [*args, "--check"]).exit_code == 1
+
+
+def test_the_table_in_the_repository_is_what_its_summaries_say() -> None:
+    table = claims_table(find_studies(ROOT / "experiments" / "small"), ROOT / "reports")
+    assert (ROOT / "reports" / "README.md").read_text(encoding="utf-8") == table
+
+
+def test_the_overview_draws_every_run(place: Path) -> None:
+    with (place / "reports" / "frozen" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    draw_overview(rows, "frozen", place / "overview.svg")
+    drawn = (place / "overview.svg").read_text()
+    assert drawn.count("<use ") >= 12  # a mark a run
+    assert "optim.base_lr" in drawn
