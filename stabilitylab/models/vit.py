@@ -45,14 +45,18 @@ class ConvStem(nn.Sequential):
 
 
 def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: int) -> Tensor:
-    """Fixed 2-D sin-cos embedding, (1, prefix + h w, dim), zero for the prefix tokens; T = 10,000."""
+    """Fixed 2-D sin-cos embedding, (1, prefix + h w, dim), zero for the prefix tokens; T = 10,000.
+
+    The first half of the dimensions encodes the row and the second the column, the order of the authors' released
+    weights.
+    """
     quarter = dim // 4
     omega = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
     )
     x, y = torch.outer(columns.flatten(), omega), torch.outer(rows.flatten(), omega)
-    patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)
+    patches = torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], 1)
     return torch.cat([patches.new_zeros(prefix_tokens, dim), patches])[None].float()
 
 

@@ -22,10 +22,10 @@ def test_the_position_embedding_equals_the_formula_entry_by_entry() -> None:
             for i in range(dim // 4):
                 angle = 1 / 10_000 ** (i / (dim // 4))
                 expected = [
-                    math.sin(column * angle),
-                    math.cos(column * angle),
                     math.sin(row * angle),
                     math.cos(row * angle),
+                    math.sin(column * angle),
+                    math.cos(column * angle),
                 ]
                 got = table[0, 1 + row * columns + column, i :: dim // 4]
                 assert got.tolist() == pytest.approx(expected, abs=1e-6)
