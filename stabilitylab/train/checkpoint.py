@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import warnings
@@ -42,7 +43,11 @@ def restore_checkpoint(
     names: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:
     """Load a checkpoint in place. ConfigError where it belongs to another architecture. ``names``: the parameters
-    that were trained and those that are, in their optimizers' order, where they differ."""
+    that were trained and those that are, in their optimizers' order, where they differ.
+
+    ``state`` stays as it is, so several futures can start from it."""
+    # torch's load_state_dict keeps the tensors that it is given, and the optimizer updates them in place.
+    state = {**state, "optimizer": copy.deepcopy(state["optimizer"])}
     restore_method(state, method)
     was = state["optimizer_name"]
     try:

@@ -107,6 +107,15 @@ def test_more_seeds_see_other_batches_from_the_same_state(parent: Path, tmp_path
     assert drawn.count("<path") > 8
 
 
+def test_both_futures_start_from_the_same_optimizer_state(parent: Path, tmp_path: Path) -> None:
+    """A mitigation that never acts changes nothing, bit for bit; so does training another future first."""
+    was, would = branch_run(parent, 5, ("clip-global:1e9",), tmp_path)
+    before, after = series(was), series(would)
+    assert before.keys() == after.keys()
+    for layer, (_, norm) in before.items():
+        np.testing.assert_array_equal(after[layer][1], norm)
+
+
 @pytest.mark.parametrize(
     ("at", "mitigation", "message"),
     [
