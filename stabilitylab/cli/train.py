@@ -10,6 +10,7 @@ import click
 
 from stabilitylab.cli.options import runs_dir
 from stabilitylab.config import Config, parse_override, read_toml, resolve, set_key
+from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
     from stabilitylab.studies import FinishedRun
@@ -75,6 +76,7 @@ _FLAGS = {
     multiple=True,
     help="Any configuration key, e.g. optim.base_lr=1e-3. Repeatable.",
 )
+@click.option("--skip-list", metavar="FILE", help="Leave out these training images: one index a line, # for comments.")
 @click.option("--keep-before-spikes", is_flag=True, help="Keep the checkpoints that precede a gradient spike.")
 @click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
 @click.option("--resume", metavar="RUN", help="Go on with a run from its last checkpoint. Takes no other setting.")
@@ -88,6 +90,7 @@ def command(
     name: str | None,
     resume: str | None,
     compiled: bool,
+    skip_list: str | None,
     keep_before_spikes: bool,
     dry_run: bool,
     runs_dir: str | None,
@@ -104,7 +107,10 @@ def command(
     torchrun --nproc-per-node 8 -m stabilitylab train --log-grads --data imagefolder:DIR
     """
     if resume is not None:
-        given = log_grads or mitigation or config_file or overrides or name or compiled or keep_before_spikes or dry_run
+        given = (
+            log_grads or mitigation or config_file or overrides or name or compiled or skip_list or keep_before_spikes
+        )
+        given = given or dry_run
         if given or any(value is not None for value in flags.values()):
             raise click.UsageError("--resume goes on with a run's own configuration; give only --runs-dir beside it")
         _resume(resume, runs_dir)
@@ -113,11 +119,29 @@ def command(
         overrides = ("train.compile=true", *overrides)
     if keep_before_spikes:
         overrides = ("train.keep_before_spikes=true", *overrides)
+    if skip_list is not None:
+        overrides = (f"data.skip={_read_skip_list(skip_list)}", *overrides)
     config = _configuration(log_grads, mitigation, config_file, overrides, flags)
     if dry_run:
         click.echo(config.to_toml(), nl=False)
         return
     _train(config, runs_dir, name)
+
+
+def _read_skip_list(file: str) -> list[int]:
+    """Indices of images, one a line; what follows a # is a comment. ConfigError names the line that is not one."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the skip list {file}: {getattr(error, 'strerror', error)}") from None
+    indices = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if text and not text.isdecimal():
+            raise ConfigError(f"{file}, line {number}: {text!r} is not the index of an image, e.g. 17")
+        if text:
+            indices.append(int(text))
+    return indices
 
 
 def _configuration(

@@ -35,6 +35,7 @@ class DataConfig(Section):
     local_crop: tuple[float, float] = Field((0.05, 0.14), description="area fractions of a local crop")
     on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
     limit: int | None = Field(None, ge=2, description="use this many training images, drawn once for all runs")
+    skip: tuple[int, ...] = Field((), description="training images to leave out, by index; see train --skip-list")
     workers: int = Field(0, ge=0, description="processes that decode images")
 
     @field_validator("name")
@@ -50,6 +51,14 @@ class DataConfig(Section):
         if not 0 < local_crop[0] <= local_crop[1] <= 1:
             raise ValueError(f"{local_crop} are no area fractions: 0 < smallest <= largest <= 1")
         return local_crop
+
+    @field_validator("skip")
+    @classmethod
+    def _indices(cls, skip: tuple[int, ...]) -> tuple[int, ...]:
+        negative = [index for index in skip if index < 0]
+        if negative:
+            raise ValueError(f"{negative[0]} is not the index of an image: indices count from 0")
+        return tuple(sorted(set(skip)))
 
     @property
     def kind(self) -> str:

@@ -223,7 +223,19 @@ def load_data(config: DataConfig) -> ImageData:
     data = DATASETS[check_choice("data", config.kind, DATASETS)](config.folder)
     if config.on_bad_image == "skip" and data.train.images is None:
         data = without_bad_images(data)
-    return data if config.limit is None else _limited(data, config.limit)
+    data = data if config.limit is None else _limited(data, config.limit)
+    return replace(data, train=data.train.subset(kept_images(config, len(data.train)))) if config.skip else data
+
+
+def kept_images(config: DataConfig, num_images: int) -> Tensor:
+    """Indices (n,) of the training images that ``config.skip`` leaves, of ``num_images`` there are without it."""
+    if config.skip and config.skip[-1] >= num_images:
+        raise ConfigError(
+            f"data.skip: there is no training image {config.skip[-1]}; they are numbered from 0 to {num_images - 1}"
+        )
+    left = torch.ones(num_images, dtype=torch.bool)
+    left[list(config.skip)] = False
+    return left.nonzero().flatten()
 
 
 def _limited(data: ImageData, limit: int) -> ImageData:

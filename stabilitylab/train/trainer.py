@@ -131,6 +131,13 @@ class Trainer:
         self.mitigations.load_state_dict(state.get("mitigations", {}), self.device)
         self.start = state["iteration"]
 
+    def state(self, iteration: int) -> Checkpoint:
+        """All that ``iteration``, the next to be made, depends on. Its tensors are the trainer's own: copy or save them
+        before the next step."""
+        state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
+        state["mitigations"] = self.mitigations.state_dict()
+        return state
+
     def train(
         self, recorder: Recorder, checkpoints: Path, progress: Callable[[Progress], None] = lambda _: None
     ) -> TrainResult:
@@ -260,10 +267,8 @@ class Trainer:
         if not all_finite(self.method.parameters()):
             recorder.event(iteration, "checkpoint-failed", "a weight is not finite: the last good checkpoint stays")
             return
-        state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
-        state["mitigations"] = self.mitigations.state_dict()
         try:
-            path = save_checkpoint(folder, state, self.config.train.checkpoint_keep, self.protect())
+            path = save_checkpoint(folder, self.state(iteration), self.config.train.checkpoint_keep, self.protect())
         except OSError as error:  # a full disk must not end the training
             recorder.event(iteration, "checkpoint-failed", str(error.strerror))
             warnings.warn(f"no checkpoint at iteration {iteration}: {error.strerror}; training goes on", stacklevel=2)

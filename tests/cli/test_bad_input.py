@@ -27,6 +27,7 @@ Refusal = Callable[..., str]
         (["train", "--batch-size", "5000"], "batch_size 5000 is larger than the data set (1400 images)"),
         (["train", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["train", "--batch-size", "many"], "Invalid value for '--batch-size': 'many' is not a valid integer"),
+        (["train", "--skip-list", "absent.txt"], "cannot read the skip list absent.txt: No such file or directory"),
         (["train", "--config", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
         (["study", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
     ],
@@ -100,3 +101,13 @@ def test_a_machine_without_git_trains(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["git_commit"] == ""
+
+
+def test_a_skip_list_is_read_line_by_line(stablab: Stablab, refusal: Refusal, tmp_path: Path) -> None:
+    (tmp_path / "skip.txt").write_text("# ranked by their share\n17   # 0.31\n\n4\n")
+    assert "skip = [4, 17]" in stablab("train", "--skip-list", "skip.txt", "--dry-run").stdout
+    (tmp_path / "skip.txt").write_text("17\nseven\n")
+    assert (
+        refusal("train", "--skip-list", "skip.txt") == "skip.txt, line 2: 'seven' is not the index of an image, e.g. 17"
+    )
+    assert refusal("train", "--skip-list", "skip.txt", "--resume", "run_001").startswith("--resume goes on")

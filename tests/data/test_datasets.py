@@ -110,3 +110,19 @@ def test_damaged_images_are_left_out_and_counted(damaged: Path, tmp_path: Path) 
     with open_run(run) as reader:
         (event,) = [e for e in reader.events() if e.kind == "bad-image"]
         assert event.detail.startswith("2 images cannot be decoded and are left out")
+
+
+def test_skipped_images_are_left_out_by_their_index_and_the_statistics_stay() -> None:
+    whole = load_data(resolve({"data": {"limit": 50}}).data)
+    data = load_data(resolve({"data": {"limit": 50, "skip": [7, 3, 3]}}).data)
+    rest = [i for i in range(50) if i not in (3, 7)]
+    assert torch.equal(data.train.images, whole.train.images[rest])
+    assert torch.equal(data.train.labels, whole.train.labels[rest])
+    assert (data.mean, data.std, len(data.test)) == (whole.mean, whole.std, len(whole.test))
+
+
+def test_an_image_to_skip_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.skip: there is no training image 50; .* from 0 to 49"):
+        load_data(resolve({"data": {"limit": 50, "skip": [50]}}).data)
+    with pytest.raises(ConfigError, match=r"data\.skip: -1 is not the index of an image"):
+        resolve({"data": {"skip": [-1]}})

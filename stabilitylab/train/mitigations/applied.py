@@ -83,9 +83,8 @@ class AppliedMitigations:
 
     def load_state_dict(self, states: dict[str, State], device: torch.device) -> None:
         """Those that a checkpoint does not know, as a branch brings along, start afresh."""
-        for text, state in states.items():
-            if text in self.states:
-                self.states[text] = {name: value.to(device) for name, value in state.items()}
+        for text in self.states:
+            self.states[text] = {name: value.to(device) for name, value in states.get(text, {}).items()}
 
 
 def build_mitigated(config: Config, channels: int, device: torch.device) -> tuple[Method, AppliedMitigations]:
