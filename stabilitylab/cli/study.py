@@ -30,6 +30,8 @@ _SAY_EVERY = 30.0  # seconds between plain lines of progress
 @click.option("--slurm-set", metavar="KEY=VALUE", multiple=True, help="What submitit takes, e.g. gpus_per_node=1.")
 @click.option("-o", "--output", metavar="DIR", help="Where the summary goes. Default: reports/<study>.")
 @click.option("--report", is_flag=True, help="Write the HTML report of all runs too.")
+@click.option("--search", is_flag=True, help="FILE.toml is a search: a space of settings, drawn at random and kept.")
+@click.option("--hours", type=click.FloatRange(0, min_open=True), help="With --search: start no setting after so long.")
 @runs_dir
 def command(
     file: str,
@@ -41,6 +43,8 @@ def command(
     slurm_set: tuple[str, ...],
     output: str | None,
     report: bool,
+    search: bool,
+    hours: float | None,
     runs_dir: str | None,
 ) -> None:
     """Train a grid of runs, compare them, and decide the study's claims.
@@ -50,7 +54,17 @@ def command(
     \b
     stablab study experiments/small/fig5_frozen_patch.toml --dry-run
     stablab study experiments/small/fig5_frozen_patch.toml --jobs 2
+    stablab study --search experiments/search/first_layer_spikes.toml --hours 2
     """
+    if search:
+        if slurm or slurm_set or report or yes:
+            raise ConfigError("--search goes with --jobs, --hours, --dry-run, --collect, -o and --runs-dir only")
+        from stabilitylab.cli.search import run_search
+
+        run_search(file, runs_dir, output, jobs=jobs, hours=hours, dry_run=dry_run, collect=collect)
+        return
+    if hours is not None:
+        raise ConfigError("--hours goes with --search; a study's length is its grid")
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies.collect import finished_runs, read_summary, verdicts, write_summary
     from stabilitylab.studies.overview import draw_overview

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, Python, git commit."""
+"""Where a run came from: versions, Python, git commit, processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Versions, Python, git commit of the working folder: what a reader needs to repeat the run."""
+    """Versions, Python, git commit of the working folder, processor: what a reader needs to repeat the run."""
     found = {f"{library}_version": version(library) for library in _LIBRARIES}
     try:
         git = subprocess.run(
@@ -20,4 +20,13 @@ def provenance() -> dict[str, str]:
         commit = git.stdout.strip()
     except OSError:  # no git on this machine
         commit = ""
-    return found | {"python_version": platform.python_version(), "git_commit": commit}
+    return found | {"python_version": platform.python_version(), "git_commit": commit, "cpu_model": cpu_model()}
+
+
+def cpu_model() -> str:
+    """The processor's name, as the system tells it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

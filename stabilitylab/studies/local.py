@@ -45,10 +45,14 @@ def run_jobs(
     ended: Callable[[str, str], None] = lambda *_: None,
     *,
     fresh: bool = False,
+    time_is_up: Callable[[], bool] = lambda: False,
 ) -> dict[str, str]:
-    """Train ``jobs``, ``num_workers`` at a time. ``ended(name, why)`` is told of each, ``why`` empty where it went
-    well. Returns the failures by name. ``fresh``: a run that is there already is a failure; otherwise one that died
-    is gone on with. A worker that dies costs its run and is replaced."""
+    """Train ``jobs``, ``num_workers`` at a time. Returns the failures by name.
+
+    ``ended(name, why)`` is called after each run, ``why`` empty where it went well. ``fresh``: a run that exists
+    already is a failure; otherwise a run that died is resumed. A worker that dies costs its run and is replaced. Once
+    ``time_is_up`` returns true, no further run is started.
+    """
     waiting = deque(jobs)
     num_workers = max(1, min(num_workers, len(jobs)))
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_workers))
@@ -56,6 +60,8 @@ def run_jobs(
     failures: dict[str, str] = {}
     try:
         while waiting or workers:
+            if time_is_up():
+                waiting.clear()
             while waiting and len(workers) < num_workers:
                 workers.append(_Worker.start(root, threads, fresh))
             for worker in workers:

@@ -45,7 +45,7 @@ def train_run(
     trainer = Trainer(config, describe())
     if not trainer.world.main:
         return _follow(trainer)
-    meta = provenance() | {"seed": str(config.train.seed), "device": str(trainer.device)}
+    meta = provenance() | {"seed": str(config.train.seed)} | _machine(trainer)
     meta["processes"] = str(trainer.world.size)
     run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
@@ -82,7 +82,7 @@ def resume_run(
     trainer.restore(state)
     if not world.main:
         return _follow(trainer)
-    meta = provenance() | {"device": str(trainer.device), "processes": str(world.size)}
+    meta = provenance() | _machine(trainer) | {"processes": str(world.size)}
     writer = RunWriter.resume(run_dir, state["iteration"], meta=meta)
     return record_into(writer, trainer, run_dir, progress, started)
 
@@ -154,6 +154,17 @@ def before_spikes(run_dir: Path) -> set[int]:
 
 def layer_rows(trainer: Trainer) -> list[LayerRow]:
     return [LayerRow(i, x.name, x.depth, x.num_params, x.trainable) for i, x in enumerate(trainer.layers())]
+
+
+def _machine(trainer: Trainer) -> dict[str, str]:
+    """What else decides the last bits of a number: the device, torch's kernels for the processor, threads."""
+    import torch
+
+    return {
+        "device": str(trainer.device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def record_into(

@@ -74,7 +74,7 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     values = read_toml(path)
     for key in values:
         _known(path, "a study", key, _KEYS)
-    base = _base(path, values.get("base", {}))
+    base = read_base(path, values.get("base", {}))
     grids = values.get("grid", [{}])
     grids = [grids] if isinstance(grids, Mapping) else grids
     if not (isinstance(grids, list) and grids and all(isinstance(grid, Mapping) for grid in grids)):
@@ -107,7 +107,7 @@ def _known(path: Path, where: str, key: str, keys: Sequence[str]) -> None:
         raise ConfigError(f"{path}: unknown key {key!r} in {where}; did you mean {' or '.join(near)}?")
 
 
-def _base(path: Path, given: Any) -> Mapping[str, Any]:
+def read_base(path: Path, given: Any) -> Mapping[str, Any]:
     if isinstance(given, str):
         return read_toml(path.parent / given)
     if not isinstance(given, Mapping):
@@ -123,20 +123,20 @@ def _axes(path: Path, grid: Mapping[str, Any], section: str = "") -> dict[str, l
             found |= _axes(path, value, f"{section}{key}.")
             continue
         full = section + key if section else AXES.get(key, key)
-        _known(path, "the grid", full, [*AXES, *_config_keys()])
+        _known(path, "the grid", full, [*AXES, *config_keys()])
         values = value if isinstance(value, list) else [value]
         if not values:
             raise ConfigError(f"{path}: grid key {full} has no value")
-        found[full] = [_mitigations(v) for v in values] if full == "mitigation" else values
+        found[full] = [mitigations(v) for v in values] if full == "mitigation" else values
     return found
 
 
-def _config_keys() -> list[str]:
+def config_keys() -> list[str]:
     sections = {name: Config.model_fields[name].annotation for name in Config.model_fields if name != "mitigation"}
     return [f"{name}.{key}" for name, kind in sections.items() for key in kind.model_fields]  # type: ignore[union-attr]
 
 
-def _mitigations(value: Any) -> list[str]:
+def mitigations(value: Any) -> list[str]:
     """``"none"``, ``"bn-patch"``, or several at once: ``"frozen-patch + clip-global:1"``."""
     return [name for name in (part.strip() for part in str(value).split("+")) if name not in ("none", "")]
 
@@ -192,8 +192,8 @@ def _check_groups(path: Path, claim: Claim, runs: tuple[PlannedRun, ...]) -> Non
     except ConfigError as error:
         raise ConfigError(f"{named}: {error}") from None
     for key in {*claim.treated, *claim.baseline, *claim.where}:
-        _known(path, f"claim {claim.text!r}", key, [*AXES.values(), *_config_keys()])
-    rows = [{key: look_up(run.config, key) for key in [*AXES.values(), *_config_keys()]} for run in runs]
+        _known(path, f"claim {claim.text!r}", key, [*AXES.values(), *config_keys()])
+    rows = [{key: look_up(run.config, key) for key in [*AXES.values(), *config_keys()]} for run in runs]
     for name in ("treated", "baseline"):
         group = getattr(claim, name)
         if not any(matches(row, claim.where) and matches(row, group) for row in rows):
