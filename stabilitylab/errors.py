@@ -43,3 +43,7 @@ class RunBusy(StoreError):  # noqa: N818
 
 class StoreWarning(UserWarning):
     """Rows could not be written, or were lost; training goes on."""
+
+
+class PluginWarning(UserWarning):
+    """An extension of another package could not be used; everything else goes on without it."""

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stabilitylab.attach.callbacks import Recording
 from stabilitylab.attach.loop import LoopRecorder
+from stabilitylab.recording.measurement import Measured
 
 
 class StabilityCallback(TrainerCallback):
@@ -37,7 +38,7 @@ class StabilityCallback(TrainerCallback):
         return self._recording.recorder
 
     def _forget(self) -> None:
-        self._stats: Tensor | None = None
+        self._stats: Measured | None = None
         self._losses: list[Tensor] = []
         self._normalised = False  # the model divides by the items of all accumulated batches: losses add up
         self._queued = False

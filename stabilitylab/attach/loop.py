@@ -20,9 +20,10 @@ from stabilitylab.attach.request import check_options, check_signals, chosen_lay
 from stabilitylab.attach.start import Start, open_run_for, writes
 from stabilitylab.errors import RecordError
 from stabilitylab.models.layers import names_tell_the_order
+from stabilitylab.recording.measurement import Measured
 from stabilitylab.recording.order import ExecutionOrder
 from stabilitylab.recording.recorder import NullSink, Recorder
-from stabilitylab.recording.signals import DEFAULT
+from stabilitylab.signals import DEFAULT
 from stabilitylab.store.schema import STATUSES, TABLES
 
 _COLUMNS = {column.name for column in TABLES["iterations"]} - {"iteration", "grad_norm"}
@@ -60,9 +61,7 @@ def record(
 
     ``run``: the run's name; None takes the next run_NNN. A taken name raises `RunExists`; ``resume`` goes on with it,
     after its last iteration or at the one given: what was recorded from there on is dropped.
-    ``signals``: of grad_norm (L2), grad_max (largest entry), weight_norm, nonfinite (share of NaN or infinite
-    entries), adam_rms (RMS_t; needs ``optimizer``), update_ratio (size of the update over the weights'),
-    activation_max, attention_max (forward hooks).
+    ``signals``: names in `stabilitylab.signals.SIGNALS`, which says what each one is.
     ``granularity``: block, module or param. ``include``, ``exclude``: patterns of layer names (``blocks.*``).
     ``depth``: layer names from input to output, where the order found is not the right one.
     ``every``: record each how many iterations. ``amp_skips``: a GradScaler skips updates; see `Recorder`.
@@ -137,7 +136,7 @@ class LoopRecorder:
         iteration: int | None = None,
         grad_scale: float | Tensor | None = None,
         optimizer: Optimizer | None = None,
-        stats: Tensor | None = None,
+        stats: Measured | None = None,
         **scalars: float | Tensor,
     ) -> None:
         """Record an iteration: call it between the last ``backward()`` and ``optimizer.step()``, before clipping.
@@ -173,7 +172,7 @@ class LoopRecorder:
         """Whether any parameter of the model has a gradient now."""
         return any(p.grad is not None for p in self._parameters)
 
-    def measure(self) -> Tensor | None:
+    def measure(self) -> Measured | None:
         """The gradients' statistics as they are now, for a later ``step(stats=...)``. None in a process that does
         not measure."""
         self._must_be_open()

@@ -10,22 +10,23 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from stabilitylab.errors import RecordError
+from stabilitylab.errors import ConfigError, RecordError
 from stabilitylab.models.layers import Layer, group_layers
-from stabilitylab.recording.signals import OF_FORWARD, SIGNALS
+from stabilitylab.signals import SIGNALS
 
 
 def check_signals(signals: Sequence[str], optimizer: Optimizer | None) -> None:
-    known = (*SIGNALS, *OF_FORWARD)
-    unknown = [name for name in signals if name not in known]
-    if unknown or not signals:
-        what = f"unknown signal {unknown[0]!r}; there are" if unknown else "no signals; take"
-        raise RecordError(f"{what} {', '.join(known)}")
-    if "adam_rms" not in signals:
-        return
-    if optimizer is None:
-        raise RecordError("adam_rms reads the optimizer's state: record(model, optimizer, ...)")
-    if not any("betas" in group for group in optimizer.param_groups):
+    """RecordError for an unknown signal, or one that lacks the optimizer that it needs."""
+    if not signals:
+        raise RecordError(f"no signals; choose from {', '.join(SIGNALS)}")
+    try:
+        chosen = [SIGNALS.choose(name) for name in signals]
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
+    needing = [signal.name for signal in chosen if signal.needs_optimizer]
+    if needing and optimizer is None:
+        raise RecordError(f"{needing[0]} reads the optimizer's state: record(model, optimizer, ...)")
+    if optimizer is not None and "adam_rms" in needing and not any("betas" in g for g in optimizer.param_groups):
         raise RecordError(f"adam_rms needs the second moment that Adam keeps; {type(optimizer).__name__} keeps none")
 
 

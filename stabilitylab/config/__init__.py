@@ -14,8 +14,8 @@ from stabilitylab.config.sections import (
     OptimConfig,
     RecordConfig,
     TrainConfig,
-    check_choice,
 )
+from stabilitylab.registry import check_choice
 
 __all__ = [
     "VIT_SIZES",

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stabilitylab.config.sections import RESNETS, Config, check_choice
+from stabilitylab.config.sections import RESNETS, Config
 from stabilitylab.errors import ConfigError
+from stabilitylab.registry import check_choice
 
 _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
 

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stabilitylab.errors import ConfigError
-
-
-def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Return ``name`` if it is one of ``choices``; else raise ConfigError with the nearest valid names."""
-    known = sorted(choices)
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    raise ConfigError(f"unknown {kind} {name!r}; did you mean {' or '.join(near[:8])}? Known: {', '.join(known)}")
+from stabilitylab.registry import check_choice
+from stabilitylab.signals import DEFAULT, SIGNALS
 
 
 class Section(BaseModel):
@@ -185,20 +175,22 @@ class TrainConfig(Section):
         return self
 
 
-Signal = Literal[
-    "grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms", "update_ratio", "activation_max", "attention_max"
-]
-
-
 class RecordConfig(Section):
     log_grads: bool = False
     granularity: Literal["param", "module", "block"] = "block"
-    signals: tuple[Signal, ...] = Field(
-        ("grad_norm", "grad_max", "weight_norm"), min_length=1, description="what is measured per layer"
+    signals: tuple[str, ...] = Field(
+        (*DEFAULT, "weight_norm"), min_length=1, description="what is measured per layer; `stablab signals` lists them"
     )
     every: int = Field(1, ge=1, description="record each how many iterations")
     flush_every: int = Field(200, ge=1, description="iterations kept in memory, at most")
     flush_seconds: float = Field(5.0, gt=0, description="seconds kept in memory, at most")
+
+    @field_validator("signals")
+    @classmethod
+    def _known_signals(cls, signals: tuple[str, ...]) -> tuple[str, ...]:
+        for name in signals:
+            SIGNALS.choose(name)
+        return signals
 
 
 class EvalConfig(Section):

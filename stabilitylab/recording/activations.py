@@ -11,61 +11,72 @@ from torch import Tensor, nn
 
 from stabilitylab.models.layers import without_wrappers
 from stabilitylab.recording.hooks import ForwardHook
+from stabilitylab.recording.measurement import Measured, Measurement, Step, measures
 
 
-class ForwardMaxima:
-    """Watches the modules whose names are layer names (``activation_max``), and modules with a fused ``qkv``
-    inside a layer, as timm's attention has (``attention_max``: largest |q k^T| x scale).
+class ForwardMaximum(Measurement):
+    """The largest value that the hooks of a layer noted since the last step; subclasses place the hooks."""
 
-    ValueError where a signal finds no module to watch; no hook stays then.
-    """
-
-    def __init__(self, model: nn.Module, layers: Sequence[str], signals: Sequence[str]) -> None:
-        self.names = list(layers)
-        self._seen: dict[tuple[str, int], Tensor] = {}
+    def __init__(self) -> None:
+        self._seen: dict[int, Tensor] = {}
         self._hooks: list[ForwardHook] = []
-        found = set()
-        for path, module in model.named_modules():
-            name = without_wrappers(path)
-            if "activation_max" in signals and name in self.names:
-                self._hooks.append(ForwardHook(module, partial(self._activation, self.names.index(name))))
-                found.add("activation_max")
-            if "attention_max" in signals and _has_fused_qkv(module):
-                owner = next((i for i, layer in enumerate(self.names) if f"{name}.".startswith(f"{layer}.")), None)
-                if owner is not None:
-                    self._hooks.append(ForwardHook(module.qkv, partial(self._attention, owner, module)))
-                    found.add("attention_max")
-        missing = [name for name in signals if name not in found]
-        if missing:
-            self.remove()
-            what = "module named as a layer" if missing[0] == "activation_max" else "attention with a fused qkv"
-            raise ValueError(
-                f"{missing[0]}: the model has no {what}; leave the signal out, or take another granularity"
-            )
 
-    def take(self, signal: str, device: torch.device) -> Tensor:
-        """(layers,), -1 where nothing was seen since the last call."""
-        values = torch.full((len(self.names),), -1.0, device=device)
-        for (kind, layer), value in list(self._seen.items()):
-            if kind == signal:
-                values[layer] = value
-                del self._seen[kind, layer]
-        return values
+    def measure(self, step: Step) -> Measured:
+        values, measured = step.nothing
+        for layer, value in self._seen.items():
+            values[layer] = value
+            measured[layer] = True
+        self._seen.clear()
+        return Measured(values, measured)
 
-    def remove(self) -> None:
+    def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
-    def _note(self, kind: str, layer: int, value: Tensor) -> None:
-        known = self._seen.get((kind, layer))
-        self._seen[kind, layer] = value if known is None else torch.maximum(known, value)
+    def _note(self, layer: int, value: Tensor) -> None:
+        known = self._seen.get(layer)
+        self._seen[layer] = value if known is None else torch.maximum(known, value)
 
-    def _activation(self, layer: int, output: Any) -> None:
+    def _require(self, what: str) -> None:
+        if not self._hooks:
+            raise ValueError(f"the model has no {what}; leave the signal out, or choose another granularity")
+
+
+@measures("activation_max")
+class ActivationMax(ForwardMaximum):
+    """Watches the modules whose names are layer names."""
+
+    def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
+        for path, module in model.named_modules():
+            name = without_wrappers(path)
+            if name in layers:
+                self._hooks.append(ForwardHook(module, partial(self._look, layers.index(name))))
+        self._require("module named as a layer")
+
+    def _look(self, layer: int, output: Any) -> None:
         while isinstance(output, tuple | list) and output:
             output = output[0]
         if torch.is_tensor(output) and output.numel() and torch.is_grad_enabled():
-            self._note("activation_max", layer, output.detach().abs().amax().float())
+            self._note(layer, output.detach().abs().amax().float())
+
+
+@measures("attention_max")
+class AttentionMax(ForwardMaximum):
+    """The largest |q k^T| x scale of modules with a fused ``qkv`` inside a layer, as timm's attention has."""
+
+    def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
+        for path, module in model.named_modules():
+            if _has_fused_qkv(module):
+                name = without_wrappers(path)
+                owner = next((i for i, layer in enumerate(layers) if f"{name}.".startswith(f"{layer}.")), None)
+                if owner is not None:
+                    self._hooks.append(ForwardHook(module.qkv, partial(self._look, owner, module)))
+        self._require("attention with a fused qkv")
+
+    def _look(self, layer: int, attention: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and torch.is_tensor(output) and output.ndim == 3:
+            self._note(layer, self._logits(attention, output).abs().amax().float())
 
     @torch.no_grad()
     def _logits(self, attention: Any, qkv: Tensor) -> Tensor:
@@ -74,10 +85,6 @@ class ForwardMaxima:
         q = attention.q_norm(q) if hasattr(attention, "q_norm") else q
         k = attention.k_norm(k) if hasattr(attention, "k_norm") else k
         return q @ k.transpose(-2, -1) * getattr(attention, "scale", q.shape[-1] ** -0.5)
-
-    def _attention(self, layer: int, attention: Any, output: Any) -> None:
-        if torch.is_grad_enabled() and torch.is_tensor(output) and output.ndim == 3:
-            self._note("attention_max", layer, self._logits(attention, output).abs().amax().float())
 
 
 def _has_fused_qkv(module: nn.Module) -> bool:

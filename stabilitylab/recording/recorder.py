@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import stabilitylab.recording.activations
+import stabilitylab.recording.adam
+import stabilitylab.recording.signals  # these three register what they measure  # noqa: F401
 from stabilitylab.models.layers import Layer
-from stabilitylab.recording.activations import ForwardMaxima
-from stabilitylab.recording.buffer import Buffer, Scalar, in_columns
+from stabilitylab.recording.buffer import Buffer, Scalar
+from stabilitylab.recording.columns import LayerStats, in_columns
+from stabilitylab.recording.measurement import Measured, Measurement, Step, new_measurement
 from stabilitylab.recording.selection import LayerIndex, Selection
-from stabilitylab.recording.signals import DEFAULT, OF_FORWARD, OF_WEIGHTS, SIGNALS, Step
 from stabilitylab.recording.transfer import Transfer
+from stabilitylab.signals import DEFAULT, SIGNALS
 
 
 class Sink(Protocol):
@@ -42,10 +46,11 @@ class Recorder:
     A layer has rows from the flush on in which a parameter of it is trainable, or gets a gradient. One that got no
     gradient in an iteration has NULL there. Gradients must be unscaled (AMP) and not yet clipped.
 
-    ``layers``: as `group_layers` gives them. ``signals``: names of `SIGNALS` and `OF_FORWARD`; the latter need
-    ``model``, ``adam_rms`` needs ``optimizer``. ``every``: record each how many iterations. ``flush_every`` and
-    ``flush_seconds`` bound what a crash may cost. ``amp_skips``: a loss scaler skips updates whose gradient is
-    not finite; such an iteration is an event, ``amp-skip``, and its gradient statistics are NULL.
+    ``layers``: as `group_layers` gives them. ``signals``: names in `stabilitylab.signals.SIGNALS`; those of the forward
+    pass need ``model``, some need ``optimizer``. ``every``: record each how many iterations. ``flush_every`` and
+    ``flush_seconds`` bound what a crash may cost. ``amp_skips``: a loss scaler skips updates whose gradient is not
+    finite; such an iteration is an event, ``amp-skip``, and its gradient statistics are NULL. Raises ValueError where
+    ``model`` lacks what a signal measures.
     """
 
     def __init__(
@@ -72,14 +77,29 @@ class Recorder:
         self._copying: tuple[Buffer, Transfer] | None = None
         self._last_flush = time.monotonic()
         self._amp_skips = amp_skips
-        self._reads_weights = any(name in OF_WEIGHTS for name in signals)
-        self._before: tuple[Selection, list[Tensor]] | None = None
-        self._silent = set(self.signals)  # nothing was measured of them yet
-        of_forward = [name for name in signals if name in OF_FORWARD]
-        self._forward = None
-        if of_forward and self.log_grads:
-            assert model is not None, "activation and attention maxima need the model"
-            self._forward = ForwardMaxima(model, [layer.name for layer in layers], of_forward)
+        self._declared = [SIGNALS.choose(name) for name in self.signals]
+        self._measurements = [new_measurement(name) for name in self.signals]
+        self._reads_weights = any(signal.source == "weights" for signal in self._declared)
+        self._late = any(type(m).after_update is not Measurement.after_update for m in self._measurements)
+        self._unsettled = False  # whether the last row waits for what is known only after the update
+        self._silent = set(self.signals)  # never measured so far
+        if self.log_grads:
+            self._attach(model, [layer.name for layer in layers])
+
+    def _attach(self, model: nn.Module | None, layers: list[str]) -> None:
+        for signal, measurement in zip(self._declared, self._measurements, strict=True):
+            try:
+                if model is not None:
+                    measurement.attach(model, layers)
+                elif signal.source == "forward":
+                    raise ValueError("a signal of the forward pass needs model=")
+            except ValueError as error:
+                self._detach()
+                raise ValueError(f"{signal.name}: {error}") from None
+
+    def _detach(self) -> None:
+        for measurement in self._measurements:
+            measurement.detach()
 
     def has_gradient(self) -> bool:
         """Whether any recorded parameter has a gradient now."""
@@ -90,7 +110,7 @@ class Recorder:
         self,
         iteration: int,
         *,
-        stats: Tensor | None = None,
+        stats: Measured | None = None,
         grad_scale: float | Tensor | None = None,
         optimizer: Optimizer | None = None,
         skipped: Tensor | None = None,
@@ -105,15 +125,14 @@ class Recorder:
         if self.log_grads and iteration % self.every == 0:
             stats = self.measure(grad_scale=grad_scale, optimizer=optimizer) if stats is None else stats
             self._buffer.stats.append((iteration, stats))
-            if "update_ratio" in self.signals:
-                held = self._held(optimizer)
-                self._before = held, [w.clone() for w in Step(self._index, held, held).weights]
+            self._unsettled = self._late
         self._buffer.rows.append({"iteration": iteration, **scalars})
 
     @torch.no_grad()
-    def measure(self, *, grad_scale: float | Tensor | None = None, optimizer: Optimizer | None = None) -> Tensor:
-        """(signals, layers) on the device; -1 marks what is not measured. ``grad_scale``: by how much the gradients
-        are scaled still. ``optimizer``: measure its parameters alone, the others' gradients are not of this step."""
+    def measure(self, *, grad_scale: float | Tensor | None = None, optimizer: Optimizer | None = None) -> Measured:
+        """(signals, layers) on the device. ``grad_scale``: the factor by which the gradients are still scaled.
+        ``optimizer``: measure its parameters alone; the others' gradients are not of this step."""
+        self.settle()
         parameters = self._index.parameters
         reached = [p.grad is not None for p in parameters]
         if optimizer is not None:
@@ -123,20 +142,14 @@ class Recorder:
         # Where no weights are read, a thousand parameters need not be asked twice.
         held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
         step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale)
-        nothing = torch.full((self._index.num_layers,), -1.0, device=held.device)
-        rows = []
-        for name in self.signals:
-            selection = held if name in OF_WEIGHTS else chosen
-            if name == "update_ratio":
-                rows.append(nothing)
-            elif name in OF_FORWARD:
-                assert self._forward is not None
-                rows.append(self._forward.take(name, held.device))
-            elif selection.parameters:
-                rows.append(torch.where(selection.seen, SIGNALS[name](step), -1.0))
-            else:
-                rows.append(nothing)
-        return torch.stack(rows)
+        rows: list[Measured] = []
+        for signal, measurement in zip(self._declared, self._measurements, strict=True):
+            selection = held if signal.source == "weights" else chosen
+            value = measurement.measure(step) if signal.source == "forward" or selection.parameters else None
+            rows.append(_placed(value, selection) or step.nothing)
+        values, measured = zip(*rows, strict=True)
+        device = held.device
+        return Measured(torch.stack([v.to(device) for v in values]), torch.stack([m.to(device) for m in measured]))
 
     def _held(self, optimizer: Optimizer | None) -> Selection:
         """The parameters whose weights may change in this step."""
@@ -145,13 +158,15 @@ class Recorder:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """The last update is made: its size is known now. Called by the next ``step`` at the latest."""
-        if self._before is None:
+        """The last update is made: what it changed is known now. Called by the next ``step`` at the latest."""
+        if not self._unsettled:
             return
-        held, before = self._before
-        self._before = None
-        ratio = SIGNALS["update_ratio"](Step(self._index, held, held, before=before))
-        self._buffer.stats[-1][1][self.signals.index("update_ratio")] = torch.where(held.seen, ratio, -1.0)
+        self._unsettled = False
+        values, measured = self._buffer.stats[-1][1]
+        for index, measurement in enumerate(self._measurements):
+            late = _placed(measurement.after_update(), None)
+            if late is not None:
+                values[index], measured[index] = late
 
     def flush_if_due(self) -> bool:
         """Flush when ``flush_every`` iterations or ``flush_seconds`` have gone by. True if it did."""
@@ -175,11 +190,10 @@ class Recorder:
     def close(self, *, settle: bool = True) -> None:
         """Flush all there is and take hooks away. Without ``settle`` no other process is waited for: one may have
         crashed, and the size of the last update stays unknown."""
-        if self._forward is not None:
-            self._forward.remove()
+        self._detach()
         if settle:
             self.settle()
-        self._before = None
+        self._unsettled = False
         self.flush(wait=True)
 
     def event(self, iteration: int, kind: str, detail: str) -> None:
@@ -192,13 +206,13 @@ class Recorder:
             self._hand_over()
         # What is handed over leaves the buffer first: should it fail, it is not written twice.
         buffer, self._buffer = self._buffer, Buffer()
-        if self._before is not None:  # an update whose size is not known yet waits for it
+        if self._unsettled:  # an update whose size is not known yet waits for it
             self._buffer.stats, buffer.stats = buffer.stats[-1:], buffer.stats[:-1]
             self._buffer.rows, buffer.rows = buffer.rows[-1:], buffer.rows[:-1]
             waits = self._buffer.stats[0][0]
             self._buffer.skips = [skip for skip in buffer.skips if skip[0] == waits]
             buffer.skips = [skip for skip in buffer.skips if skip[0] != waits]
-        tensors = [stats for _, stats in buffer.stats] + [flag for _, flag in buffer.skips]
+        tensors = [tensor for _, stats in buffer.stats for tensor in stats] + [flag for _, flag in buffer.skips]
         tensors += [v for row in (*buffer.rows, *buffer.scalars) for v in row.values() if isinstance(v, Tensor)]
         self._copying = buffer, Transfer(tensors)
         self._last_flush = time.monotonic()
@@ -212,17 +226,21 @@ class Recorder:
         buffer, transfer = self._copying
         self._copying = None
         arrived = iter(transfer.take())  # in the order in which `flush` listed them
-        values = np.stack([next(arrived) for _ in buffer.stats]) if buffer.stats else None  # (T, signals, layers)
+        arrays = [(next(arrived), next(arrived) > 0) for _ in buffer.stats]
         skipped = {t for t, _ in buffer.skips if bool(next(arrived))}
         for row in (*buffer.rows, *buffer.scalars):
             row.update({name: float(next(arrived)) for name, v in row.items() if isinstance(v, Tensor)})
-        iterations = np.array([t for t, _ in buffer.stats], np.int32)
-        if values is not None:
-            skipped |= self._unscalable(iterations, values)
+        stats = None
+        if arrays:
+            values, measured = (np.stack(part) for part in zip(*arrays, strict=True))
+            iterations = np.array([t for t, _ in buffer.stats], np.int32)
+            stats = LayerStats(self._declared, iterations, values, measured)
+            if self._amp_skips:
+                skipped |= stats.not_finite()
         for t in sorted(skipped):
             self.event(t, "amp-skip", "the loss scaler skipped this update: a gradient was not finite")
-        if values is not None:
-            self._append_stats(iterations, values, skipped, {int(row["iteration"]): row for row in buffer.rows})
+        if stats is not None:
+            self._append_stats(stats, skipped, {int(row["iteration"]): row for row in buffer.rows})
         if buffer.rows:
             self.sink.append("iterations", in_columns(buffer.rows))
         if buffer.evals:
@@ -231,54 +249,29 @@ class Recorder:
         if buffer.scalars:
             self.sink.append("scalars", in_columns(buffer.scalars) | {"name": buffer.names})
 
-    def _unscalable(self, iterations: np.ndarray, values: np.ndarray) -> set[int]:
-        """The iterations that a loss scaler skips, as far as what was measured tells."""
-        if not self._amp_skips:
-            return set()
-        bad = np.zeros(len(iterations), bool)
-        for index, name in enumerate(self.signals):
-            if name in ("grad_norm", "grad_max", "adam_rms"):
-                bad |= ~np.isfinite(values[:, index]).all(axis=1)
-            elif name == "nonfinite":
-                bad |= (values[:, index] > 0).any(axis=1)
-        return set(iterations[bad].tolist())
-
-    def _append_stats(
-        self, iterations: np.ndarray, values: np.ndarray, skipped: set[int], rows: Mapping[int, dict[str, Scalar]]
-    ) -> None:
+    def _append_stats(self, stats: LayerStats, skipped: set[int], rows: Mapping[int, dict[str, Scalar]]) -> None:
         """Rows of layers; the norm over all layers goes to ``rows``, by iteration."""
-        self._note_silence(iterations, values)
-        of_gradient = [i for i, name in enumerate(self.signals) if name in ("grad_norm", "grad_max", "adam_rms")]
-        # What was measured of a gradient whose update was skipped is no spike: NULL. Its share of NaN is what it is.
-        for index in of_gradient:
-            values[np.isin(iterations, list(skipped)), index] = -1.0
-        if "grad_norm" in self.signals:
-            norms = values[:, self.signals.index("grad_norm")].astype(np.float64)
-            measured = ~(norms < 0).all(axis=1)
-            with np.errstate(invalid="ignore"):
-                totals = np.sqrt((np.where(norms < 0, 0.0, norms) ** 2).sum(axis=1))
-            for t, total in zip(iterations[measured].tolist(), totals[measured].tolist(), strict=True):
-                if t in rows:
-                    rows[t]["grad_norm"] = total
-        reached = [i for i, name in enumerate(self.signals) if name not in (*OF_WEIGHTS, *OF_FORWARD)]
-        self._live |= ~(values[:, reached] < 0).all(axis=(0, 1))
-        layers = np.flatnonzero(self._live).astype(np.int16)
-        columns: dict[str, object] = {
-            "iteration": np.repeat(iterations, len(layers)),
-            "layer_id": np.tile(layers, len(iterations)),
-        }
-        for index, name in enumerate(self.signals):
-            column = values[:, index, layers].ravel()
-            columns[name] = np.ma.masked_array(column, column < 0)
-        self.sink.append("layer_stats", columns)
+        self._note_silence(stats)
+        self._live |= stats.with_gradient()
+        stats.drop_gradients(skipped)
+        for t, norm in stats.global_norms().items():
+            if t in rows:
+                rows[t]["grad_norm"] = norm
+        self.sink.append("layer_stats", stats.columns(self._live))
 
-    def _note_silence(self, iterations: np.ndarray, values: np.ndarray) -> None:
-        """A signal that nothing gives is said once, not left as an empty column."""
-        for name in sorted(self._silent):
-            if not (values[:, self.signals.index(name)] < 0).all():
-                self._silent.discard(name)
-            elif len(iterations) > 1:
-                self._silent.discard(name)
-                text = f"{name} was never measured: nothing in the model or the optimizer gives it"
-                self.event(int(iterations[0]), "not-measured", text)
-                warnings.warn(text, stacklevel=2)
+    def _note_silence(self, stats: LayerStats) -> None:
+        """Warn once about a signal that was never measured."""
+        seen = set(stats.measured_names())
+        silent = sorted(self._silent - seen) if len(stats.iterations) > 1 else []
+        self._silent -= {*seen, *silent}
+        for name in silent:
+            text = f"{name} was never measured: nothing in the model or the optimizer gives it"
+            self.event(int(stats.iterations[0]), "not-measured", text)
+            warnings.warn(text, stacklevel=2)
+
+
+def _placed(value: Tensor | Measured | None, selection: Selection | None) -> Measured | None:
+    """What a measurement gave, with its mask: a plain tensor is measured where ``selection`` has parameters."""
+    if isinstance(value, Measured | None):
+        return value
+    return Measured(value, torch.ones_like(value, dtype=torch.bool) if selection is None else selection.seen)

@@ -22,8 +22,8 @@ from stabilitylab.store.manifest import (
     read_manifest,
     sync_folder,
 )
-from stabilitylab.store.schema import ORDER_BY, STORAGE_VERSION, TABLES, create_table, quote
-from stabilitylab.store.segments import first_value, rows_sql, sync_file
+from stabilitylab.store.schema import ORDER_BY, STORAGE_VERSION, TABLES, create_table, quote, stored_columns
+from stabilitylab.store.segments import column_types, first_value, rows_sql, sync_file
 from stabilitylab.store.verify import find_row_problems
 
 SEGMENTS = "segments"
@@ -128,8 +128,9 @@ def _build(
             f"(ROW_GROUP_SIZE {ROW_GROUP_SIZE}, STORAGE_VERSION {quote(STORAGE_VERSION)})"
         )
         for table in TABLES:
-            con.execute(create_table(table, "out."))
-            source = rows_sql(table, base=has_base, cut=manifest.cut, files=files[table])
+            source = rows_sql(con, table, base=has_base, cut=manifest.cut, files=files[table])
+            columns = stored_columns(table, column_types(con, f"({source})").items())
+            con.execute(create_table(table, "out.", columns))
             if table == "layer_stats":
                 _insert_by_layer(con, source)
             else:

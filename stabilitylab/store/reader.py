@@ -18,9 +18,9 @@ from stabilitylab.store.database import DATABASE, attach_base, one_line, stored_
 from stabilitylab.store.locks import WRITER_LOCK, is_held
 from stabilitylab.store.manifest import MANIFEST, Manifest, Segment, check_segment, read_manifest
 from stabilitylab.store.query import QueryResult, require_reading
-from stabilitylab.store.schema import META, SIGNALS, TABLES, EventRow, LayerRow, create_table, quote
-from stabilitylab.store.segments import first_value, glob_escaped, rows_sql
-from stabilitylab.store.series import split_by_layer
+from stabilitylab.store.schema import META, TABLES, EventRow, LayerRow, create_table, quote
+from stabilitylab.store.segments import column_types, first_value, glob_escaped, rows_sql
+from stabilitylab.store.series import split_by_layer, without_mask
 from stabilitylab.store.verify import find_damage, find_row_problems
 
 _T = TypeVar("_T")
@@ -88,14 +88,24 @@ class RunReader:
             return [LayerRow(layer_id, f"layer_{layer_id}", layer_id, 0, True) for (layer_id,) in ids]
         return [LayerRow(*row) for row in found]
 
+    def signals(self) -> list[str]:
+        """The signals for which the run has a column, whether or not anything was measured."""
+        return list(self._read(lambda con: column_types(con, "layer_stats")))[2:]
+
+    def measured_signals(self) -> list[str]:
+        """The signals of which at least one value was recorded."""
+        names = self.signals()
+        counts = self._rows(f"SELECT {', '.join(f'count({name})' for name in names)} FROM layer_stats")
+        return [name for name, count in zip(names, counts[0], strict=True) if count]
+
     def layer_series(self, signal: str = "grad_norm") -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """layer_id -> (iteration int64 [N], value float64 [N]), by iteration, where the signal was measured.
 
         NaN and infinity are values. The arrays are views into two large ones. Raises StoreError for an unknown
         signal.
         """
-        if signal not in SIGNALS:
-            raise StoreError(f"no signal {signal!r}; the signals are {', '.join(SIGNALS)}")
+        if signal not in self.signals():
+            raise StoreError(f"no signal {signal!r}; the signals are {', '.join(self.signals())}")
         sql = (
             f"SELECT layer_id, iteration::BIGINT AS iteration, {signal}::DOUBLE AS value "
             f"FROM layer_stats WHERE {signal} IS NOT NULL"
@@ -123,7 +133,7 @@ class RunReader:
         columns = META if name == "meta" else TABLES[name]
         order = " ORDER BY iteration" if columns[0].name == "iteration" else ""
         fetched = self._columns(f"SELECT * FROM {name}{order}")
-        return {column: _without_mask(values) for column, values in fetched.items()}
+        return {column: without_mask(values) for column, values in fetched.items()}
 
     def events(self) -> list[EventRow]:
         """What happened, by iteration."""
@@ -269,12 +279,10 @@ class RunReader:
         self, con: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifest | None, has_base: bool
     ) -> None:
         for table in TABLES:
-            if manifest is None:
-                con.execute(f"CREATE VIEW {table} AS SELECT * FROM base.{table}")
-                continue
             files = [folder / segment.file for segment in self._used if segment.table == table]
-            base = has_base and manifest.cut is not None
-            con.execute(f"CREATE VIEW {table} AS {rows_sql(table, base=base, cut=manifest.cut, files=files)}")
+            base = manifest is None or (has_base and manifest.cut is not None)
+            cut = manifest.cut if manifest is not None else None
+            con.execute(f"CREATE VIEW {table} AS {rows_sql(con, table, base=base, cut=cut, files=files)}")
 
     def _shut_in(self, con: duckdb.DuckDBPyConnection, folder: Path) -> None:
         """From here on, SQL reaches the run's own segments and nothing else on this machine."""
@@ -285,11 +293,3 @@ class RunReader:
         con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
         con.execute("SET enable_external_access = false")
         con.execute("SET lock_configuration = true")
-
-
-def _without_mask(values: np.ndarray) -> np.ndarray:
-    if not isinstance(values, np.ma.MaskedArray):
-        return values
-    plain = np.array(values.data, dtype=object if values.dtype == object else np.float64)
-    plain[np.ma.getmaskarray(values)] = None  # None becomes NaN among floats
-    return plain

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.store.schema import TABLES, Column
+from stabilitylab.store.schema import TABLES, Column, columns_of
 
 _DTYPES: dict[str, Any] = {
     "SMALLINT": np.int16,
@@ -60,7 +60,7 @@ def make_rows(table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any
     """
     if table not in TABLES:
         raise ValueError(f"no table {table!r}; the tables are {', '.join(TABLES)}")
-    known = {column.name: column for column in TABLES[table]}
+    known = {column.name: column for column in columns_of(table, columns)}
     unknown = [name for name in columns if name not in known]
     if unknown:
         raise ValueError(f"{table} has no column {unknown[0]!r}; its columns are {', '.join(known)}")
@@ -126,7 +126,8 @@ def join(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     columns: dict[str, Cells] = {}
-    for column in TABLES[parts[0].table]:
+    present = dict.fromkeys(name for part in parts for name in part.columns)
+    for column in columns_of(parts[0].table, present):
         if not any(column.name in part.columns for part in parts):
             continue
         cells = [part.columns.get(column.name) or _all_null(column, part.count) for part in parts]

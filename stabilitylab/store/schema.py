@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from stabilitylab.signals import BUILT_IN, SIGNALS
 
 SCHEMA_VERSION = 1
 
@@ -60,16 +63,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "layer_stats": _columns(
         ("iteration", "INTEGER"),
         ("layer_id", "SMALLINT"),
-        optional=(
-            ("grad_norm", "FLOAT"),
-            ("grad_max", "FLOAT"),
-            ("weight_norm", "FLOAT"),
-            ("adam_rms", "FLOAT"),
-            ("update_ratio", "FLOAT"),
-            ("nonfinite", "FLOAT"),
-            ("activation_max", "FLOAT"),
-            ("attention_max", "FLOAT"),
-        ),
+        optional=tuple((name, SIGNALS[name].storage) for name in BUILT_IN),
     ),
     "iterations": _columns(
         ("iteration", "INTEGER"),
@@ -105,12 +99,26 @@ ORDER_BY = {
     "events": "iteration",
 }
 
-SIGNALS = tuple(column.name for column in TABLES["layer_stats"] if not column.required)
+_SIGNAL_TYPES = ("FLOAT", "DOUBLE")
 
 
-def column_list(table: str) -> str:
-    """The columns of `table`, in order, for a SELECT."""
-    return ", ".join(column.name for column in TABLES[table])
+def columns_of(table: str, present: Iterable[str] = ()) -> tuple[Column, ...]:
+    """The columns of `table`, and after them the signals of other packages that are among `present`."""
+    known = {column.name for column in TABLES[table]}
+    plugins = [name for name in present if table == "layer_stats" and name not in known and name in SIGNALS]
+    return TABLES[table] + tuple(Column(name, SIGNALS[name].storage) for name in plugins)
+
+
+def stored_columns(table: str, stored: Iterable[tuple[str, str]]) -> tuple[Column, ...]:
+    """The columns of `table`, and after them the further signals among `stored` (name, type): those of a package that
+    need not be installed here, or of a newer version of this one."""
+    known = {column.name for column in TABLES[table]}
+    signals = {
+        name: kind
+        for name, kind in stored
+        if table == "layer_stats" and name not in known and name.isidentifier() and kind in _SIGNAL_TYPES
+    }
+    return TABLES[table] + tuple(Column(name, kind) for name, kind in signals.items())
 
 
 def empty_select(table: str) -> str:
@@ -119,9 +127,10 @@ def empty_select(table: str) -> str:
     return f"SELECT {typed} WHERE false"
 
 
-def create_table(table: str, prefix: str = "") -> str:
-    """The CREATE TABLE of `table`, or of `meta`."""
-    columns = META if table == "meta" else TABLES[table]
+def create_table(table: str, prefix: str = "", columns: Iterable[Column] | None = None) -> str:
+    """The CREATE TABLE of `table`, or of `meta`; `columns` where they are more than the schema's."""
+    if columns is None:
+        columns = META if table == "meta" else TABLES[table]
     body = ", ".join(f"{c.name} {c.type}{' NOT NULL' if c.required else ''}" for c in columns)
     return f"CREATE TABLE {prefix}{table} ({body})"
 

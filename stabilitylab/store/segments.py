@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from stabilitylab.store.manifest import Segment, file_sha256
 from stabilitylab.store.rows import Rows
-from stabilitylab.store.schema import CUT_AT_RESUME, TABLES, column_list, empty_select, quote
+from stabilitylab.store.schema import CUT_AT_RESUME, Column, columns_of, empty_select, quote, stored_columns
 
 
 def writer_connection() -> duckdb.DuckDBPyConnection:
@@ -26,7 +26,7 @@ def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, numb
     temporary = folder / f".{file.name}.tmp"
     source: dict[str, np.ndarray] = {"row_": np.zeros(rows.count, dtype=np.int8)}
     selected = []
-    for column in TABLES[rows.table]:
+    for column in columns_of(rows.table, rows.columns):
         name = column.name
         if name not in rows.columns:
             selected.append(f"NULL::{column.type} AS {name}")
@@ -65,7 +65,7 @@ def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequenc
     temporary = folder / f".{file.name}.tmp"
     try:
         files = [folder / part.file for part in parts]
-        copy_to(con, rows_sql(table, base=False, cut=None, files=files), temporary)
+        copy_to(con, rows_sql(con, table, base=False, cut=None, files=files), temporary)
         sync_file(temporary)
         sha256 = file_sha256(temporary)
         temporary.replace(file)
@@ -103,20 +103,36 @@ def glob_escaped(path: Path) -> str:
     return "".join(f"[{char}]" if char in "[*?" else char for char in str(path))
 
 
-def rows_sql(table: str, *, base: bool, cut: int | None, files: Iterable[Path]) -> str:
+def rows_sql(con: duckdb.DuckDBPyConnection, table: str, *, base: bool, cut: int | None, files: Iterable[Path]) -> str:
     """A SELECT of all rows of `table`: those of the attached file `base` before `cut`, and those of the segments.
 
-    The layers of the latest start replace those of the file.
+    The layers of the latest start replace those of the file. A column of the schema that a source lacks is NULL
+    there; a signal that the schema lacks is kept.
     """
-    columns = column_list(table)
     paths = [quote(glob_escaped(path)) for path in files]
-    parts = []
+    sources = []
     if base and not (table == "layers" and paths):
         before = f" WHERE iteration < {cut}" if cut is not None and table in CUT_AT_RESUME else ""
-        parts.append(f"SELECT {columns} FROM base.{table}{before}")
+        sources.append((f"base.{table}", before))
     if paths:
-        parts.append(f"SELECT {columns} FROM read_parquet([{', '.join(paths)}])")
+        sources.append((f"read_parquet([{', '.join(paths)}], union_by_name = true)", ""))
+    stored = [column_types(con, source) for source, _ in sources]
+    columns = stored_columns(table, [column for part in stored for column in part.items()])
+    parts = [
+        f"SELECT {', '.join(_select(column, there) for column in columns)} FROM {source}{where}"
+        for (source, where), there in zip(sources, stored, strict=True)
+    ]
     return " UNION ALL ".join(parts) or empty_select(table)
+
+
+def column_types(con: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
+    """Column -> type of a table, a view, or anything else that can stand behind FROM."""
+    rows = con.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {source})").fetchall()
+    return dict(rows)
+
+
+def _select(column: Column, there: Mapping[str, str]) -> str:
+    return column.name if column.name in there else f"NULL::{column.type} AS {column.name}"
 
 
 def first_value(con: duckdb.DuckDBPyConnection, sql: str) -> Any:

@@ -26,3 +26,12 @@ def split_by_layer(
         same_layer = layer_id[1:] == layer_id[:-1]
     edges = np.concatenate(([0], np.flatnonzero(~same_layer) + 1, [len(layer_id)]))
     return {int(layer_id[start]): (iteration[start:end], value[start:end]) for start, end in itertools.pairwise(edges)}
+
+
+def without_mask(values: np.ndarray) -> np.ndarray:
+    """A fetched column without a mask: NULL is NaN among numbers (then float64) and None among text."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    plain = np.array(values.data, dtype=object if values.dtype == object else np.float64)
+    plain[np.ma.getmaskarray(values)] = None  # None becomes NaN among floats
+    return plain

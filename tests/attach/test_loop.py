@@ -358,7 +358,7 @@ def test_misuse_is_named(tmp_path: Path) -> None:
     def start(m: nn.Module = model, **options: Any) -> Any:
         return stabilitylab.record(m, runs_dir=tmp_path, **options)
 
-    with pytest.raises(RecordError, match="unknown signal 'grad'; there are grad_norm"):
+    with pytest.raises(RecordError, match="unknown signal 'grad'; did you mean grad_max or grad_norm"):
         start(signals=("grad",))
     with pytest.raises(RecordError, match="adam_rms reads the optimizer's state"):
         start(signals=("adam_rms",))

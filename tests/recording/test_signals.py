@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabilitylab.models.layers import Layer
-from stabilitylab.recording import signals
+from stabilitylab.recording import adam
 from stabilitylab.recording.recorder import Recorder
 from tests.recording.test_recorder import MemorySink
 
@@ -27,9 +27,9 @@ def parameter(gradient: Tensor) -> nn.Parameter:
 
 
 def measured(layers: list[Layer], signals: tuple[str, ...] = ("grad_norm", "grad_max"), **options: Any) -> np.ndarray:
-    """(signals, layers)"""
-    found = Recorder(layers, MemorySink(), signals=signals, **options).measure()
-    return found.numpy()
+    """(signals, layers); NaN where not measured."""
+    values, known = Recorder(layers, MemorySink(), signals=signals, **options).measure()
+    return torch.where(known, values, torch.nan).numpy()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -85,12 +85,12 @@ def test_adam_rms_of_each_kind_of_adam(options: dict[str, Any]) -> None:
             v = state.get("exp_avg_sq", torch.zeros_like(p))
             values.append(naive_rms(p, v, t, beta2, 1e-8, state.get("max_exp_avg_sq")).flatten())
         expected = torch.cat(values).mean().sqrt().item()
-        assert recorder.measure()[0, 0].item() == pytest.approx(expected, rel=1e-4)
+        assert recorder.measure().values[0, 0].item() == pytest.approx(expected, rel=1e-4)
         scaled = [p.grad for p in parameters]
         for p in parameters:
             assert p.grad is not None
             p.grad = p.grad * 1024
-        assert recorder.measure(grad_scale=1024.0)[0, 0].item() == pytest.approx(expected, rel=1e-4)
+        assert recorder.measure(grad_scale=1024.0).values[0, 0].item() == pytest.approx(expected, rel=1e-4)
         for p, gradient in zip(parameters, scaled, strict=True):
             p.grad = gradient
         optimizer.step()
@@ -102,13 +102,15 @@ def test_adam_rms_is_unknown_where_the_optimizer_keeps_no_second_moment() -> Non
     optimizer.step()
     found = measured(layers_of([mine], [other]), ("adam_rms",), optimizer=optimizer)
     assert found[0, 0] == pytest.approx(1, rel=1e-3)
-    assert found[0, 1] == -1
+    assert np.isnan(found[0, 1])
 
 
 def test_only_the_parameters_of_the_optimizer_that_steps() -> None:
     d, g = parameter(torch.ones(3)), parameter(torch.ones(4))
     recorder = Recorder(layers_of([d], [g]), MemorySink())
-    assert recorder.measure(optimizer=torch.optim.SGD([g], lr=0.1))[0].tolist() == [-1, 2]
+    norms, known = recorder.measure(optimizer=torch.optim.SGD([g], lr=0.1))
+    assert known[0].tolist() == [False, True]
+    assert norms[0, 1] == 2
 
 
 def test_the_share_of_entries_that_are_not_finite() -> None:
@@ -124,8 +126,7 @@ def test_what_is_kept_for_sets_of_parameters_is_bounded() -> None:
     for chosen in range(1, 256):
         for i, p in enumerate(parameters):
             p.grad = torch.ones(2) if chosen >> i & 1 else None
-        norm = recorder.measure()[0]
-        assert (norm > 0).tolist() == [bool(chosen >> i & 1) for i in range(8)]
+        assert recorder.measure().measured[0].tolist() == [bool(chosen >> i & 1) for i in range(8)]
     assert len(recorder._index._kept) <= 16
 
 
@@ -143,7 +144,7 @@ def test_gradients_that_change_in_shape_layout_and_precision_between_steps() -> 
             p.grad = torch.randn_like(p)
             if p.ndim == 2 and i % 3 == 0:
                 p.grad = torch.randn(shape[::-1], dtype=p.dtype).T  # not contiguous
-        norm, largest = recorder.measure().numpy()
+        norm, largest = recorder.measure().values.numpy()
         exact = [p.grad.double().flatten() for p in parameters if p.grad is not None]
         np.testing.assert_allclose(norm, [g.norm() for g in exact], rtol=1e-5)
         np.testing.assert_allclose(largest, [g.abs().max() if len(g) else 0 for g in exact], rtol=1e-6)
@@ -158,7 +159,7 @@ def test_adam_rms_where_the_step_count_is_on_the_device(monkeypatch: pytest.Monk
         p.grad = torch.randn_like(p)
         plain = recorder.measure()
         with monkeypatch.context() as patch:
-            patch.setattr(signals, "_known", lambda number: number)
+            patch.setattr(adam, "_known", lambda number: number)
             torch.testing.assert_close(recorder.measure(), plain)
         optimizer.step()
 
@@ -176,7 +177,7 @@ def test_gradients_on_two_devices_without_a_wait() -> None:
         for p in layer.parameters():
             p.grad = torch.randn_like(p)
     expected = [torch.cat([p.grad.flatten().cpu() for p in layer.parameters()]).norm() for layer in layers]
-    np.testing.assert_allclose(recorder.measure()[0].cpu(), expected, rtol=1e-5)
+    np.testing.assert_allclose(recorder.measure().values[0].cpu(), expected, rtol=1e-5)
     alone = Recorder(layers_of(list(layers[0].parameters())), MemorySink(), signals=names, optimizer=optimizer)
     optimizer.step()
     alone.measure()  # makes what is constant

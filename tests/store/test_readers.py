@@ -10,9 +10,9 @@ import duckdb
 import pytest
 
 from stabilitylab.errors import RunBroken, StoreError
+from stabilitylab.signals import BUILT_IN
 from stabilitylab.store import publisher
 from stabilitylab.store.reader import open_run
-from stabilitylab.store.schema import SIGNALS
 from tests.store.conftest import add, start
 
 
@@ -170,7 +170,7 @@ def test_all_tables_are_there_under_their_names(either: Path) -> None:
         names = sorted(row[0] for row in run.query("SHOW TABLES"))
         types = run.query("SELECT * FROM layer_stats").types
     assert names == ["evals", "events", "iterations", "layer_stats", "layers", "meta", "scalars"]
-    assert types == ["INTEGER", "SMALLINT", *["FLOAT"] * len(SIGNALS)]
+    assert types == ["INTEGER", "SMALLINT", *["FLOAT"] * len(BUILT_IN)]
 
 
 def test_unknown_signal_and_table(either: Path) -> None:

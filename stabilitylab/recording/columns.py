@@ -1,0 +1,81 @@
+"""What has arrived on the host, as columns of the store's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabilitylab.recording.buffer import Scalar
+from stabilitylab.signals import Signal
+
+
+@dataclass
+class LayerStats:
+    """``values`` float and ``measured`` bool, both (iterations, signals, layers); ``iterations`` is strictly rising."""
+
+    signals: Sequence[Signal]
+    iterations: np.ndarray
+    values: np.ndarray
+    measured: np.ndarray
+
+    def _of_gradient(self) -> list[int]:
+        return [i for i, signal in enumerate(self.signals) if signal.source == "gradient"]
+
+    def measured_names(self) -> list[str]:
+        """The signals that some layer has."""
+        return [signal.name for i, signal in enumerate(self.signals) if self.measured[:, i].any()]
+
+    def with_gradient(self) -> np.ndarray:
+        """(layers,) whether any signal of the gradient was measured."""
+        return self.measured[:, self._of_gradient()].any(axis=(0, 1))
+
+    def not_finite(self) -> set[int]:
+        """The iterations at which a gradient was not finite."""
+        bad = np.zeros(len(self.iterations), bool)
+        for i in self._of_gradient():
+            odd = self.values[:, i] > 0 if self.signals[i].flags_nonfinite else ~np.isfinite(self.values[:, i])
+            bad |= (odd & self.measured[:, i]).any(axis=1)
+        return set(self.iterations[bad].tolist())
+
+    def drop_gradients(self, iterations: set[int]) -> None:
+        """Skipped updates are stored as NULL so that they do not count as spikes; the share of NaN is kept."""
+        rows = np.isin(self.iterations, list(iterations))
+        for i in self._of_gradient():
+            if not self.signals[i].flags_nonfinite:
+                self.measured[rows, i] = False
+
+    def global_norms(self) -> dict[int, float]:
+        """iteration -> gradient norm over all layers, where any layer has one."""
+        for i, signal in enumerate(self.signals):
+            if signal.name == "grad_norm":
+                norms = np.where(self.measured[:, i], self.values[:, i].astype(np.float64), 0.0)
+                there = self.measured[:, i].any(axis=1)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    totals = np.sqrt((norms**2).sum(axis=1))
+                return dict(zip(self.iterations[there].tolist(), totals[there].tolist(), strict=True))
+        return {}
+
+    def columns(self, live: np.ndarray) -> dict[str, object]:
+        """Columns of ``layer_stats``, one row per iteration and ``live`` (layers,) layer; masked where not measured."""
+        layers = np.flatnonzero(live).astype(np.int16)
+        columns: dict[str, object] = {
+            "iteration": np.repeat(self.iterations, len(layers)),
+            "layer_id": np.tile(layers, len(self.iterations)),
+        }
+        for i, signal in enumerate(self.signals):
+            missing = ~self.measured[:, i, layers].ravel()
+            columns[signal.name] = np.ma.masked_array(self.values[:, i, layers].ravel(), missing)
+        return columns
+
+
+def in_columns(rows: Sequence[dict[str, Scalar]]) -> dict[str, object]:
+    """Rows to columns; a row without the column is masked."""
+    columns: dict[str, object] = {}
+    for name in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(name) for row in rows]
+        mask = [v is None for v in values]
+        filled = np.array([0 if v is None else v for v in values])
+        columns[name] = np.ma.masked_array(filled, mask) if any(mask) else filled
+    return columns

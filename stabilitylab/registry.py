@@ -1,0 +1,110 @@
+"""Named things that users choose from and extend: methods, mitigations, signals, importers, data sets."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from stabilitylab.errors import ConfigError, PluginWarning
+
+T = TypeVar("T")
+
+
+def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Return ``name`` if it is one of ``choices``; else raise ConfigError with the nearest valid names."""
+    known = sorted(choices)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    raise ConfigError(f"unknown {kind} {name!r}; did you mean {' or '.join(near[:8])}? Known: {', '.join(known)}")
+
+
+class Registry(Mapping[str, T]):
+    """Entries by name: those of this package, then those that installed packages add as entry points of ``group``.
+
+    An entry point is loaded when its entry is first read, never by listing the names. One that cannot be loaded is
+    named in a `PluginWarning` and skipped; so is one that would replace an entry of this package.
+
+    ``kind``: what an entry is called in messages. ``check``: raises ValueError or TypeError for a value that is not
+    such an entry.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, T],
+        *,
+        group: str = "",
+        check: Callable[[str, Any], object] = lambda name, value: None,
+    ) -> None:
+        self.kind, self.group = kind, group
+        self._entries: dict[str, T] = dict(entries)
+        self._own = frozenset(entries)
+        self._check = check
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group) if self.group else ():
+            taken = "StabilityLab" if point.name in self._own else _package(found.get(point.name))
+            if taken:
+                self._skip(point, f"the {self.kind} {point.name!r} of {taken} has this name")
+            else:
+                found[point.name] = point
+        return found
+
+    def add(self, name: str, entry: T) -> None:
+        """Add an entry for this process. ConfigError for a name that is taken."""
+        if name in self._entries or name in self._plugins:
+            raise ConfigError(f"the {self.kind} {name!r} exists; choose another name")
+        self._check(name, entry)
+        self._entries[name] = entry
+
+    def choose(self, name: str) -> T:
+        """The entry called ``name``; ConfigError lists the nearest names and all there are."""
+        if name not in self._entries:  # spares looking for plugins
+            if name in self._plugins:
+                self._load(name)
+            check_choice(self.kind, name, self)
+        return self._entries[name]
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries and name in self._plugins:
+            self._load(name)
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from (name for name in self._plugins if name not in self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._plugins
+
+    def __len__(self) -> int:
+        return len(set(self))
+
+    def _load(self, name: str) -> None:
+        point = self._plugins[name]
+        try:
+            entry = point.load()
+            self._check(name, entry)
+        except Exception as error:
+            del self._plugins[name]
+            self._skip(point, f"{type(error).__name__}: {error}")
+        else:
+            self._entries[name] = entry
+
+    def _skip(self, point: EntryPoint, why: str) -> None:
+        text = f"skipped the {self.kind} {point.name!r} of the package {_package(point)}: {why}"
+        warnings.warn(text, PluginWarning, stacklevel=4)
+
+
+def _package(point: EntryPoint | None) -> str:
+    """The name of the distribution that declares the entry point; empty without one."""
+    if point is None:
+        return ""
+    return point.dist.name if point.dist is not None else point.value
