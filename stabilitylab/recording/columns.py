@@ -29,7 +29,7 @@ class LayerStats:
 
     def with_gradient(self) -> np.ndarray:
         """(layers,) whether any signal of the gradient was measured."""
-        return self.measured[:, self._of_gradient()].any(axis=(0, 1))
+        return np.asarray(self.measured[:, self._of_gradient()].any(axis=(0, 1)))
 
     def not_finite(self) -> set[int]:
         """The iterations at which a gradient was not finite."""
