@@ -40,7 +40,10 @@ def test_swav_has_the_paper_s_heads_on_photos_and_sharper_codes_on_small_images(
         ({"data": {"name": "digitz"}}, "unknown data 'digitz'; did you mean digits?"),
         ({"model": {"arch": "vit_smal"}}, "model.arch: unknown arch 'vit_smal'; did you mean vit_small"),
         ({"model": {"img_size": 18}}, "model: patch_size 4 does not divide img_size 18"),
-        ({"optim": {"weight_decy": 1}}, "unknown key optim.weight_decy; did you mean weight_decay?"),
+        (
+            {"optim": {"weight_decy": 1}},
+            "unknown key optim.weight_decy; did you mean weight_decay or weight_decay_end?",
+        ),
         ({"trian": {}}, "unknown key trian; did you mean train?"),
         ({"optim": {"base_lr": -1}}, "optim.base_lr = -1: input should be greater than or equal to 0"),
         ({"train": {"iterations": 5, "epochs": 5}}, "train: give exactly one of iterations and epochs"),

@@ -22,7 +22,7 @@ def _share(_: click.Context, __: click.Parameter, text: str | None) -> float | N
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise click.BadParameter(f"{text!r} is no share of the labels; write 1%, 10% or 0.1")
+        raise click.BadParameter(f"{text!r} is not a share of the labels; write 1%, 10% or 0.1")
     return share
 
 
@@ -32,7 +32,11 @@ def _share(_: click.Context, __: click.Parameter, text: str | None) -> float | N
 @click.option("--labels", metavar="SHARE", callback=_share, help="The same with a share of the labels: 1%, 10%.")
 @click.option("--knn", is_flag=True, help="Weighted kNN, as the monitor has it.")
 @click.option("--epochs", default=90, show_default=True, type=click.IntRange(1), help="Of the linear classifier.")
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Of the linear classifier.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Of the linear classifier. Default: 1024, or an eighth of the labelled images where that is less.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or mps.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @runs_dir
@@ -42,15 +46,15 @@ def command(
     labels: float | None,
     knn: bool,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     form: str,
     runs_dir: str | None,
 ) -> None:
     """Measure what the features of RUN's last checkpoint are worth. With none named: --linear and --knn.
 
-    The linear classifier is trained for a sweep of learning rates at once; the best on the held-out images counts.
-    Results go to the run's table evals.
+    The linear classifier follows the protocol of the MoCo v3 release. Its learning rate is chosen on a tenth of the
+    training images, never on the held-out ones. Results go to the run's table evals.
     """
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.studies import probe_run
@@ -73,7 +77,11 @@ def command(
 
 
 def _line(result: ProbeResult) -> str:
-    lr = "" if result.base_lr is None else f"  base lr {result.base_lr:g}"
-    edge = result.sweep and result.base_lr in (result.sweep[0][0], result.sweep[-1][0])
-    note = " (the end of the sweep)" if edge else ""
-    return f"{result.metric:<20}{result.value:.4f}  {result.num_samples} images, {result.num_labels} labels{lr}{note}"
+    how = ""
+    if result.base_lr is not None and result.num_choice:
+        edge = result.base_lr in (result.sweep[0][0], result.sweep[-1][0])
+        how = f"  base lr {result.base_lr:g}, chosen on {result.num_choice} training images"
+        how += " (the end of the sweep)" if edge else ""
+    elif result.base_lr is not None:
+        how = f"  base lr {result.base_lr:g}, not chosen: too few labels"
+    return f"{result.metric:<20}{result.value:.4f}  {result.num_samples} images, {result.num_labels} labels{how}"

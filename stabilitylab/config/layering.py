@@ -91,17 +91,23 @@ def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**layer, "model": {**model, "arch": match["family"], **sizes}}
 
 
-def _method_defaults(kind: str, method: str) -> dict[str, Any]:
-    """Where a method's papers differ from MoCo v3's values (PAPER, Implementation).
+def _overlays(kind: str, method: str, encoder: str) -> list[Path]:
+    """The files on top of a data set's recipe: of the method, of the encoder, of both. Data sets without a folder of
+    their own share the folder ``small``."""
+    folder = recipes()[kind].with_suffix("")
+    if not folder.is_dir():
+        folder = folder.parent / "small"
+    paths = [folder / f"{name}.toml" for name in (method, encoder, f"{method}-{encoder}")]
+    return [path for path in paths if path.is_file()]
 
-    SwAV's heads without BN are for photos and large batches. On small images SwAV hardly learns with them (0.81 against
-    0.98 on digits), and with its epsilon of 0.05 a ResNet's codes stay uniform: the loss stands at log(prototypes).
-    """
-    if method == "mocov2":
-        return {"head_bn": False}
-    if method == "swav":
-        return {"temperature": 0.1, **({"head_bn": False} if kind == "imagefolder" else {"sinkhorn_epsilon": 0.03})}
-    return {}
+
+def _encoder(model: Any) -> str:
+    """``resnet``, ``conv`` (a ViT with a conv stem) or ``vit``."""
+    if not isinstance(model, Mapping):
+        return "vit"
+    if str(model.get("arch")) in RESNETS:
+        return "resnet"
+    return "conv" if model.get("stem") == "conv" else "vit"
 
 
 def resolve(*layers: Mapping[str, Any]) -> Config:
@@ -115,20 +121,9 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     recipe = read_toml(recipes()[kind])
     chosen = merged.get("method", {})
     method = str(chosen.get("name", "mocov3")) if isinstance(chosen, Mapping) else "mocov3"
-    recipe = _merge(recipe, {"method": _method_defaults(kind, method)})
-    model = merged.get("model", {})
-    if isinstance(model, Mapping) and str(model.get("arch")) in RESNETS:
-        recipe = _merge(recipe, _resnet_defaults(kind, method))
+    for path in _overlays(kind, method, _encoder(merged.get("model"))):
+        recipe = _merge(recipe, read_toml(path))
     return from_dict(_merge(recipe, merged))
-
-
-def _resnet_defaults(kind: str, method: str) -> dict[str, Any]:
-    """Where the ResNet recipes of MoCo v3 differ (PAPER, Implementation: the authors' 300 epochs)."""
-    found: dict[str, Any] = {"method": {"temperature": 1.0}} if method == "mocov3" else {}
-    if kind == "imagefolder":
-        found["optim"] = {"name": "lars", "base_lr": 0.3, "weight_decay": 1e-6}
-        found["data"] = {"crop_min": 0.2}
-    return found
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

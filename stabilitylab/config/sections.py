@@ -18,9 +18,9 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     name: str = Field("digits", description="digits | {fashion-mnist,cifar10,cifar100,stl10,imagefolder}:DIR")
-    views: Literal["photo", "grey"] = Field("grey", description="augmentation pipeline")
+    views: Literal["photo", "grey", "swav", "dino"] = Field("grey", description="augmentation pipeline")
     crop_min: float = Field(0.3, gt=0, le=1, description="smallest area of a random crop")
-    local_crops: int = Field(0, ge=0, description="swav: smaller views beside the two (the paper: 6)")
+    local_crops: int = Field(0, ge=0, description="swav and dino: smaller views beside the two")
     local_size: int | None = Field(None, ge=4, description="side of a local crop, pixels; default: half the image")
     local_crop: tuple[float, float] = Field((0.05, 0.14), description="area fractions of a local crop")
     on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
@@ -78,7 +78,9 @@ class ModelConfig(Section):
     embed_dim: int | None = Field(None, ge=8, description="overrides the arch's width")
     depth: int | None = Field(None, ge=1, description="overrides the arch's number of blocks")
     num_heads: int | None = Field(None, ge=1, description="overrides the arch's attention heads")
-    pos_embed: Literal["sincos", "learned", "none"] = "sincos"
+    pos_embed: Literal["sincos", "learned", "none", "conv"] = Field(
+        "sincos", description="conv: a depthwise 3x3 convolution on the tokens after the first block (CPVT)"
+    )
     pool: Literal["cls", "avg_ln", "avg"] = Field("cls", description="class token, LN + average, average without LN")
     stem: Literal["patch", "conv"] = Field("patch", description="one patch projection, or stacked convolutions")
     mlp_norm: Literal["ln", "bn"] = Field("ln", description="norm in the MLP blocks; bn is the paper's ViT-BN")
@@ -113,6 +115,8 @@ class ModelConfig(Section):
     def vit_size(self) -> tuple[int, int, int]:
         """Width, depth, heads."""
         dim, depth, heads = VIT_SIZES[self.arch]
+        if self.stem == "conv" and depth >= 12:
+            depth -= 1  # the stem costs about one block of these (arXiv 2106.14881; the authors' vit_conv_*)
         return self.embed_dim or dim, self.depth or depth, self.num_heads or heads
 
 
@@ -126,18 +130,35 @@ class MethodConfig(Section):
     predictor: bool = True
     head_bn: bool = Field(True, description="BatchNorm in the heads (byol: in their hidden layers)")
     queue_size: int = Field(65536, ge=1, description="mocov2: keys in the queue")
-    num_prototypes: int = Field(3000, ge=2, description="swav: clusters")
+    num_prototypes: int = Field(3000, ge=2, description="swav: clusters; dino: outputs of the last layer")
     sinkhorn_epsilon: float = Field(
         0.05, gt=0, description="swav: smoothness of the codes; lower it where the loss stays at log(prototypes)"
     )
     sinkhorn_iterations: int = Field(3, ge=1)
-    freeze_prototypes_iterations: int = Field(0, ge=0, description="swav: prototypes stand still so long")
+    freeze_prototypes_iterations: int = Field(
+        0, ge=0, description="swav and dino: iterations for which prototypes do not move"
+    )
+    code_queue: int = Field(
+        0, ge=0, description="swav: embeddings of earlier images that take part in the codes; 0: none"
+    )
+    code_queue_start: int = Field(0, ge=0, description="swav: iteration from which the queue is used")
+    teacher_temperature: float = Field(0.04, gt=0, description="dino: of the teacher after its warm-up")
+    teacher_temperature_start: float = Field(0.04, gt=0, description="dino: of the teacher at iteration 0")
+    teacher_warmup_iterations: int = Field(0, ge=0, description="dino: linear warm-up of the teacher's temperature")
+    center_momentum: float = Field(0.9, ge=0, le=1, description="dino: of the running mean of the teacher's outputs")
+    variance_weight: float = Field(25.0, ge=0, description="vicreg")
+    invariance_weight: float = Field(25.0, ge=0, description="vicreg")
+    covariance_weight: float = Field(1.0, ge=0, description="vicreg")
 
 
 class OptimConfig(Section):
     name: str = "adamw"
     base_lr: float = Field(4e-3, ge=0, description="lr = base_lr x batch_size / 256")
     weight_decay: float = Field(0.1, ge=0)
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="reached at the end by half a cosine; default: weight_decay throughout"
+    )
+    decay: Literal["all", "matrices"] = Field("all", description="matrices: no decay of biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)

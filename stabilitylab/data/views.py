@@ -56,21 +56,32 @@ def moved(drawn: Tensor, device: torch.device) -> Tensor:
     return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
+JITTER_SWAV = (0.8, 0.8, 0.8, 0.2)
+
+
 def two_views(kind: str, crop_min: float) -> tuple[View, View]:
-    """``photo``: the paper's asymmetric pair. ``grey``: crops and light only, since a mirrored digit is no digit."""
+    """The global views of ``data.views``. ``photo``: the asymmetric pair of BYOL, MoCo v3, VICReg and DINO (``dino``).
+    ``swav``: stronger colours, blur in half of the images. ``grey``: crops and light only, since a mirrored digit is
+    no digit."""
     crop = (crop_min, 1.0)
-    if kind == "photo":
+    if kind in ("photo", "dino"):
         return View(crop=crop, blur_p=1.0), View(crop=crop, blur_p=0.1, solarize_p=0.2)
+    if kind == "swav":
+        swav = View(crop=crop, jitter=JITTER_SWAV, blur_p=0.5)
+        return swav, swav
     grey = View(crop=crop, jitter=(0.4, 0.4, 0.0, 0.0), grey_p=0.0, flip_p=0.0)
     return grey, grey
 
 
 def views_of(config: Config) -> tuple[View, ...]:
-    """The two views of every method, then SwAV's local crops if there are any."""
+    """The two views of every method, then the local crops if there are any: as the second global view, but in ``dino``
+    with blur in half of the images and no solarization."""
     data, model = config.data, config.model
     views = two_views(data.views, data.crop_min)
     half = max(model.img_size // 2 // model.patch_size, 1) * model.patch_size
     local = replace(views[1], crop=data.local_crop, size=data.local_size or half)
+    if data.views == "dino":
+        local = replace(local, blur_p=0.5, solarize_p=0.0)
     return (*views, *[local] * data.local_crops)
 
 

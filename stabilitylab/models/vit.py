@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from stabilitylab.config import ModelConfig
@@ -44,6 +44,34 @@ class ConvStem(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(widths[-1], dim, 1))
 
 
+class ConvPosition(nn.Module):
+    """Conditional position encoding (arXiv 2102.10882): a depthwise 3x3 convolution over the patch tokens, whose zero
+    padding tells where the border is, added to them. The class token passes through. (N, prefix + S S, D) -> same."""
+
+    def __init__(self, dim: int, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
+        side = math.isqrt(patches.shape[1])
+        image = patches.mT.unflatten(2, (side, side))
+        return torch.cat([prefix, patches + self.conv(image).flatten(2).mT], 1)
+
+
+class PositionedBlock(Block):
+    """A transformer block that a position encoding may follow."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.position: nn.Module | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = super().forward(x, *args, **kwargs)
+        return x if self.position is None else self.position(x)
+
+
 def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: int) -> Tensor:
     """Fixed 2-D sin-cos embedding, (1, prefix + h w, dim), zero for the prefix tokens; T = 10,000.
 
@@ -72,7 +100,8 @@ def build_vit(config: ModelConfig, channels: int, *, any_size: bool = False) -> 
         depth=depth,
         num_heads=heads,
         qk_norm=config.qk_norm,
-        pos_embed="none" if config.pos_embed == "none" else "learn",
+        pos_embed="none" if config.pos_embed in ("none", "conv") else "learn",
+        block_fn=PositionedBlock,
         weight_init="",
         dynamic_img_size=any_size,
         **_POOLS[config.pool],
@@ -85,6 +114,8 @@ def build_vit(config: ModelConfig, channels: int, *, any_size: bool = False) -> 
     if config.pos_embed == "sincos":
         fixed = sincos_position_embedding(vit.patch_embed.grid_size, dim, vit.num_prefix_tokens)
         vit.pos_embed = nn.Parameter(fixed, requires_grad=False)
+    elif config.pos_embed == "conv":  # after the first block, where the paper found it to work best
+        vit.blocks[0].position = ConvPosition(dim, vit.num_prefix_tokens)
     _initialise(vit)
     return vit
 

@@ -93,7 +93,7 @@ def probe_run(
     shares: Sequence[float],
     knn: bool,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None,
     device: str = "auto",
 ) -> list[ProbeResult]:
     """Evaluate the encoder of a run's last checkpoint and add the results to the run. What the run already holds

@@ -59,6 +59,47 @@ class StableAdamW(torch.optim.AdamW):
         torch._foreach_sub_(params, list(updates))
 
 
+class LARS(Optimizer):
+    """SGD with momentum whose update is scaled, tensor by tensor, by trust |w| / |g + wd w|, as the authors of MoCo v3
+    write it. Where either norm is zero the scale is 1. Tensors of at most one dimension get neither decay nor scaling.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 0.0, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        updates = [_scaled(p, group["weight_decay"], group["trust"]) if p.ndim > 1 else p.grad for p in params]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+def _scaled(p: Tensor, weight_decay: float, trust: float) -> Tensor:
+    """The decayed gradient of one matrix, scaled. Nothing waits for the device."""
+    update = p.grad.add(p, alpha=weight_decay)  # type: ignore[union-attr]
+    weight_norm, update_norm = p.norm(), update.norm()
+    scale = trust * weight_norm / update_norm
+    return update.mul_(torch.where((weight_norm > 0) & (update_norm > 0), scale, torch.ones_like(scale)))
+
+
 def _adamw(groups: Groups, config: OptimConfig) -> Optimizer:
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
 
@@ -73,8 +114,7 @@ def _lamb(groups: Groups, config: OptimConfig) -> Optimizer:
 
 
 def _lars(groups: Groups, config: OptimConfig) -> Optimizer:
-    # timm's trust ratio is |w| / (|g| + wd |w|), the authors' |w| / |g + wd w|: the same at their decay of 1e-6.
-    return timm.optim.Lars(groups, lr=0.0, momentum=config.momentum)
+    return LARS(groups, lr=0.0, momentum=config.momentum)
 
 
 def _sgd(groups: Groups, config: OptimConfig) -> Optimizer:
@@ -93,20 +133,28 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], Optimizer]] = {
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
     """The optimizer over the parameters that take a gradient. The trainer sets the learning rate.
 
-    One parameter group: the paper decays every parameter alike. LARS has two: parameters of at most one
-    dimension get no decay and no scaling (PAPER, Implementation; timm's LARS scales only what decays).
+    One parameter group: the paper decays every parameter alike, and `LARS` tells matrices from vectors itself. With
+    ``decay = "matrices"`` there are two: parameters of at most one dimension are not decayed.
     """
     make = OPTIMIZERS[check_choice("optimizer", config.name, OPTIMIZERS)]
     trained = [p for p in parameters if p.requires_grad]
-    groups: Groups = [{"params": trained, "weight_decay": config.weight_decay}]
-    if config.name == "lars":
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay, "always_adapt": True},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    if config.decay == "all":
+        return make([{"params": trained, "weight_decay": config.weight_decay}], config)
+    decayed, plain = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups: Groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0, "decayed": False},
+    ]
     return make([group for group in groups if group["params"]], config)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
+    """Of the groups that are decayed at all."""
+    for group in optimizer.param_groups:
+        if group.get("decayed", True):
+            group["weight_decay"] = weight_decay

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from stabilitylab.config import Config
 from stabilitylab.data.batches import training_batches
@@ -17,13 +17,23 @@ from stabilitylab.errors import ConfigError
 from stabilitylab.train.evaluate import KnnMonitor, features_of
 from stabilitylab.train.schedules import learning_rate
 
-LR_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+LR_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Base learning rates, times batch size / 256."""
+BATCH_SIZE, FEWEST_STEPS = 1024, 8
+"""The protocol's batch; a smaller one where an epoch would have fewer steps."""
+CHOICE_SHARE = 0.1
+"""The part of the labelled images that only chooses the learning rate."""
+_UNSWEPT = {"vit": 3.0, "resnet": 0.1}
+"""The authors' rates, taken where too few labels are there to choose one."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Top-1 on the held-out images, as a fraction; ``base_lr`` is the sweep's best, ``sweep`` all of it."""
+    """Top-1 on the held-out images, as a fraction.
+
+    ``base_lr`` was chosen on ``num_choice`` of the training images (0: too few labels, it is the authors'), ``sweep``
+    holds each rate with its accuracy there. The held-out images have no say in it.
+    """
 
     metric: str
     value: float
@@ -31,6 +41,7 @@ class ProbeResult:
     num_labels: int
     base_lr: float | None = None
     sweep: tuple[tuple[float, float], ...] = ()
+    num_choice: int = 0
 
 
 def knn_probe(config: Config, data: ImageData, encoder: nn.Module, device: torch.device) -> ProbeResult:
@@ -47,50 +58,109 @@ def linear_probe(
     *,
     share: float = 1.0,
     epochs: int = 90,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     base_lrs: Sequence[float] = LR_SWEEP,
     progress: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> ProbeResult:
-    """A linear classifier on frozen features: SGD with momentum 0.9, no weight decay, cosine, random crops
-    (PAPER, Implementation). One classifier a learning rate, all trained on the same features; the best counts.
+    """A linear classifier on frozen features, by the protocol of the MoCo v3 release (docs/recipes.md): SGD with
+    momentum 0.9, no weight decay, half a cosine that steps once an epoch, weights from N(0, 0.01), random crops, the
+    encoder in evaluation mode.
 
-    ``share`` of the labels, drawn class by class with the run's seed, at least one a class.
+    Two classifiers a learning rate are trained on the same features. One of them never sees a tenth of the training
+    images, on which the rate is chosen; the other sees all, and the one of the chosen rate is tested.
+
+    ``share`` of the labels, drawn class by class with the run's seed, at least one a class. ``batch_size``: 1024 by
+    default, or less where an epoch would have fewer than eight steps.
     """
-    labelled = data if share == 1 else replace(data, train=stratified(data.train, share, config.train.seed))
+    seed = config.train.seed
+    labelled = data if share == 1 else replace(data, train=stratified(data.train, share, seed))
     labels = labelled.train.labels
-    batch_size = min(batch_size, len(labels))
+    choice = _choice(labels, seed) if len(base_lrs) > 1 else labels.new_zeros(0)
+    if not len(choice):
+        base_lrs = (base_lrs[0] if len(base_lrs) == 1 else _UNSWEPT["vit" if config.model.is_vit else "resnet"],)
+    batch_size = min(batch_size or min(BATCH_SIZE, len(labels) // FEWEST_STEPS), len(labels)) or 1
+    heads = _train(config, labelled, encoder, device, choice, epochs, batch_size, base_lrs, progress)
+    sweep: tuple[tuple[float, float], ...] = ()
+    best = 0
+    if len(choice):
+        correct = _correct(
+            [narrow for narrow, _ in heads], config, data, labelled.train.subset(choice), encoder, device
+        )
+        sweep = tuple((lr, c / len(choice)) for lr, c in zip(base_lrs, correct, strict=True))
+        best = max(range(len(sweep)), key=lambda i: sweep[i][1])
+    n = len(data.test)
+    value = _correct([heads[best][1]], config, data, data.test, encoder, device)[0] / n
+    metric = "linear_top1" if share == 1 else f"linear_top1_{100 * share:g}pct"
+    return ProbeResult(metric, value, n, len(labels), base_lrs[best], sweep, len(choice))
+
+
+def _train(
+    config: Config,
+    data: ImageData,
+    encoder: nn.Module,
+    device: torch.device,
+    choice: Tensor,
+    epochs: int,
+    batch_size: int,
+    base_lrs: Sequence[float],
+    progress: Callable[[int, int], None],
+) -> list[tuple[nn.Linear, nn.Linear]]:
+    """For each learning rate a classifier that never saw the images ``choice``, and one that saw all."""
+    labels = data.train.labels
+    seen = torch.ones(len(labels), dtype=torch.bool)
+    seen[choice] = False
     train = config.train.model_copy(update={"batch_size": batch_size, "iterations": 1, "epochs": None})
-    batches = training_batches(config.model_copy(update={"train": train}), labelled, device)
+    batches = training_batches(config.model_copy(update={"train": train}), data, device)
     batches.set_views((_view(config),))
     encoder.eval()
     width = int(encoder.num_features)  # type: ignore[arg-type]
     torch.manual_seed(config.train.seed)
-    heads = [nn.Linear(width, data.num_classes).to(device) for _ in base_lrs]
-    for head in heads:
-        nn.init.normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
-    groups = [{"params": list(head.parameters())} for head in heads]
+    heads = [
+        (_classifier(width, data.num_classes, device), _classifier(width, data.num_classes, device)) for _ in base_lrs
+    ]
+    groups = [{"params": [*narrow.parameters(), *wide.parameters()]} for narrow, wide in heads]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     per_epoch = batches.order.iterations_per_epoch
-    total = epochs * per_epoch
-    for iteration, (images,) in enumerate(batches.iterate(0, total)):
+    for iteration, (images,) in enumerate(batches.iterate(0, epochs * per_epoch)):
         with torch.no_grad():
             features = encoder(images).float()
-        target = labels[batches.order(iteration)].to(device)
+        indices = batches.order(iteration)
+        target, weight = labels[indices].to(device), seen[indices].float().to(device)
         for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
-            group["lr"] = learning_rate(iteration, total, base_lr * batch_size / 256, 0)
+            group["lr"] = learning_rate(iteration // per_epoch, epochs, base_lr * batch_size / 256, 0)
         optimizer.zero_grad()
-        losses = [F.cross_entropy(head(features), target) for head in heads]
-        torch.stack(losses).sum().backward()  # the heads share no parameter: each gets its own gradient
+        total = torch.zeros((), device=device)
+        for narrow, wide in heads:  # they share no parameter: each gets its own gradient
+            losses = F.cross_entropy(narrow(features), target, reduction="none")
+            total = (
+                total + (losses * weight).sum() / weight.sum().clamp(min=1) + F.cross_entropy(wide(features), target)
+            )
+        total.backward()
         optimizer.step()
         if (iteration + 1) % per_epoch == 0:
             progress((iteration + 1) // per_epoch, epochs)
-    correct = _correct(heads, config, data, encoder, device)
-    n = len(data.test)
-    sweep = tuple((lr, c / n) for lr, c in zip(base_lrs, correct, strict=True))
-    base_lr, value = max(sweep, key=lambda pair: pair[1])
-    metric = "linear_top1" if share == 1 else f"linear_top1_{100 * share:g}pct"
-    return ProbeResult(metric, value, n, len(labels), base_lr, sweep)
+    return heads
+
+
+def _classifier(width: int, classes: int, device: torch.device) -> nn.Linear:
+    head = nn.Linear(width, classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head.to(device)
+
+
+def _choice(labels: Tensor, seed: int) -> Tensor:
+    """Indices of a tenth of the images, drawn class by class, at least one of each class that has two. None where that
+    leaves a class without a choice: with a label or two a class, no rate can be chosen."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        if len(members) < 2:
+            return labels.new_zeros(0)
+        count = max(1, round(CHOICE_SHARE * len(members)))
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values
 
 
 def stratified(split: Split, share: float, seed: int) -> Split:
@@ -108,15 +178,16 @@ def stratified(split: Split, share: float, seed: int) -> Split:
 
 def _view(config: Config) -> View:
     """Crops, and for photos mirror images, as supervised training has them."""
-    photo = config.data.views == "photo"
+    photo = config.data.views != "grey"
     crop = (0.08, 1.0) if photo else (0.5, 1.0)
     return View(crop=crop, jitter_p=0.0, grey_p=0.0, flip_p=0.5 if photo else 0.0)
 
 
 @torch.inference_mode()
 def _correct(
-    heads: list[nn.Linear], config: Config, data: ImageData, encoder: nn.Module, device: torch.device
+    heads: list[nn.Linear], config: Config, data: ImageData, split: Split, encoder: nn.Module, device: torch.device
 ) -> list[int]:
-    features = features_of(encoder, data, data.test, config.model.img_size, device)
-    labels = data.test.labels.to(device)
+    """How many images of ``split`` each classifier gets right, unaugmented."""
+    features = features_of(encoder, data, split, config.model.img_size, device)
+    labels = split.labels.to(device)
     return [int((head(features).argmax(1) == labels).sum()) for head in heads]

@@ -20,3 +20,10 @@ def ema_momentum(iteration: int, total: int, start: float, schedule: str = "cosi
     if schedule == "constant":
         return start
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * iteration / total))
+
+
+def weight_decay(iteration: int, total: int, start: float, end: float | None) -> float:
+    """``start`` throughout, or going to ``end`` at ``total`` by half a cosine."""
+    if end is None:
+        return start
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * iteration / total))

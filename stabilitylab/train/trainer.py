@@ -33,8 +33,8 @@ from stabilitylab.train.large_batch import CutStep
 from stabilitylab.train.mitigations import configured
 from stabilitylab.train.mitigations.applied import build_mitigated
 from stabilitylab.train.nonfinite import LossWatch, all_finite
-from stabilitylab.train.optim import build_optimizer, set_learning_rate
-from stabilitylab.train.schedules import ema_momentum, learning_rate
+from stabilitylab.train.optim import build_optimizer, set_learning_rate, set_weight_decay
+from stabilitylab.train.schedules import ema_momentum, learning_rate, weight_decay
 
 _LOOK_EVERY = 20
 """Iterations between looks at the loss on an accelerator: each waits for the device."""
@@ -192,6 +192,11 @@ class Trainer:
         started = time.perf_counter()
         lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup, self.config.optim.schedule)
         set_learning_rate(self.optimizer, lr)
+        decay = self.config.optim
+        if decay.weight_decay_end is not None:
+            set_weight_decay(
+                self.optimizer, weight_decay(iteration, self.total, decay.weight_decay, decay.weight_decay_end)
+            )
         scalars: dict[str, Any] = {"lr": lr}
         if self.method.uses_momentum_encoder:
             settings = self.config.method

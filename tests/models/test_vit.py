@@ -57,10 +57,48 @@ def test_the_papers_small_has_twelve_heads() -> None:
     assert config.model.vit_size == (384, 12, 12)
 
 
-@pytest.mark.parametrize(("pos_embed", "learned"), [("sincos", False), ("learned", True), ("none", None)])
+@pytest.mark.parametrize(
+    ("pos_embed", "learned"), [("sincos", False), ("learned", True), ("none", None), ("conv", None)]
+)
 def test_position_embeddings(pos_embed: str, learned: bool | None) -> None:
     vit = build_encoder(resolve({"model": {"pos_embed": pos_embed}}).model, channels=1)
     assert (None if vit.pos_embed is None else vit.pos_embed.requires_grad) is learned
+
+
+def test_the_convolutional_position_encoding_against_loops() -> None:
+    """CPVT (arXiv 2102.10882): after the first block each patch token gets a 3x3 sum over its neighbours, channel by
+    channel, zero outside the image; the class token passes through."""
+    torch.manual_seed(0)
+    vit = build_encoder(resolve({"model": {"pos_embed": "conv", "embed_dim": 16, "depth": 2}}).model, channels=1)
+    x = torch.randn(2, 17, 16)
+    position = vit.blocks[0].position
+    weight, bias = position.conv.weight[:, 0], position.conv.bias
+    expected = x.clone()
+    for row in range(4):
+        for column in range(4):
+            total = bias.expand(2, -1).clone()
+            for i in range(3):
+                for j in range(3):
+                    r, c = row + i - 1, column + j - 1
+                    if 0 <= r < 4 and 0 <= c < 4:
+                        total += weight[:, i, j] * x[:, 1 + 4 * r + c]
+            expected[:, 1 + 4 * row + column] += total
+    torch.testing.assert_close(position(x), expected)
+    assert vit.blocks[1].position is None
+    # It is used: the order of the patches, which attention alone cannot see, changes the class token.
+    images = torch.randn(2, 1, 16, 16)
+    moved = images.roll(4, 3)  # by whole patches
+    assert not torch.allclose(vit(images), vit(moved), atol=1e-3)
+    vit.blocks[0].position = None
+    torch.testing.assert_close(vit(images), vit(moved), atol=1e-5, rtol=1e-5)
+
+
+def test_a_conv_stem_takes_a_block_s_place_in_deep_encoders_only() -> None:
+    sizes = [
+        resolve({"model": {"arch": a, "stem": "conv"}}).model.vit_size[1] for a in ("vit_nano", "vit_small", "vit_base")
+    ]
+    assert sizes == [4, 11, 11]
+    assert resolve({"model": {"arch": "vit_small", "stem": "conv", "depth": 12}}).model.vit_size[1] == 12
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg_ln", "avg"])

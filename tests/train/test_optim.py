@@ -38,16 +38,35 @@ def test_stable_adamw_against_algorithm_2() -> None:
     assert slowed == 1
 
 
-def test_lars_leaves_vectors_alone() -> None:
-    """No decay and no scaling for parameters of at most one dimension: there it is SGD with momentum."""
-    matrix, vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer([matrix, vector], OptimConfig(name="lars", weight_decay=0.5))
-    matrix.grad, vector.grad = torch.full((3, 3), 2.0), torch.full((3,), 2.0)
-    set_learning_rate(optimizer, 0.1)
-    optimizer.step()
-    torch.testing.assert_close(vector.data, torch.full((3,), 0.8))
-    # g + wd w = 2.5 an entry, times trust 0.001 |w| / (|g| + wd |w|) = 0.001 x 3 / (6 + 1.5).
-    torch.testing.assert_close(matrix.data, torch.full((3, 3), 1 - 0.1 * 2.5 * 0.001 * 3 / 7.5))
+def test_lars_against_the_authors_formula() -> None:
+    """Five steps, tensor by tensor in plain Python: decay large enough that where it enters the ratio shows, a gradient
+    that is zero, weights that are zero, and vectors, which are left alone."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"matrix": (5, 4), "kernel": (3, 2, 2, 2), "zero_gradient": (4, 4), "zero_weight": (3, 3), "vector": (6,)}
+    weights = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
+    weights["zero_weight"].zero_()
+    expected = {name: w.clone() for name, w in weights.items()}
+    parameters = {name: nn.Parameter(w.clone()) for name, w in weights.items()}
+    optimizer = build_optimizer(parameters.values(), OptimConfig(name="lars", weight_decay=0.3, momentum=0.9))
+    momenta = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for step in range(5):
+        lr = 0.5 + step
+        for name, p in parameters.items():
+            p.grad = torch.randn(p.shape, dtype=torch.float64, generator=generator)
+            if name == "zero_gradient":
+                p.grad.zero_()
+        set_learning_rate(optimizer, lr)
+        optimizer.step()
+        for name, p in parameters.items():
+            w, update = expected[name], p.grad.clone()
+            if w.ndim > 1:
+                update = update + 0.3 * w
+                size, change = math.sqrt((w**2).sum()), math.sqrt((update**2).sum())
+                update = update * (0.001 * size / change if size > 0 and change > 0 else 1.0)
+            momenta[name] = 0.9 * momenta[name] + update
+            expected[name] = w - lr * momenta[name]
+            torch.testing.assert_close(p.data, expected[name], rtol=1e-12, atol=1e-14)
+    assert not torch.equal(parameters["zero_gradient"].data, weights["zero_gradient"])  # decay alone moves it
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from stabilitylab.config import resolve
-from stabilitylab.data.datasets import Split, load_data
+from stabilitylab.data.datasets import ImageData, Split, load_data
 from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
 from stabilitylab.studies import probe_run, train_run
@@ -40,14 +42,66 @@ def test_a_linear_classifier_reads_what_the_features_hold() -> None:
     config = resolve({"train": {"device": "cpu"}})
     data = load_data(config.data)
     cpu = torch.device("cpu")
-    good = linear_probe(config, data, Pixels(), cpu, epochs=30)
+    good = linear_probe(config, data, Pixels(), cpu, epochs=8)
     assert good.value > 0.85
-    assert good.base_lr in dict(good.sweep)
-    assert good.value == max(accuracy for _, accuracy in good.sweep)
-    few = linear_probe(config, data, Pixels(), cpu, epochs=30, share=0.01)
+    assert good.base_lr == max(good.sweep, key=lambda pair: pair[1])[0]
+    assert (good.num_choice, good.num_samples, good.num_labels) == (140, 397, 1400)
+    few = linear_probe(config, data, Pixels(), cpu, epochs=8, share=0.01)
     assert few.metric == "linear_top1_1pct"
     assert 10 <= few.num_labels <= 20
     assert few.value < good.value
+
+
+class Planted(torch.nn.Module):
+    """Features that are the image's single pixel, as a one-hot vector of 256."""
+
+    num_features = 256
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        value = (x.flatten(1).mean(1) * 255).round().long().clamp(0, 255)
+        return torch.nn.functional.one_hot(value, 256).float()
+
+
+def flat_images(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1).expand(-1, 1, 16, 16).to(torch.uint8).contiguous()
+
+
+def test_the_held_out_images_have_no_say_in_the_rate() -> None:
+    """With labels of the held-out images turned around, the rate and the sweep stay what they were."""
+    values = torch.arange(200) % 20
+    data = ImageData(Split(values % 2, flat_images(values)), Split(values % 2, flat_images(values)), (0.0,), (1.0,))
+    turned = replace(data, test=Split(1 - data.test.labels, data.test.images))
+    config = resolve({"train": {"device": "cpu"}, "model": {"img_size": 16}})
+    cpu = torch.device("cpu")
+    a, b = (linear_probe(config, d, Planted().eval(), cpu, epochs=4, base_lrs=(0.1, 3.0)) for d in (data, turned))
+    assert (a.base_lr, a.sweep) == (b.base_lr, b.sweep)
+    assert a.value == pytest.approx(1 - b.value)
+    assert a.value > 0.9
+
+
+def test_the_schedule_steps_once_an_epoch_and_the_last_epoch_still_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    healthy = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *args: object) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        healthy(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    values = torch.arange(80) % 20
+    data = ImageData(Split(values % 2, flat_images(values)), Split(values % 2, flat_images(values)), (0.0,), (1.0,))
+    config = resolve({"train": {"device": "cpu"}})
+    linear_probe(config, data, Planted().eval(), torch.device("cpu"), epochs=4, batch_size=20, base_lrs=(0.1,))
+    expected = [0.1 * 20 / 256 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4) for _ in range(4)]
+    assert rates == pytest.approx(expected)
+
+
+def test_with_a_label_a_class_no_rate_is_chosen_and_that_is_said() -> None:
+    config = resolve({"train": {"device": "cpu"}})
+    data = load_data(config.data)
+    one = linear_probe(config, data, Planted().eval(), torch.device("cpu"), epochs=1, share=0.001)
+    assert (one.num_labels, one.num_choice, one.sweep, one.base_lr) == (10, 0, (), 3.0)
 
 
 def test_results_go_to_evals_and_nothing_else_changes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from stabilitylab.config import resolve
 from stabilitylab.recording.recorder import NullSink, Recorder
-from stabilitylab.train.schedules import ema_momentum, learning_rate
+from stabilitylab.train.schedules import ema_momentum, learning_rate, weight_decay
 from stabilitylab.train.trainer import Trainer
 
 
@@ -43,3 +43,9 @@ def test_ema_momentum_rises_to_one() -> None:
     assert ema_momentum(25, 50, 0.99) == pytest.approx(0.995)
     assert ema_momentum(50, 50, 0.99) == pytest.approx(1.0)
     assert ema_momentum(30, 50, 0.99, "constant") == 0.99
+
+
+def test_weight_decay_goes_from_start_to_end_by_half_a_cosine() -> None:
+    values = [weight_decay(i, 100, 0.04, 0.4) for i in (0, 50, 100)]
+    assert values == pytest.approx([0.04, 0.22, 0.4])
+    assert weight_decay(70, 100, 0.1, None) == 0.1
