@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabilitylab.models.layers import Layer
 from stabilitylab.recording import adam
+from stabilitylab.recording.norms import Kinds, l2_and_largest, l2_norms
 from stabilitylab.recording.recorder import Recorder
 from tests.recording.test_recorder import MemorySink
 
@@ -34,10 +35,39 @@ def measured(layers: list[Layer], signals: tuple[str, ...] = ("grad_norm", "grad
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_norms_in_any_precision(dtype: torch.dtype) -> None:
+    """On any processor: a sum of a million equal squares in one go is off by 1e-3 on some."""
     gradients = [torch.full((1000, 1000), 100.0).to(dtype), torch.randn(7, 5).to(dtype)]
     norm, largest = measured(layers_of([parameter(gradients[0])], [parameter(gradients[1])]))
-    np.testing.assert_allclose(norm, [g.double().norm() for g in gradients], rtol=1e-4)
+    np.testing.assert_allclose(norm, [g.double().norm() for g in gradients], rtol=1e-5)
     np.testing.assert_allclose(largest, [g.double().abs().max() for g in gradients], rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_norms_of_any_size(dtype: torch.dtype, threads: int) -> None:
+    """1e-5: the bound that `recording.norms._BLOCK` argues for is 7.6e-6."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for size in (100, 1_000, 4_097, 10_000, 16_384, 16_385, 600_001):
+            for values in (torch.full((size,), 0.1), torch.randn(size), torch.full((size,), 3e4)):
+                tensors = [values.to(dtype)] * 3 + [values.to(dtype)[::2]]
+                exact = [t.double().norm() for t in tensors]
+                kind = Kinds().of(tensors)[0]
+                np.testing.assert_allclose(l2_norms(tensors, kind)[0], exact, rtol=1e-5)
+                np.testing.assert_allclose(l2_and_largest(tensors, kind)[0], exact, rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_norms_of_two_hundred_million_entries(dtype: torch.dtype) -> None:
+    tensor = torch.full((200_000_000,), 0.1).to(dtype)
+    exact = float(tensor[0].double()) * 200_000_000**0.5
+    kind = Kinds().of([tensor])[0]
+    assert float(l2_norms([tensor], kind)) == pytest.approx(exact, rel=1e-5)
+    assert float(l2_and_largest([tensor], kind)[0]) == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-24, 1e20, 1e30])
