@@ -17,7 +17,7 @@ from stabilitylab.errors import ConfigError
 from stabilitylab.run.provenance import provenance
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
-from stabilitylab.studies.running import is_complete
+from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import NO_METRICS, PlannedRun, Study, look_up
 
 RUNS, PROVENANCE = "runs.csv", "provenance.json"

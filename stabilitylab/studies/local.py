@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stabilitylab.config import Config
-from stabilitylab.studies.running import attempt
+from stabilitylab.studies.restarting import attempt
 
 if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.config import Config, from_dict, read_toml
-from stabilitylab.errors import ConfigError, StoreError
+from stabilitylab.errors import ConfigError
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.location import claim_run
-from stabilitylab.store.locks import lock_for_writing
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
@@ -45,9 +43,28 @@ def train_run(
     trainer = Trainer(config, describe())
     if not trainer.world.main:
         return _follow(trainer)
+    return _record(trainer, claim_run(root, name), progress, started)
+
+
+def train_in(run_dir: Path, config: Config, progress: Callable[[Progress], None]) -> FinishedRun:
+    """Train a run in a folder that was claimed for it and holds no run."""
+    from stabilitylab.train.distributed import describe
+    from stabilitylab.train.trainer import Trainer
+
+    trainer = Trainer(config, describe())
+    return _record(trainer, run_dir, progress) if trainer.world.main else _follow(trainer)
+
+
+def _record(
+    trainer: Trainer,
+    run_dir: Path,
+    progress: Callable[[Progress], None],
+    started: Callable[[Path], None] = lambda _: None,
+) -> FinishedRun:
+    """Train a new run and record it in its folder."""
+    config = trainer.given
     meta = provenance() | {"seed": str(config.train.seed)} | _machine(trainer)
     meta["processes"] = str(trainer.world.size)
-    run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     writer = RunWriter.create(run_dir, config=config.model_dump(mode="json"), meta=meta, layers=layer_rows(trainer))
     for mitigation in config.mitigation:
@@ -207,52 +224,3 @@ def _follow(trainer: Trainer) -> FinishedRun:
 
     recorder = Recorder([], NullSink(), log_grads=False)
     return FinishedRun(Path(), trainer.train(recorder, Path()))
-
-
-def is_complete(run_dir: Path) -> bool:
-    """Whether a run has come to its end: all its iterations, or a loss that was not finite."""
-    if not run_dir.is_dir():
-        return False
-    try:
-        with open_run(run_dir) as reader:
-            if reader.status == "stopped":  # by its loss, or by hand
-                return any(event.kind == "nonfinite" for event in reader.events())
-            return reader.status == "finished"
-    except StoreError:
-        return False
-
-
-def train_or_resume(
-    config: Config,
-    root: Path,
-    name: str,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> Path:
-    """Bring run ``name`` to its end: kept if it is there, gone on with from its last checkpoint if it died, else
-    trained. RunBusy while another process writes it."""
-    from stabilitylab.train.checkpoint import checkpoints
-
-    run_dir = root / name
-    if is_complete(run_dir):
-        return run_dir
-    if run_dir.is_dir():
-        # Held until it is ours again, so that of two studies that share a dead run one takes it.
-        lock = lock_for_writing(run_dir / "segments")
-        if checkpoints(run_dir / "checkpoints"):
-            lock.release()
-            return resume_run(run_dir, progress).path
-        shutil.rmtree(run_dir)
-        lock.release()
-    return train_run(config, root, name, progress).path
-
-
-def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
-    """`train_or_resume`; returns the reason where it failed, else an empty string. A parent that is gone is no
-    failure of the run: BrokenPipeError passes."""
-    try:
-        train_or_resume(config, root, name, progress)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""

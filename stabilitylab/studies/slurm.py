@@ -9,7 +9,7 @@ from typing import Any
 
 from stabilitylab.config import Config
 from stabilitylab.errors import ConfigError
-from stabilitylab.studies.running import attempt
+from stabilitylab.studies.restarting import attempt
 
 _LOOK_EVERY = 1.0  # seconds between looks at the jobs
 

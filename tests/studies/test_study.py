@@ -18,7 +18,7 @@ from stabilitylab.store.reader import open_run
 from stabilitylab.studies.collect import read_summary, verdicts, write_summary
 from stabilitylab.studies.cost import estimate_seconds
 from stabilitylab.studies.local import run_jobs
-from stabilitylab.studies.running import is_complete
+from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import load_study
 
 STUDIES = Path(__file__).parents[2] / "experiments"

@@ -1,0 +1,109 @@
+"""A study's run brought to its end: kept, resumed, or trained. Nothing that was recorded is ever deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stabilitylab.config import Config
+from stabilitylab.errors import StoreError
+from stabilitylab.store.compaction import SEGMENTS
+from stabilitylab.store.database import DATABASE
+from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, lock_for_writing
+from stabilitylab.store.manifest import MANIFEST
+from stabilitylab.store.reader import open_run
+from stabilitylab.studies.running import resume_run, train_in, train_run
+
+if TYPE_CHECKING:
+    from stabilitylab.train.trainer import Progress
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether a run has come to its end: all its iterations, or a loss that was not finite."""
+    if not run_dir.is_dir():
+        return False
+    try:
+        with open_run(run_dir) as reader:
+            if reader.status == "stopped":  # by its loss, or by hand
+                return any(event.kind == "nonfinite" for event in reader.events())
+            return reader.status == "finished"
+    except StoreError:
+        return False
+
+
+def train_or_resume(
+    config: Config,
+    root: Path,
+    name: str,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Path:
+    """Bring run ``name`` to its end: kept if it is there, resumed from its last checkpoint if it died, else trained.
+
+    Nothing recorded is deleted. A run that was killed before its first checkpoint starts over, and its rows stay under
+    another name. Any other run that cannot be resumed is refused. RunBusy while another process writes it.
+    """
+    from stabilitylab.train.checkpoint import checkpoints
+
+    run_dir = root / name
+    if is_complete(run_dir):
+        return run_dir
+    if not run_dir.exists():
+        return train_run(config, root, name, progress).path
+    lock_for_writing(run_dir / SEGMENTS).release()  # RunBusy, before anything is judged
+    if checkpoints(run_dir / "checkpoints"):
+        return resume_run(run_dir, progress).path
+    if (run_dir / DATABASE).exists() or (run_dir / SEGMENTS / MANIFEST).exists():
+        set_aside(run_dir)
+        return train_run(config, root, name, progress).path
+    if not _is_bare_claim(run_dir):
+        raise StoreError(f"{run_dir} is taken by other files; move them away, then run the same command again")
+    return train_in(run_dir, config, progress).path
+
+
+def set_aside(run_dir: Path) -> Path:
+    """Rename a run that was killed before its first checkpoint, so that its name is free; returns its new folder.
+    StoreError for any other run: someone may want it as it is."""
+    with open_run(run_dir) as reader:
+        had_checkpoint = any(event.kind == "checkpoint" for event in reader.events())
+        if reader.problems:
+            why = f"it is damaged ({reader.problems[0]})"
+        elif had_checkpoint:
+            why = "its checkpoints are gone"
+        elif reader.status != "crashed":
+            why = f"it is {reader.status} and has no checkpoint"
+        else:
+            why = ""
+    if why:
+        raise StoreError(
+            f"run {run_dir.name} in {run_dir.parent} cannot be resumed: {why}; it stays as it is. "
+            "Restore what is missing, or move the run away, then run the same command again"
+        )
+    number = 1
+    while (target := run_dir.with_name(f"{run_dir.name}-killed-{number}")).exists():
+        number += 1
+    lock = lock_for_writing(run_dir / SEGMENTS)
+    try:
+        run_dir.rename(target)
+    finally:
+        lock.release()
+    return target
+
+
+def _is_bare_claim(run_dir: Path) -> bool:
+    """Whether a folder holds no more than a start that was killed before it recorded anything."""
+    rest = {path.name for path in run_dir.iterdir()} - {"config.toml", "checkpoints", SEGMENTS}
+    started = [path for name in ("checkpoints", SEGMENTS) for path in (run_dir / name).glob("*")]
+    return not rest and all(path.name in (WRITER_LOCK, COMPACT_LOCK) for path in started if path.suffix != ".tmp")
+
+
+def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
+    """`train_or_resume`; returns the reason where it failed, else an empty string. A parent that is gone is no
+    failure of the run: BrokenPipeError passes."""
+    try:
+        train_or_resume(config, root, name, progress)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
