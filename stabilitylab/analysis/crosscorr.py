@@ -7,37 +7,65 @@ blocks of time.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
-from stabilitylab.analysis.results import CrossLag
+from stabilitylab.analysis.results import CrossLag, LayerSeries
+from stabilitylab.analysis.timeline import Timeline
 
 FLOOR, CUT = 2.0, 10.0
 BLOCK_WINDOWS = 3
 """A block of time is at least this many lag windows long, so that few pairs straddle two."""
 MIN_BLOCKS, MAX_BLOCKS = 5, 64
 RESAMPLES = 200
+MOST_CELLS = 4
+"""Cells of the grid a recorded row, at most: time and memory follow what was recorded."""
 SMOOTH = 7
 """Lags within so many iterations are averaged: spikes jitter by a few."""
 
 
-def on_grid(iteration: np.ndarray, score: np.ndarray, start: int, step: int, length: int) -> np.ndarray:
-    """(length,) float64: the excess of ``score`` at ``start``, ``start + step`` ...; 0 where nothing is recorded."""
+def cross_lags(
+    layers: Sequence[LayerSeries], scores: Sequence[np.ndarray], timelines: Sequence[Timeline], window: int
+) -> dict[str, CrossLag | None]:
+    """Every layer behind the first, by cross-correlation of their ``scores`` (n,) each, put on one regular grid of the
+    first layer's recording step. ``window`` in iterations."""
+    line = timelines[0]
+    if len(line.rows) < 2:
+        return {}
+    step = max(line.step, -(-line.span // (MOST_CELLS * len(line.rows))))
+    length = (int(line.clock[-1])) // step + 1
+
+    def excess(layer: LayerSeries, score: np.ndarray) -> np.ndarray:
+        same = layer.iteration is line.rows or np.array_equal(layer.iteration, line.rows)
+        return on_grid(line.clock if same else line.times(layer.iteration), score, step, length)
+
+    wider = float(step) * (1 + line.means / 2) if step > 1 else 0.0
+    steps = max(window // step, 1)
+    correlator = CrossCorrelator(excess(layers[0], scores[0]), window=steps, step=step, wider=wider)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        lags = pool.map(lambda layer, score: correlator.lag_of(excess(layer, score)), layers[1:], scores[1:])
+        return dict(zip([layer.name for layer in layers[1:]], lags, strict=True))
+
+
+def on_grid(time: np.ndarray, score: np.ndarray, step: int, length: int) -> np.ndarray:
+    """(length,) float64: the excess of ``score`` at times 0, ``step``, 2 ``step`` ...; 0 where nothing is recorded."""
     excess = np.zeros(length)
-    at = (iteration - start) // step
-    inside = (at >= 0) & (at < length)
-    excess[at[inside]] = np.clip(np.nan_to_num(score[inside], neginf=0.0), 0, CUT)
-    excess[excess < FLOOR] = 0
+    loud = np.flatnonzero(score >= FLOOR)
+    np.maximum.at(excess, np.minimum(time[loud] // step, length - 1), np.minimum(score[loud], CUT))
     return excess
 
 
 class CrossCorrelator:
     """Correlates other layers with one, whose transforms are kept. ``excess`` (n,) as ``on_grid`` makes it;
-    ``window`` is in steps of that grid, ``step`` iterations each."""
+    ``window`` is in steps of that grid, ``step`` iterations each; ``wider`` what rows leave open, on either side."""
 
-    def __init__(self, excess: np.ndarray, *, window: int, step: int = 1) -> None:
-        self.window, self.step = window, step
+    def __init__(self, excess: np.ndarray, *, window: int, step: int = 1, wider: float = 0.0) -> None:
+        self.window, self.step, self.wider = window, step, wider
         self.smooth = max(SMOOTH // step, 1)
         self.n = len(excess)
         self.blocks = min(self.n // max(BLOCK_WINDOWS * window, 1), MAX_BLOCKS)
@@ -73,7 +101,7 @@ class CrossCorrelator:
         low, high = np.percentile(self._resampled(other, seed), [2.5, 97.5], method="inverted_cdf")
         return CrossLag(
             lag=float(self.step * (best - window)),
-            ci95=(float(self.step * low), float(self.step * high)),
+            ci95=(float(self.step * low) - self.wider, float(self.step * high) + self.wider),
             correlation=float(near.max() / scale),
             p_value=float(p_value),
         )

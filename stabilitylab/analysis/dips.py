@@ -138,24 +138,51 @@ def _forward_mean(x: np.ndarray, count: int) -> np.ndarray:
 
 
 def link_dips(
-    dips: Sequence[Dip], spikes: Sequence[Spike], *, num_iterations: int, link_window: int = LINK_WINDOW
+    dips: Sequence[Dip],
+    spikes: Sequence[Spike],
+    *,
+    num_iterations: int,
+    link_window: int = LINK_WINDOW,
+    first: int = 0,
 ) -> DipLink:
-    """How many dips follow a spike, and how many would if the spikes were shifted round the run."""
+    """How many dips follow a spike, and how many would if the spikes were shifted round the run, from its ``first``
+    recorded iteration to its last."""
+    span = num_iterations - first
     num_linked = sum(_preceding(dip, spikes, link_window) is not None for dip in dips)
-    if not dips or not spikes or num_iterations < 2:
+    if not dips or not spikes or span < 2:
         return DipLink(len(dips), num_linked, None, None)
-    onsets = np.zeros(num_iterations, dtype=np.int64)
-    onsets[[spike.onset for spike in spikes if spike.onset < num_iterations]] = 1
-    total = np.concatenate([[0], np.cumsum(np.tile(onsets, 2))])
-    linked = np.zeros(num_iterations, dtype=np.int64)
-    shifts = np.arange(num_iterations)
-    for dip in dips:
-        # A spike at onset + shift (round the end) falls in [low, high] when its onset falls in that range moved back.
-        low = max(dip.start - link_window, 0)
-        length = min(max(dip.trough, dip.start) - low + 1, num_iterations)
-        first = (low - shifts) % num_iterations
-        linked += (total[first + length] - total[first]) > 0
-    return DipLink(len(dips), num_linked, float(linked.mean()), float((linked >= num_linked).mean()))
+    starts = np.array([dip.start for dip in dips])
+    low = np.maximum(starts - link_window, first)
+    high = np.maximum([dip.trough for dip in dips], starts)
+    onsets = np.array([spike.onset for spike in spikes])
+    # Shifts that bring some spike into a dip's range make intervals round the circle. The number of dips linked changes
+    # only at their ends, so those are all that is looked at: time follows spikes and dips, not iterations.
+    ends = []
+    for begin, end in zip(low.tolist(), high.tolist(), strict=True):
+        ends.append(_union(begin - onsets, end - onsets, span))
+    edges = np.unique(np.concatenate([[0, span], *(np.ravel(pair) for pair in ends)]))
+    linked = np.zeros(len(edges) - 1, dtype=np.int64)
+    for begins, stops in ends:
+        change = np.zeros(len(edges), dtype=np.int64)
+        np.add.at(change, np.searchsorted(edges, begins), 1)
+        np.add.at(change, np.searchsorted(edges, stops), -1)
+        linked += np.cumsum(change)[:-1]
+    width = np.diff(edges)
+    expected = float((linked * width).sum() / span)
+    return DipLink(len(dips), num_linked, expected, float(width[linked >= num_linked].sum() / span))
+
+
+def _union(low: np.ndarray, high: np.ndarray, span: int) -> tuple[np.ndarray, np.ndarray]:
+    """Closed intervals of integers round a circle of ``span``, joined: where they begin and, exclusive, stop."""
+    length = np.minimum(high - low + 1, span)
+    begin = low % span
+    stop = begin + length
+    begins = np.concatenate([begin, np.zeros(int((stop > span).sum()), dtype=np.int64)])
+    stops = np.concatenate([np.minimum(stop, span), stop[stop > span] - span])
+    order = np.argsort(begins, kind="stable")
+    begins, stops = begins[order], np.maximum.accumulate(stops[order])
+    first = np.concatenate([[True], begins[1:] > stops[:-1]])
+    return begins[first], stops[np.append(np.flatnonzero(first)[1:] - 1, len(stops) - 1)]
 
 
 def _clean(curve: EvalCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from stabilitylab.analysis.detection.spikes import detect_spikes
 from stabilitylab.analysis.intervals import median_interval, share_interval
 from stabilitylab.analysis.lag import MIN_MATCHES
 from stabilitylab.analysis.results import EarlyWarning, LayerSeries, Spike
+from stabilitylab.analysis.timeline import Timeline
 
 HORIZON = 20
 """RMS_t foresees spikes by 1 to 8 iterations (arXiv 2304.13013); later ones than 20 are hardly the same story."""
@@ -32,8 +33,10 @@ def early_warning(
     num_iterations: int,
     settings: SpikeSettings | None = None,
     horizon: int = HORIZON,
+    timelines: Mapping[str, Timeline] | None = None,
 ) -> EarlyWarning:
-    """``series``: the signal of each layer. Spikes of layers without the signal are left out."""
+    """``series``: the signal of each layer. Spikes of layers without the signal are left out. ``timelines``: what was
+    recorded of each layer; None means every iteration. Rows as far apart as the horizon can show no lead."""
     # A warning need not double anything: the ratio rule is for gradients.
     settings = replace(settings or SpikeSettings(), rule="stablab", ratio_open=1.0)
     alarms = {s.name: np.array([e.onset for e in detect_spikes(s, settings)], dtype=np.int64) for s in series}
@@ -42,13 +45,24 @@ def early_warning(
     if not num_spikes or not num_alarms:
         what = f"no alarm of {signal}" if num_spikes else f"no spike in a layer whose {signal} is recorded"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, num_alarms, reason=what)
+    step = max((line.step for name, line in (timelines or {}).items() if name in alarms), default=1)
+    if 2 * step > horizon:
+        why = f"not resolvable: rows are {step} iterations apart, and warnings of at most {horizon} are sought"
+        return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, 0, reason=why)
     leads = _leads(ours, alarms, horizon)
     false = sum(_false(ours[name], found, horizon) for name, found in alarms.items())
     rng = np.random.default_rng(0)
-    span = max(num_iterations, *(int(found.max(initial=0)) + 1 for found in alarms.values()))
+    # Shifts run over what was recorded: through a long gap, chance would find nothing.
+    line = next(iter((timelines or {}).values()), None)
+    span, held, raised = num_iterations, ours, alarms
+    if line is not None and len(line.rows) and line.span != num_iterations:
+        span = line.span
+        raised = {k: line.times(v) for k, v in alarms.items()}
+        held = {k: [replace(s, onset=int(line.times(np.array([s.onset]))[0])) for s in v] for k, v in ours.items()}
+    span = max(span, *(int(found.max(initial=0)) + 1 for found in raised.values()))
     moves = rng.integers(horizon + 1, max(span - horizon, horizon + 2), SHIFTS)
     by_chance = np.array(
-        [len(_leads(ours, {k: np.sort((v + move) % span) for k, v in alarms.items()}, horizon)) for move in moves]
+        [len(_leads(held, {k: np.sort((v + move) % span) for k, v in raised.items()}, horizon)) for move in moves]
     )
     enough = len(leads) >= MIN_MATCHES
     tested = sum(len(s.iteration) for s in series)
@@ -65,9 +79,14 @@ def early_warning(
         hit_rate_by_chance=float(by_chance.mean()) / num_spikes,
         p_value=(1 + int((by_chance >= len(leads)).sum())) / (1 + SHIFTS),
         median_lead=float(np.median(leads)) if len(leads) else None,
-        lead_ci95=median_interval(leads) if enough else None,
+        lead_ci95=_widened(median_interval(leads), step) if enough else None,
         reason="" if enough else f"{len(leads)} spikes are warned of; an interval of the lead needs {MIN_MATCHES}",
     )
+
+
+def _widened(interval: tuple[float, float], step: int) -> tuple[float, float]:
+    """An alarm and a spike each began up to a step before the row that shows it."""
+    return interval if step == 1 else (interval[0] - step, interval[1] + step)
 
 
 def _leads(spikes: Mapping[str, Sequence[Spike]], alarms: Mapping[str, np.ndarray], horizon: int) -> np.ndarray:

@@ -17,17 +17,20 @@ SHORTEST_GAP = 3
 CHANCE_TO_JOIN = 0.1
 
 
-def join_gap(num_layers: int, false_alarms_per_10k: float) -> int:
-    """The widest gap that an unrelated chance event falls into with probability 0.1 at most."""
-    per_iteration = num_layers * false_alarms_per_10k / 10_000
-    if per_iteration <= 0:
-        return LONGEST_GAP
-    bridged = -math.log1p(-CHANCE_TO_JOIN) / per_iteration
-    return int(min(max(bridged, SHORTEST_GAP), LONGEST_GAP))
+def join_gap(num_layers: int, false_alarms_per_10k: float, step: int = 1) -> int:
+    """The widest gap, in iterations, that an unrelated chance event falls into with probability 0.1 at most. ``step``
+    is the recording step; the rate is one of recorded values."""
+    per_value = num_layers * false_alarms_per_10k / 10_000
+    longest = max(LONGEST_GAP, step)
+    if per_value <= 0:
+        return longest
+    bridged = -math.log1p(-CHANCE_TO_JOIN) / per_value * step
+    return int(min(max(bridged, SHORTEST_GAP), longest))
 
 
-def find_episodes(spikes: Sequence[Spike], *, num_layers: int, gap: int) -> tuple[Episode, ...]:
+def find_episodes(spikes: Sequence[Spike], *, num_layers: int, gap: int, step: int = 1) -> tuple[Episode, ...]:
     """Episodes in order. Every spike is in exactly one. ``num_layers`` that are trained: what reach is a share of.
+    ``step`` is the recording step: which of two layers that open within it was first is not known.
 
     Layers whose spikes open at the same iteration are ordered by how far they rise, never by depth: which of the
     ends leads is a finding, not an assumption.
@@ -37,20 +40,21 @@ def find_episodes(spikes: Sequence[Spike], *, num_layers: int, gap: int) -> tupl
     last_end = -1
     for spike in sorted(spikes, key=lambda s: (s.onset, -s.z, s.layer)):
         if together and spike.onset > last_end + gap:
-            episodes.append(_episode(together, num_layers))
+            episodes.append(_episode(together, num_layers, step))
             together = []
         last_end = max(last_end, spike.end) if together else spike.end
         together.append(spike)
     if together:
-        episodes.append(_episode(together, num_layers))
+        episodes.append(_episode(together, num_layers, step))
     return tuple(episodes)
 
 
-def _episode(spikes: Sequence[Spike], num_layers: int) -> Episode:
+def _episode(spikes: Sequence[Spike], num_layers: int, step: int) -> Episode:
     onsets: dict[str, int] = {}
     for spike in spikes:
         onsets.setdefault(spike.layer, spike.onset)
     largest = max(spikes, key=lambda s: s.z)
+    opened = list(onsets.values())
     return Episode(
         start=spikes[0].onset,
         end=max(spike.end for spike in spikes),
@@ -61,4 +65,5 @@ def _episode(spikes: Sequence[Spike], num_layers: int) -> Episode:
         peak=largest.peak,
         ratio=largest.ratio,
         z=largest.z,
+        order_known=len(opened) < 2 or opened[1] - opened[0] > (step if step > 1 else 0),
     )

@@ -41,7 +41,7 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
         dips = _dips_after(episode, found)
         parts = [
             f"Episode {number}, iterations {episode.start} to {episode.end}.",
-            _rise(episode),
+            _rise(episode, found.resolution.step if found.resolution else 1),
             _spread(episode, found),
             *(_cost(dip, episode.start) for dip in dips),
         ]
@@ -55,8 +55,11 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
     return tuple(accounts)
 
 
-def _rise(episode: Episode) -> str:
+def _rise(episode: Episode, step: int) -> str:
     first = f"{episode.leader} rose first, at {episode.start}"
+    if not episode.order_known:
+        within = f"within the recording step of {step} iterations" if step > 1 else "at the same iteration"
+        first = f"{episode.leader} rose at {episode.start} and {episode.order[1][0]} {within}: which led is not known"
     if not math.isfinite(episode.ratio):
         return f"{first}; the gradient of {episode.peak_layer} was not finite at {episode.peak}."
     size = f"{episode.ratio:.1f} times its usual norm ({episode.z:.0f} noise sd) at {episode.peak}"

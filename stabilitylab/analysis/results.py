@@ -1,4 +1,4 @@
-"""What analysis takes (arrays) and what it returns (frozen dataclasses).
+"""What analysis returns: frozen dataclasses. What it takes is in ``series.py``.
 
 Every number of a report or a JSON answer is a field of one of these. Nothing here reads a store or
 draws. Definitions: README, "How each number is defined".
@@ -7,48 +7,16 @@ draws. Definitions: README, "How each number is defined".
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.resolution import Resolution
+from stabilitylab.analysis.series import EvalCurve as EvalCurve
+from stabilitylab.analysis.series import LayerSeries as LayerSeries
+from stabilitylab.analysis.series import RunSeries as RunSeries
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSeries:
-    """One layer's gradient series.
-
-    ``iteration`` (n,) int64, strictly rising; ``grad_norm`` (n,) float64, may hold NaN and inf where the
-    gradient was not finite. A frozen layer has empty arrays and ``trainable`` False.
-    """
-
-    name: str
-    depth: int
-    iteration: np.ndarray
-    grad_norm: np.ndarray
-    trainable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class EvalCurve:
-    """One metric over training: ``iteration`` (n,), ``value`` (n,) as a fraction, ``num_samples`` (n,) or 0."""
-
-    iteration: np.ndarray
-    value: np.ndarray
-    num_samples: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class RunSeries:
-    """Everything of one run that analysis reads. ``layers`` are ordered by depth."""
-
-    run: str
-    iterations: int
-    layers: tuple[LayerSeries, ...]
-    evals: dict[str, EvalCurve] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +43,8 @@ class Episode:
 
     ``leader`` is the layer whose spike opens it, ``order`` (layer, onset) of each layer that takes part, by onset,
     ``reach`` the share of trained layers among them. ``peak_layer``, ``peak``, ``ratio`` and ``z`` are those of its
-    largest spike.
+    largest spike. ``order_known`` is false where the record cannot tell which layer was first: another opened at the
+    same iteration, or within a recording step.
     """
 
     start: int
@@ -87,6 +56,7 @@ class Episode:
     peak: int
     ratio: float
     z: float
+    order_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +95,8 @@ class CrossLag:
 class Lag:
     """Iterations from a spike in ``source`` to the matching spike in ``target`` (negative: target first).
 
-    ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``inconclusive``; ``reason`` says why.
+    ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``not resolvable``, ``inconclusive``;
+    ``reason`` says why. ``resolution`` is the recording step that ``ci95`` allows for: no order below it can be told.
     ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing. ``agree``: does
     the second estimate's interval meet ``ci95``; None where either may be chance.
     """
@@ -143,11 +114,13 @@ class Lag:
     null_lags: tuple[float, ...] = ()
     cross: CrossLag | None = None
     agree: bool | None = None
+    resolution: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LayerLag:
-    """Median lag of one layer behind the first trainable layer; None where nothing matched."""
+    """Median lag of one layer behind the first trainable layer; None where nothing matched. ``verdict`` as `Lag`
+    has it, empty below five matches."""
 
     layer: str
     depth: int
@@ -156,6 +129,7 @@ class LayerLag:
     ci95: tuple[float, float] | None = None
     p_value: float | None = None
     cross: CrossLag | None = None
+    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +204,7 @@ class RunAnalysis:
     early_warning: EarlyWarning | None = None
     settings: SpikeSettings | None = None
     notes: tuple[str, ...] = ()
+    resolution: Resolution | None = None
 
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
         """The parts asked for; the rest becomes None."""
@@ -265,6 +240,9 @@ class RunAnalysis:
             out["early_warning"] = asdict(self.early_warning)
         if self.settings is not None:
             out["settings"] = asdict(self.settings)
+        if self.resolution is not None:
+            seen = [{"width": width, "probability": p} for width, p in self.resolution.seen]
+            out["resolution"] = asdict(self.resolution) | {"seen": seen}
         out["notes"] = list(self.notes)
         answer: dict[str, Any] = plain(out)
         return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
+from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries
 from stabilitylab.store.reader import RunReader
 
 
@@ -21,4 +21,6 @@ def load_series(reader: RunReader) -> RunSeries:
         metric: EvalCurve(columns["iteration"], columns["value"], columns["num_samples"])
         for metric, columns in reader.evals().items()
     }
-    return RunSeries(reader.meta["run_id"], reader.num_iterations, tuple(layers), evals)
+    return RunSeries(
+        reader.meta["run_id"], reader.num_iterations, tuple(layers), evals, rows=reader.meta.get("rows", "")
+    )

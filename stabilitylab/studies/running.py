@@ -156,7 +156,7 @@ def before_spikes(run_dir: Path) -> set[int]:
     """The checkpoints, by iteration, that are the last before a spike of the run so far, and all within the reach of
     the detector's look ahead: whether something was a spike is known only when the gradients after it are."""
     from stabilitylab.analysis.detection.spikes import SpikeSettings, detect
-    from stabilitylab.analysis.pipeline import without_duplicates
+    from stabilitylab.analysis.series import without_duplicates
     from stabilitylab.run.series import load_series
     from stabilitylab.train.checkpoint import checkpoints, iteration_of
 

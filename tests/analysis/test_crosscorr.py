@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabilitylab.analysis.crosscorr import CUT, FLOOR, SMOOTH, CrossCorrelator, on_grid
-from stabilitylab.analysis.lag import measure_lag, shift_test
+from stabilitylab.analysis.lag import Reach, measure_lag, shift_test
 from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import CrossLag
 from tests.synthetic import planted_run, spikes_at, spread_onsets
@@ -52,7 +52,7 @@ def test_the_correlation_is_the_plain_sum() -> None:
 
 def test_scores_are_put_on_a_regular_grid() -> None:
     score = np.array([FLOOR - 0.1, 5.0, 99.0, np.nan, -np.inf], dtype=np.float32)
-    grid = on_grid(np.array([10, 15, 25, 30, 35]), score, start=10, step=5, length=7)
+    grid = on_grid(np.array([0, 5, 15, 20, 25]), score, step=5, length=7)
     np.testing.assert_array_equal(grid, [0, 5, 0, CUT, 0, 0, 0])
 
 
@@ -102,6 +102,6 @@ def test_the_shift_test_is_every_shift() -> None:
 
     observed = densest(0)
     counts = [densest(-shift) for shift in range(2 * window + 1, span - 2 * window)]
-    p_value, lags = shift_test(a, b, window, span)
+    p_value, lags = shift_test(a, b, Reach(window), span)
     assert p_value == pytest.approx((1 + sum(c >= observed for c in counts)) / (1 + len(counts)))
     assert all(abs(lag) <= window for lag in lags)

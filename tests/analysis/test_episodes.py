@@ -83,7 +83,7 @@ def test_the_gap_keeps_unrelated_events_apart() -> None:
 def test_episodes_stand_in_the_json() -> None:
     answer = json.loads(json.dumps(analyze_run(planted_run().series).to_dict(), allow_nan=False))
     assert set(answer["episodes"][0]) == {
-        "start", "end", "leader", "order", "reach", "peak_layer", "peak", "ratio", "z",
+        "start", "end", "leader", "order", "reach", "peak_layer", "peak", "ratio", "z", "order_known",
     }  # fmt: skip
     assert answer["episodes"][0]["order"][0] == {
         "layer": answer["episodes"][0]["leader"],

@@ -191,9 +191,11 @@ def _onset(excess: np.ndarray, start: int, stop: int) -> int:
 
 
 def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: int) -> list[tuple[int, int]]:
+    """Stretches at most ``gap`` recording steps apart are one event."""
     events: list[tuple[int, int]] = []
+    step = max(int(np.median(np.diff(iteration))), 1) if len(starts) > 1 else 1
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        if events and iteration[start] - iteration[events[-1][1] - 1] - 1 <= gap:
+        if events and iteration[start] - iteration[events[-1][1] - 1] - step <= gap * step:
             events[-1] = (events[-1][0], stop)
         else:
             events.append((start, stop))

@@ -1,0 +1,65 @@
+"""What a series lacks, in plain words: one note a reason, whatever the number of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.detection.tails import MIN_PEAKS
+from stabilitylab.analysis.detection.thresholds import PEAK_SHARE
+from stabilitylab.analysis.resolution import Resolution
+from stabilitylab.analysis.series import LayerSeries
+
+
+def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resolution: Resolution) -> list[str]:
+    """Layers that cannot be judged, by reason, and what the record cannot show."""
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        reason = _why_not(layer, settings)
+        if reason:
+            reasons.setdefault(reason, []).append(layer.name)
+    notes = []
+    for reason, names in reasons.items():
+        who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
+        notes.append(f"{who}: {reason}")
+    short = [layer for layer in layers if not _why_not(layer, settings) and _uncalibrated(layer, settings)]
+    if short:
+        values = max(len(layer.grad_norm) for layer in short)
+        notes.append(
+            f"{values} values are too few to fit a threshold to: z = {settings.z_open:g} is used, and the rate of "
+            "false alarms asked for is not kept"
+        )
+    if resolution.in_words():
+        notes.append(resolution.in_words())
+    if resolution.spacing == "irregular" and any(_gaps(layer) for layer in layers):
+        notes.append("iterations are missing from the record: a spike inside a gap is not seen")
+    return notes
+
+
+def _uncalibrated(layer: LayerSeries, settings: SpikeSettings) -> bool:
+    """Whether the series has too few peaks for a fitted threshold."""
+    asked = settings.rule == "stablab" and settings.false_alarms_per_10k is not None
+    norm = np.asarray(layer.grad_norm, dtype=np.float64)
+    return asked and PEAK_SHARE * ((np.isfinite(norm) & (norm > 0)).sum() - settings.warmup) < MIN_PEAKS
+
+
+def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
+    norm = np.asarray(layer.grad_norm, dtype=np.float64)
+    finite = norm[np.isfinite(norm)]
+    if len(norm) == 0:
+        return "no gradients recorded"
+    if len(finite) == 0:
+        return "not enough data for spikes: every gradient is NaN or infinite"
+    if (finite > 0).sum() <= settings.warmup:
+        usable = int((finite > 0).sum())
+        return f"not enough data: {usable} usable values and more than {settings.warmup} are needed to judge a spike"
+    if finite.min() == finite.max():
+        return "not enough data: the gradient norm never changes, there is nothing to compare a spike with"
+    return ""
+
+
+def _gaps(layer: LayerSeries) -> bool:
+    step = np.diff(layer.iteration)
+    return len(step) > 0 and bool(step.max() > step.min())

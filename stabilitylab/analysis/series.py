@@ -1,0 +1,63 @@
+"""What analysis takes: one run's series, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSeries:
+    """One layer's gradient series.
+
+    ``iteration`` (n,) int64, strictly rising; ``grad_norm`` (n,) float64, may hold NaN and inf where the
+    gradient was not finite. A frozen layer has empty arrays and ``trainable`` False.
+    """
+
+    name: str
+    depth: int
+    iteration: np.ndarray
+    grad_norm: np.ndarray
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EvalCurve:
+    """One metric over training: ``iteration`` (n,), ``value`` (n,) as a fraction, ``num_samples`` (n,) or 0."""
+
+    iteration: np.ndarray
+    value: np.ndarray
+    num_samples: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class RunSeries:
+    """Everything of one run that analysis reads. ``layers`` are ordered by depth.
+
+    ``rows``: what a recorded row stands for, where the log says so: ``sampled`` (one iteration), ``mean`` (of the
+    iterations up to the next row) or ``bucket`` (their maximum). Empty where it is not known. ``scalars``: other
+    curves by name, such as the training loss, each with the iterations it was recorded at. ``signals``: signal ->
+    its series by layer, beside ``grad_norm``. ``facts``: what the configuration says and a verdict needs
+    (``method``, ``temperature``, ``batch_size``).
+    """
+
+    run: str
+    iterations: int
+    layers: tuple[LayerSeries, ...]
+    evals: dict[str, EvalCurve] = field(default_factory=dict)
+    rows: str = ""
+    scalars: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    signals: dict[str, tuple[LayerSeries, ...]] = field(default_factory=dict)
+    facts: dict[str, str | float] = field(default_factory=dict)
+
+
+def without_duplicates(layer: LayerSeries) -> LayerSeries:
+    """Iterations in order and each once; of a repeated iteration the last row stands (a resumed run's)."""
+    iteration = np.asarray(layer.iteration)
+    if len(iteration) < 2 or bool((np.diff(iteration) > 0).all()):
+        return layer
+    order = np.argsort(iteration, kind="stable")
+    iteration, norm = iteration[order], np.asarray(layer.grad_norm)[order]
+    last = np.append(iteration[1:] != iteration[:-1], True)
+    return LayerSeries(layer.name, layer.depth, iteration[last], norm[last], layer.trainable)
