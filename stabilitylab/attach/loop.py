@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stabilitylab.attach.features import RecordsFeatures
 from stabilitylab.attach.request import check_options, check_signals, chosen_layers, in_order
 from stabilitylab.attach.start import Start, open_run_for, writes
 from stabilitylab.errors import RecordError
@@ -88,7 +89,7 @@ def record(
     return LoopRecorder(model, optimizer, start, options)
 
 
-class LoopRecorder:
+class LoopRecorder(RecordsFeatures):
     """What `record` returns. A context manager; leaving it, also by an exception, writes all there is. So does the end
     of the program, or of the last reference."""
 

@@ -1,4 +1,4 @@
-"""The weighted kNN monitor (PAPER, Implementation)."""
+"""The weighted kNN monitor, and whether the features still differ."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabilitylab.config import Config
-from stabilitylab.data.batches import evaluation_images
+from stabilitylab.data.batches import Normalize, decoded, evaluation_images, stream
 from stabilitylab.data.datasets import ImageData, Split
+from stabilitylab.data.views import Draws, augment, views_of
+from stabilitylab.recording.features import feature_statistics
 
 _EVAL_BATCH = 512
 _CACHE_BYTES = 4 << 30
+_PAIRS = 128
+_VIEWS_SEED = 2005_10242
+"""Positive pairs for the alignment, the same in every run. Their random numbers are a stream of their own, so that
+measuring changes no training."""
 
 
 def knn_predict(
@@ -38,12 +44,14 @@ class KnnMonitor:
 
     def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
         self.data, self.device, self.config = data, device, config.eval
-        self.size = config.model.img_size
+        self.size, self.global_views = config.model.img_size, views_of(config)[:2]
         self.bank = part_of(data.train, config.eval.knn_bank)
         self.queries = part_of(data.test, config.eval.knn_queries)
         self.bank_labels, self.labels = self.bank.labels.to(device), self.queries.labels.to(device)
         # The images are the same at every evaluation: those of a small set stay on the device, resized.
         self._cache: dict[int, list[Tensor]] = {}
+        self._queried: Tensor | None = None
+        self._pairs: list[Tensor] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -56,6 +64,7 @@ class KnnMonitor:
         encoder.eval()
         bank, queries = self._features(encoder, self.bank), self._features(encoder, self.queries)
         encoder.train(was_training)
+        self._queried = queries
         predicted = knn_predict(
             bank,
             self.bank_labels,
@@ -65,6 +74,31 @@ class KnnMonitor:
             num_classes=self.data.num_classes,
         )
         return (predicted == self.labels).float().mean()
+
+    @torch.inference_mode()
+    def statistics(self, encoder: nn.Module) -> dict[str, float]:
+        """How far the queries' features of the last evaluation still differ, and how well two views of an image agree:
+        see `feature_statistics`."""
+        if self._queried is None or len(self._queried) < 2:
+            return {}
+        found = feature_statistics(self._queried)
+        was_training = encoder.training
+        encoder.eval()
+        one, other = (encoder(view).float() for view in self._views())
+        encoder.train(was_training)
+        if len(one) > 1:
+            found["feature_alignment"] = feature_statistics(one, other)["feature_alignment"]
+        return found
+
+    def _views(self) -> list[Tensor]:
+        """Two augmented views of some training images, drawn once."""
+        if self._pairs is None:
+            part = decoded(part_of(self.data.train, _PAIRS), self.size)
+            assert part.images is not None
+            images = part.images.to(self.device).float() / 255
+            draws, normalize = Draws(stream(_VIEWS_SEED)), Normalize(self.data, self.device)
+            self._pairs = [normalize(augment(images, view, self.size, draws)) for view in self.global_views]
+        return self._pairs
 
     def _features(self, encoder: nn.Module, split: Split) -> Tensor:
         return torch.cat([encoder(images).float() for images in self._images(split)])

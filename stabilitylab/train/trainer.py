@@ -268,6 +268,8 @@ class Trainer:
             return None
         value = self.monitor(self.method.base_encoder).item()
         recorder.log(iteration, "knn_top1", value, self.monitor.num_samples)
+        for name, number in self.monitor.statistics(self.method.base_encoder).items():
+            recorder.scalar(iteration, name, number)
         return value
 
     def _checkpoint_if_due(self, recorder: Recorder, folder: Path, iteration: int) -> None:
