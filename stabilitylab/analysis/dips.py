@@ -1,4 +1,5 @@
-"""Dips of an accuracy curve: drops below what it had reached, larger than its own sampling error.
+"""Dips of an evaluation curve: drops below what it had reached, larger than its own sampling error. A metric for which
+lower is better is judged with its sign turned (see metrics.py), so here higher is always better.
 
 Several evaluations in a row are judged together: four that lie 3 standard errors down are surer than one that lies 4
 down, and one by one none of them would be seen.
@@ -12,6 +13,7 @@ from itertools import pairwise
 from statistics import median
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from stabilitylab.analysis.results import Dip, DipLink, EvalCurve, Spike, SpikeRef
 
@@ -30,6 +32,10 @@ TREND_ERROR = 1.2
 TOGETHER = (1, 2, 3, 5, 8)
 LEVEL_VARIANCE = 0.1
 """Of what was reached, in squared standard errors: it does not average out over evaluations."""
+NOISE_OVER = 41
+"""Evaluations whose second differences give the noise at the one in their middle."""
+SHORT = 4.0
+"""A noise estimated from n evaluations is raised by 1 + SHORT / n."""
 LINK_WINDOW = 100
 """A spike belongs to a dip that starts at most this many iterations after its onset."""
 
@@ -41,9 +47,14 @@ def find_dips(
     z_open: float = Z_OPEN,
     min_depth: float = MIN_DEPTH,
     link_window: int = LINK_WINDOW,
+    binomial: bool = True,
 ) -> tuple[Dip, ...]:
-    """Dips in order. Each is linked to the last spike whose onset precedes its trough, if one does."""
-    iteration, value, error = _clean(curve)
+    """Dips in order. Each is linked to the last spike whose onset precedes its trough, if one does.
+
+    ``binomial``: values are shares of ``num_samples``, which then gives their standard error; else, and where
+    ``num_samples`` is 0, the error comes from the curve's own noise. ``min_depth``: in the curve's units.
+    """
+    iteration, value, error = _clean(curve, min_depth, binomial)
     if len(value) < 3:
         return ()
     limits = _limits(value, error, z_open, min_depth)
@@ -185,7 +196,7 @@ def _union(low: np.ndarray, high: np.ndarray, span: int) -> tuple[np.ndarray, np
     return begins[first], stops[np.append(np.flatnonzero(first)[1:] - 1, len(stops) - 1)]
 
 
-def _clean(curve: EvalCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _clean(curve: EvalCurve, min_depth: float, binomial: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finite values in order, one an iteration (the last), and the standard error of each."""
     value = np.asarray(curve.value, dtype=np.float64)
     keep = np.isfinite(value)
@@ -195,19 +206,28 @@ def _clean(curve: EvalCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     iteration, value, samples = iteration[order], value[order], samples[order]
     last = np.append(iteration[1:] != iteration[:-1], True) if len(iteration) else keep[:0]
     iteration, value, samples = iteration[last], value[last], samples[last]
-    return iteration, value, _standard_error(value, samples)
-
-
-def _standard_error(value: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Binomial, from the number of samples; where that is unknown, from how the curve itself jumps."""
-    if len(value) == 0:
-        return value
-    jumps = np.abs(np.diff(value))
-    fallback = max(1.4826 * float(np.median(jumps)) / np.sqrt(2), 1e-3) if len(jumps) else 1e-3
+    noise = noise_of(value, floor=0.1 * min_depth)
+    if not binomial:
+        return iteration, value, noise
     count = np.where(samples > 0, samples, 1.0)
-    share = np.clip(value, 0, 1)
+    share = np.clip(np.abs(value), 0, 1)  # the sign of an error rate is turned
     smooth = (share * count + 1) / (count + 2)  # a value of 0 or 1 still has an error
-    return np.where(samples > 0, np.sqrt(smooth * (1 - smooth) / count), fallback)
+    return iteration, value, np.where(samples > 0, np.sqrt(smooth * (1 - smooth) / count), noise)
+
+
+def noise_of(value: np.ndarray, floor: float) -> np.ndarray:
+    """Standard deviation (n,) of the noise of a curve (n,), from its second differences, which leave a trend out.
+
+    It is that of the whole curve, or of the evaluations around where they vary more; at least ``floor``; larger for
+    short curves, whose noise is itself uncertain.
+    """
+    n = len(value)
+    if n < 3:
+        return np.full(n, floor)
+    bends = np.abs(value[2:] - 2 * value[1:-1] + value[:-2])
+    around = np.pad(median_filter(bends, size=min(NOISE_OVER, len(bends)), mode="nearest"), 1, mode="edge")
+    sd = 1.4826 * np.maximum(around, np.median(bends)) / np.sqrt(6)
+    return np.maximum(sd * (1 + SHORT / n), floor)
 
 
 def _area(iteration: np.ndarray, lost: np.ndarray) -> float:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stabilitylab.analysis.dips import LINK_WINDOW
-from stabilitylab.analysis.results import Dip, Episode, RunAnalysis, plain
+from stabilitylab.analysis.metrics import depth_text, dip_word, metric_label
+from stabilitylab.analysis.results import Dip, Episode, JudgedMetric, RunAnalysis, plain
 
 PATCH = "patch_embed"
 FREEZE, CLIP = "frozen-patch", "clip-global:1.0"
@@ -43,10 +44,10 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
             f"Episode {number}, iterations {episode.start} to {episode.end}.",
             _rise(episode, found.resolution.step if found.resolution else 1),
             _spread(episode, found),
-            *(_cost(dip, episode.start) for dip in dips),
+            *(_cost(dip, episode.start, found) for dip in dips),
         ]
-        if not dips and found.dips is not None and not any("for dips" in note for note in found.notes):
-            parts.append("No accuracy dip followed.")
+        if not dips and found.dips is not None:
+            parts.append(f"No {dip_word(found)} followed.")
         if leaders[episode.leader] > 1:
             parts.append(
                 f"It is number {seen[episode.leader]} of {leaders[episode.leader]} that {episode.leader} leads."
@@ -88,12 +89,18 @@ def _after(iterations: int) -> str:
     return f"after {iterations} iteration{'' if iterations == 1 else 's'}"
 
 
-def _cost(dip: Dip, since: int) -> str:
+def _cost(dip: Dip, since: int, found: RunAnalysis) -> str:
     back = "has not recovered" if dip.recovered is None else f"recovered by {dip.recovered}"
-    size = f"{100 * dip.depth:.1f} points"
+    metric = found.metric or JudgedMetric()
+    down = metric.goal == "max"
+    name, size = metric_label(metric.name), depth_text(dip.depth, metric)
+    name = name[0].upper() + name[1:] if name.islower() else name
     if dip.start < since:
-        return f"kNN accuracy was falling since {dip.start}; it lost {size} (lowest at {dip.trough}) and {back}."
-    return f"kNN accuracy fell by {size} from {dip.start} (lowest at {dip.trough}) and {back}."
+        falling, lost = ("falling", "lost") if down else ("rising", "rose by")
+        worst = "lowest" if down else "highest"
+        return f"{name} was {falling} since {dip.start}; it {lost} {size} ({worst} at {dip.trough}) and {back}."
+    verb, worst = ("fell", "lowest") if down else ("rose", "highest")
+    return f"{name} {verb} by {size} from {dip.start} ({worst} at {dip.trough}) and {back}."
 
 
 def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:

@@ -14,13 +14,13 @@ from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.early_warning import early_warning
 from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import Reach, measure_lag, propagation
+from stabilitylab.analysis.metrics import Metric, choose_metric
 from stabilitylab.analysis.notes import layer_notes
 from stabilitylab.analysis.resolution import resolution_of
-from stabilitylab.analysis.results import Dip, DipLink, RunAnalysis
+from stabilitylab.analysis.results import Dip, DipLink, JudgedMetric, RunAnalysis
 from stabilitylab.analysis.series import LayerSeries, RunSeries, without_duplicates
 from stabilitylab.analysis.timeline import Timeline
-
-METRIC = "knn_top1"
+from stabilitylab.errors import NoDataError
 
 
 def analyze_run(
@@ -30,17 +30,24 @@ def analyze_run(
     lag: bool = True,
     dips: bool = True,
     settings: SpikeSettings | None = None,
+    metric: str | None = None,
+    goal: str | None = None,
     early: tuple[str, Sequence[LayerSeries]] | None = None,
 ) -> RunAnalysis:
     """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it.
+
+    ``metric`` and ``goal`` choose the curve in which dips are looked for; the default is the run's own choice, else
+    that of `choose_metric`. Raises NoDataError where the metric asked for was not recorded or has no values,
+    ConfigError for a goal that contradicts it.
 
     ``early``: a signal's name and its series by layer, to be held against the spikes that follow.
     """
     settings = settings or SpikeSettings()
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
     clean = [without_duplicates(layer) for layer in layers]
-    curve = series.evals.get(METRIC)
-    resolution = resolution_of(clean, rows=series.rows, evaluations=None if curve is None else curve.iteration)
+    chosen, why_not = _metric(series, metric, goal)
+    evaluations = None if chosen is None else chosen.curve.iteration
+    resolution = resolution_of(clean, rows=series.rows, evaluations=evaluations)
     notes = layer_notes(clean, settings, resolution)
     timelines = _timelines(clean, means=series.rows == "mean")
     # The running medians are numpy's and scipy's: threads share them out.
@@ -74,14 +81,14 @@ def analyze_run(
 
     dipped: tuple[Dip, ...] | None = None
     link: DipLink | None = None
+    judged: JudgedMetric | None = None
     if dips:
-        if curve is None or np.isfinite(curve.value).sum() < 3:
-            have = 0 if curve is None else int(np.isfinite(curve.value).sum())
-            few = f"{METRIC} has {have} values and at least 3 are needed (see --set eval.knn_every)"
-            notes.append(f"not enough data for dips: {few}")
-            dipped = ()
+        if chosen is None:
+            judged = JudgedMetric(name="", chosen=why_not)
+            notes.append(f"dips are not judged: {why_not}")
         else:
-            dipped = find_dips(curve, found)
+            judged = chosen.summary()
+            dipped = find_dips(chosen.judged, found, min_depth=chosen.min_depth, binomial=chosen.binomial)
             since = min((int(layer.iteration[0]) for layer in clean if len(layer.iteration)), default=0)
             link = link_dips(dipped, found, num_iterations=series.iterations, first=since)
     foreseen = None
@@ -104,6 +111,7 @@ def analyze_run(
         propagation=travels,
         dips=dipped,
         dip_link=link,
+        metric=judged,
         early_warning=foreseen,
         settings=settings,
         notes=tuple(notes),
@@ -123,3 +131,15 @@ def _timelines(layers: Sequence[LayerSeries], *, means: bool) -> dict[str, Timel
             made.append((layer.iteration, known))
         found[layer.name] = known
     return found
+
+
+def _metric(series: RunSeries, metric: str | None, goal: str | None) -> tuple[Metric | None, str]:
+    """What dips are looked for in, or None and why not. A metric that was asked for must be there."""
+    own = series.metric if metric is None else metric
+    towards = series.goal if goal is None and metric is None else goal
+    try:
+        return choose_metric(series.evals, series.loss, metric=own, goal=towards), ""
+    except NoDataError as error:
+        if metric is not None:
+            raise
+        return None, str(error)

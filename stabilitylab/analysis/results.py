@@ -20,6 +20,28 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedMetric:
+    """The metric that dips were looked for in. ``goal``: max or min; ``scale``: fraction, percent, log (a perplexity)
+    or value; ``num_values``: finite evaluations; ``chosen``: why this metric."""
+
+    name: str = "knn_top1"
+    goal: str = "max"
+    scale: str = "fraction"
+    num_values: int = 0
+    chosen: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """False where no curve could be judged."""
+        return bool(self.name)
+
+    @property
+    def share(self) -> bool:
+        """Whether values and depths are shares, shown in percent and points."""
+        return self.scale in ("fraction", "percent")
+
+
+@dataclass(frozen=True, slots=True)
 class Spike:
     """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height,
     or its first value for the published rules and for ``kind`` ``nonfinite`` (else ``spike``).
@@ -142,8 +164,12 @@ class SpikeRef:
 
 @dataclass(frozen=True, slots=True)
 class Dip:
-    """A drop of an accuracy curve. ``depth`` is a fraction, ``z`` in standard errors, ``area`` in
-    fraction x iterations, ``recovered`` None where the run ended first."""
+    """A stretch in which the judged metric is worse than what it had reached: a drop of an accuracy, a rise of a loss.
+
+    ``depth`` is a fraction for accuracies (also those recorded in percent), a difference for losses, a difference of
+    logarithms for perplexities; ``z`` in standard errors, ``area`` in depth x iterations, ``recovered`` None where the
+    run ended first.
+    """
 
     start: int
     trough: int
@@ -189,7 +215,11 @@ class EarlyWarning:
 
 @dataclass(frozen=True, slots=True)
 class RunAnalysis:
-    """The whole answer for one run. A part that was not asked for is None; ``notes`` name what lacked data."""
+    """The whole answer for one run. A part that was not asked for is None; ``notes`` name what lacked data.
+
+    ``metric`` is what dips were looked for in. Where no curve could be judged its name is empty, ``chosen`` says why,
+    and ``dips`` is None: not judged, which is not the same as none found.
+    """
 
     run: str
     iterations: int
@@ -201,6 +231,7 @@ class RunAnalysis:
     propagation: tuple[LayerLag, ...] | None = None
     dips: tuple[Dip, ...] | None = None
     dip_link: DipLink | None = None
+    metric: JudgedMetric | None = None
     early_warning: EarlyWarning | None = None
     settings: SpikeSettings | None = None
     notes: tuple[str, ...] = ()
@@ -210,7 +241,7 @@ class RunAnalysis:
         """The parts asked for; the rest becomes None."""
         found = self if spikes else replace(self, spikes=None, false_alarms=None, episodes=None, early_warning=None)
         found = found if lag else replace(found, lag=None, propagation=None)
-        return found if dips else replace(found, dips=None, dip_link=None)
+        return found if dips else replace(found, dips=None, dip_link=None, metric=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract, schema 1: plain types only; what is not finite becomes None."""
@@ -232,8 +263,10 @@ class RunAnalysis:
             }
         if self.propagation is not None:
             out["propagation"] = [asdict(row) for row in self.propagation]
-        if self.dips is not None:
-            out["dips"] = [asdict(dip) for dip in self.dips]
+        if self.dips is not None or self.metric is not None:
+            out["dips"] = None if self.dips is None else [asdict(dip) for dip in self.dips]
+        if self.metric is not None:
+            out["metric"] = asdict(self.metric)
         if self.dip_link is not None:
             out["dip_link"] = asdict(self.dip_link)
         if self.early_warning is not None:

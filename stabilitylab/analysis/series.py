@@ -24,11 +24,16 @@ class LayerSeries:
 
 @dataclass(frozen=True, slots=True)
 class EvalCurve:
-    """One metric over training: ``iteration`` (n,), ``value`` (n,) as a fraction, ``num_samples`` (n,) or 0."""
+    """One metric over training: ``iteration`` (n,), ``value`` (n,) as recorded, ``num_samples`` (n,) or 0.
+
+    ``goal`` (max or min) and ``scale`` are what the user declared; None leaves both to the name and the values.
+    """
 
     iteration: np.ndarray
     value: np.ndarray
     num_samples: np.ndarray
+    goal: str | None = None
+    scale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ class RunSeries:
     iterations up to the next row) or ``bucket`` (their maximum). Empty where it is not known. ``scalars``: other
     curves by name, such as the training loss, each with the iterations it was recorded at. ``signals``: signal ->
     its series by layer, beside ``grad_norm``. ``facts``: what the configuration says and a verdict needs
-    (``method``, ``temperature``, ``batch_size``).
+    (``method``, ``temperature``, ``batch_size``). ``metric`` and ``goal``: the run's own choice
+    of what it is judged by.
     """
 
     run: str
@@ -50,6 +56,16 @@ class RunSeries:
     scalars: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     signals: dict[str, tuple[LayerSeries, ...]] = field(default_factory=dict)
     facts: dict[str, str | float] = field(default_factory=dict)
+    metric: str | None = None
+    goal: str | None = None
+
+    @property
+    def loss(self) -> EvalCurve | None:
+        """The training loss, where it was recorded."""
+        if "loss" not in self.scalars:
+            return None
+        iteration, value = self.scalars["loss"]
+        return EvalCurve(iteration, value, np.zeros(len(iteration), dtype=np.int64))
 
 
 def without_duplicates(layer: LayerSeries) -> LayerSeries:

@@ -104,7 +104,7 @@ class StabilityCallback(TrainerCallback):
             return
         metrics = {k: float(v) for k, v in (context.get("metrics") or {}).items() if isinstance(v, int | float)}
         data: Any = getattr(context.get("eval_dataloader"), "dataset", None)
-        self.recorder.log_found(metrics, num_samples=len(data) if hasattr(data, "__len__") else 0)
+        self.recorder.log(metrics, num_samples=len(data) if hasattr(data, "__len__") else 0)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any

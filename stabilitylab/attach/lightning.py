@@ -64,7 +64,7 @@ class StabilityCallback(pl.Callback):
         if self.recorder is None or trainer.sanity_checking:
             return
         values = {k: v for k, v in trainer.callback_metrics.items() if torch.as_tensor(v).numel() == 1}
-        self.recorder.log_found({str(k): float(v) for k, v in values.items()}, num_samples=_validated(trainer))
+        self.recorder.log({str(k): float(v) for k, v in values.items()}, num_samples=_validated(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._recording.end("stopped" if trainer.interrupted else "finished")

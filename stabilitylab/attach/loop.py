@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import math
+import json
 import os
 import sys
 import warnings
@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from stabilitylab.attach.features import RecordsFeatures
 from stabilitylab.attach.request import check_options, check_signals, chosen_layers, in_order
 from stabilitylab.attach.start import Start, open_run_for, writes
-from stabilitylab.errors import RecordError
+from stabilitylab.errors import ConfigError, RecordError
+from stabilitylab.metrics import check_goal
 from stabilitylab.models.layers import names_tell_the_order
 from stabilitylab.recording.measurement import Measured
 from stabilitylab.recording.order import ExecutionOrder
@@ -123,6 +124,7 @@ class LoopRecorder(RecordsFeatures):
         self._pid = os.getpid()
         self._at_exit = _close_at_exit(self)  # after the writer's own, so that it runs before
         self._closed = False
+        self._declared: dict[str, tuple[str | None, str | None]] = {}
 
     @property
     def run(self) -> str:
@@ -180,26 +182,32 @@ class LoopRecorder(RecordsFeatures):
         return self._recorder.measure() if self._recorder.log_grads else None
 
     def log(
-        self, metrics: Mapping[str, float | Tensor] | None = None, *, num_samples: int = 0, **more: float | Tensor
+        self,
+        metrics: Mapping[str, float | Tensor] | None = None,
+        *,
+        num_samples: int = 0,
+        goal: str | None = None,
+        scale: str | None = None,
+        **more: float | Tensor,
     ) -> None:
-        """Record evaluations at this point of the training, e.g. ``rec.log(knn_top1=0.83, num_samples=10_000)``.
-        Accuracies are fractions; with ``num_samples`` dips are judged against the sampling error."""
-        self._must_be_open()
-        for name, value in {**(metrics or {}), **more}.items():
-            number = float(value)
-            if not _may_be(name, number):
-                raise RecordError(f"{name} = {number:g} is no fraction; log accuracies between 0 and 1")
-            self._recorder.log(self.iteration, name, number, num_samples)
+        """Record evaluations at this point of the training, e.g. ``rec.log(val_acc=0.83, num_samples=10_000)``.
 
-    def log_found(self, metrics: Mapping[str, float], *, num_samples: int = 0) -> None:
-        """`log` for numbers that a framework reports: an accuracy that is no fraction ends no training, it is kept as
-        a scalar and said in an event."""
-        for name, value in metrics.items():
-            if _may_be(name, value):
-                self.log({name: value}, num_samples=num_samples if 0 <= value <= 1 else 0)
-            else:
-                self._recorder.scalar(self.iteration, name, value)
-                self.event("no-fraction", f"{name} = {value:g} is kept as a scalar; log accuracies between 0 and 1")
+        ``num_samples``: how many samples an accuracy is a share of; dips are then judged against its sampling error.
+        ``goal`` (``max`` or ``min``) and ``scale`` (``fraction``, ``percent``, ``log`` or ``value``) say how to read
+        the values; by default the names and values tell. Metrics with different goals need a call each.
+        """
+        self._must_be_open()
+        values = {name: float(value) for name, value in {**(metrics or {}), **more}.items()}
+        for name in values:
+            try:
+                check_goal(name, goal, scale)
+            except ConfigError as error:
+                raise RecordError(str(error)) from None
+        for name, value in values.items():
+            if (goal, scale) != (None, None) and self._declared.get(name) != (goal, scale):
+                self._declared[name] = (goal, scale)
+                self.event("metric", json.dumps({"name": name, "goal": goal, "scale": scale}))
+            self._recorder.log(self.iteration, name, value, num_samples)
 
     def event(self, kind: str, detail: str = "") -> None:
         """Record that something happened."""
@@ -289,7 +297,3 @@ def _number(name: str, value: float | Tensor) -> float | Tensor:
         raise RecordError(f"{name} must be one number, not a tensor of shape {tuple(value.shape)}; take its mean()")
     value = value.detach().reshape(())
     return float(value) if value.device.type == "cpu" else value.clone()
-
-
-def _may_be(name: str, value: float) -> bool:
-    return not name.endswith(("_top1", "_top5")) or 0 <= value <= 1 or math.isnan(value)

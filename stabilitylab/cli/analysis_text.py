@@ -26,7 +26,7 @@ def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()
         _print_episodes(found, say)
     if found.lag is not None:
         _print_lag(found, say)
-    if found.dips is not None:
+    if found.metric is not None:
         _print_dips(found, say)
     if found.early_warning is not None:
         _print_warning(found, say)
@@ -96,8 +96,19 @@ def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
 
 
 def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    dips = found.dips or ()
-    say(f"\ndips of kNN accuracy: {len(dips)}")
+    from stabilitylab.analysis.metrics import metric_label
+    from stabilitylab.analysis.results import JudgedMetric
+
+    metric = found.metric or JudgedMetric()
+    if found.dips is None:
+        say("\ndips: not judged")
+        return
+    dips = found.dips
+    better = "higher" if metric.goal == "max" else "lower"
+    say(f"\n{'dips' if metric.goal == 'max' else 'rises'} of {metric_label(metric.name)}: {len(dips)}")
+    if metric.name != "knn_top1":
+        why = "" if metric.chosen == "asked for" else f", chosen as {metric.chosen}"
+        say(f"  judged by {metric_label(metric.name)} ({better} is better{why}); --metric NAME judges another")
     if dips:
         say(f"  {'start':>8}{'trough':>8}{'recovered':>11}{'depth':>8}{'z':>7}  after spike")
     for dip in dips:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stabilitylab.cli.options import runs_dir
+from stabilitylab.cli.options import goal, metric, runs_dir
 from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("run")
 @click.option("--spikes", is_flag=True, help="Gradient spikes of every layer and the episodes they form.")
 @click.option("--lag", is_flag=True, help="Lag from the first to the last layer, and to every layer.")
-@click.option("--dips", is_flag=True, help="Dips of the kNN curve and the spikes before them.")
+@click.option("--dips", is_flag=True, help="Dips of the judged metric and the spikes before them.")
 @click.option("--explain", is_flag=True, help="An account of every episode in plain words, and what to try next.")
 @click.option(
     "--rule", type=click.Choice(["stablab", "olmo", "zscore", "ema"]), default="stablab", show_default=True,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     "--format", "form", type=click.Choice(["text", "json", "csv"]), default="text", show_default=True,
     help="csv prints one row an event.",
 )  # fmt: skip
+@metric
+@goal
 @click.option("--no-cache", is_flag=True, help="Work it out anew; keep nothing in the run's folder.")
 @runs_dir
 def command(
@@ -52,10 +54,14 @@ def command(
     false_alarms: float | None,
     min_ratio: float | None,
     form: str,
+    metric: str | None,
+    goal: str | None,
     no_cache: bool,
     runs_dir: str | None,
 ) -> None:
     """Find spikes, their lag and accuracy dips in RUN. With none of the three named: all.
+
+    Dips are looked for in one evaluation curve: drops of an accuracy, rises of a loss or a perplexity.
 
     Works on a run that is still being written. The answer is kept in the run's folder until it has new rows.
     """
@@ -65,7 +71,7 @@ def command(
     from stabilitylab.store.location import find_run, runs_root
 
     settings = _settings(rule, false_alarms, min_ratio)
-    answer = answer_run(find_run(runs_root(runs_dir), run), settings, keep=not no_cache)
+    answer = answer_run(find_run(runs_root(runs_dir), run), settings, metric=metric, goal=goal, keep=not no_cache)
     for problem in answer.problems:
         click.echo(f"stablab: warning: {problem}", err=True)
     accounts = explain_episodes(answer.analysis, answer.config) if explain else ()

@@ -9,3 +9,15 @@ runs_dir = click.option(
     metavar="DIR",
     help="Where runs live. Default: $STABLAB_RUNS, else ./runs.",
 )
+
+metric = click.option(
+    "--metric",
+    metavar="NAME",
+    help="The evaluation curve to judge. Default: kNN accuracy, else a held-out accuracy, else a held-out loss, else "
+    "the training loss.",
+)
+goal = click.option(
+    "--goal",
+    type=click.Choice(["max", "min"]),
+    help="Whether higher or lower is better. Default: what the run declared, else what the metric's name tells.",
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from stabilitylab.analysis.detection.rules import spike_score
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.analysis.metrics import TRAINING_LOSS, block_means
+from stabilitylab.analysis.results import JudgedMetric, LayerSeries, RunAnalysis, RunSeries
 from stabilitylab.comparison.paired import (
     MIN_PAIRS_FOR_P,
     detectable_size,
@@ -23,9 +25,8 @@ from stabilitylab.comparison.results import Comparison, Effect, LrSensitivity, R
 
 METRIC = "knn_top1"
 MIN_SEEDS = 3
-METRICS = ("final_knn", "best_knn", "spikes_per_10k", "dip_area", "max_dip_depth", "diverged", "spike_score")
-HIGHER_IS_BETTER = ("final_knn", "best_knn")
-MIN_EVALUATIONS = 3
+OTHER_METRICS = ("spikes_per_10k", "dip_area", "max_dip_depth", "diverged", "spike_score")
+METRICS = ("final_knn", "best_knn", *OTHER_METRICS)
 DIVERGED_SHARE = 0.5
 """A run counts as diverged where its final kNN is below half of its best, or its last gradients are not finite."""
 
@@ -36,24 +37,42 @@ def summarize_run(
     """One run's row. Spikes are counted per 10,000 iterations and layer, over trained layers."""
     curve = series.evals.get(METRIC)
     values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
-    final = float(values[-1]) if len(values) else None
-    best = float(values.max()) if len(values) else None
+    final_knn = float(values[-1]) if len(values) else None
+    best_knn = float(values.max()) if len(values) else None
+    judged = analysis.metric if analysis.metric is not None and analysis.metric.judged else JudgedMetric()
+    final, best = _ends(series, judged)
     tested = sum(len(layer.iteration) for layer in series.layers if layer.trainable and _judged(layer))
     rate = None if analysis.spikes is None or tested == 0 else 10_000 * len(analysis.spikes) / tested
-    dips = analysis.dips if len(values) >= MIN_EVALUATIONS else None
+    dips = analysis.dips
     return RunSummary(
         run=series.run,
         mitigation=mitigation,
         seed=seed,
         base_lr=base_lr,
-        final_knn=final,
-        best_knn=best,
+        final_knn=final_knn,
+        best_knn=best_knn,
         spikes_per_10k=rate,
         dip_area=None if dips is None else float(sum(dip.area for dip in dips)),
         max_dip_depth=None if dips is None else max((dip.depth for dip in dips), default=0.0),
-        diverged=_diverged(series, final, best),
+        diverged=_diverged(series, final_knn, best_knn),
         spike_score=spike_score(global_norm(series)),
+        metric=judged.name,
+        goal=judged.goal,
+        scale=judged.scale,
+        final=final,
+        best=best,
     )
+
+
+def _ends(series: RunSeries, judged: JudgedMetric) -> tuple[float | None, float | None]:
+    """The last and the best value of the judged metric, as recorded. The training loss ends with its last stretch."""
+    curve = series.evals.get(judged.name)
+    if curve is None and judged.name == TRAINING_LOSS and series.loss is not None:
+        curve = block_means(series.loss)
+    values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
+    if not len(values):
+        return None, None
+    return float(values[-1]), float(values.max() if judged.goal == "max" else values.min())
 
 
 def _judged(layer: LayerSeries) -> bool:
@@ -85,7 +104,13 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
     """Every mitigation against ``baseline``, metric by metric. Holm runs over the mitigations of a metric."""
     runs = tuple(summaries)
     names = list(dict.fromkeys(run.mitigation for run in runs))
-    notes = [f"{run.run}: no {METRIC} was recorded" for run in runs if run.final_knn is None]
+    metric, goal = _shared_metric(runs)
+    notes = [f"{run.run}: no {metric} was recorded" for run in runs if run.value(f"final_{metric}") is None]
+    notes += [
+        f"{run.run} is judged by {run.metric}, the others by {metric}: its dips are not compared"
+        for run in runs
+        if run.metric != metric and run.final is not None
+    ]
     if baseline not in names:
         known = ", ".join(names) or "no run"
         return Comparison(
@@ -95,8 +120,8 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
     if not others:
         notes.append(f"all runs have mitigation {baseline!r}: there is nothing to compare")
     effects: list[Effect] = []
-    for metric in METRICS:
-        found = [_effect(runs, name, baseline, metric) for name in others]
+    for column in columns_of(metric):
+        found = [_effect(runs, name, baseline, column, goal) for name in others]
         rows = [row for row in found if row is not None]
         corrected = holm([row.p_value for row in rows])
         effects += [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
@@ -105,11 +130,28 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
             notes.append(
                 f"no run of {name!r} has the seed and base learning rate of a run of {baseline!r}: not compared"
             )
-    sensitivity = _lr_sensitivities(runs, names, notes)  # which adds to the notes
-    return Comparison(runs, tuple(effects), baseline, tuple(notes), sensitivity)
+    sensitivity = _lr_sensitivities(runs, names, notes, metric, goal)  # which adds to the notes
+    return Comparison(runs, tuple(effects), baseline, tuple(notes), sensitivity, metric, goal, scale_of(runs, metric))
 
 
-def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: str) -> Effect | None:
+def columns_of(metric: str) -> tuple[str, ...]:
+    """What is compared, where the runs are judged by ``metric``."""
+    name = "knn" if metric == METRIC else metric
+    return (f"final_{name}", f"best_{name}", *OTHER_METRICS)
+
+
+def scale_of(runs: Sequence[RunSummary], metric: str) -> str:
+    """The scale of the metric in the runs that have it."""
+    return next((run.scale for run in runs if run.metric == metric), "fraction")
+
+
+def _shared_metric(runs: Sequence[RunSummary]) -> tuple[str, str]:
+    """Metric and goal that most of the runs are judged by."""
+    counts = Counter((run.metric, run.goal) for run in runs if run.final is not None or run.final_knn is not None)
+    return counts.most_common(1)[0][0] if counts else (METRIC, "max")
+
+
+def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: str, goal: str) -> Effect | None:
     without, treated = _by_pair(runs, baseline, metric), _by_pair(runs, mitigation, metric)
     pairs = sorted(without.keys() & treated.keys())
     if not pairs:
@@ -136,14 +178,14 @@ def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: 
         p_holm=None,
         num_seeds=n,
         warning=_warning(n, differences),
-        verdict=_verdict(metric, differences),
+        verdict=_verdict(metric, goal, differences),
         effect_size=size,
         detectable=None if least is None or not varies else least * spread,
         seeds_needed=None if size is None else seeds_needed(size),
     )
 
 
-def _verdict(metric: str, differences: np.ndarray) -> str:
+def _verdict(metric: str, goal: str, differences: np.ndarray) -> str:
     """Read off the interval. Below three pairs there is none worth the name."""
     if len(differences) < MIN_SEEDS:
         return "too few seeds"
@@ -152,12 +194,15 @@ def _verdict(metric: str, differences: np.ndarray) -> str:
     low, high = mean_interval(differences) or (mean, mean)
     if low <= 0 <= high:
         return "no difference shown"
-    return "better" if (low > 0) == (metric in HIGHER_IS_BETTER) else "worse"
+    higher = goal == "max" and metric.startswith(("final_", "best_"))
+    return "better" if (low > 0) == higher else "worse"
 
 
-def _lr_sensitivities(runs: Sequence[RunSummary], names: Sequence[str], notes: list[str]) -> tuple[LrSensitivity, ...]:
+def _lr_sensitivities(
+    runs: Sequence[RunSummary], names: Sequence[str], notes: list[str], metric: str, goal: str
+) -> tuple[LrSensitivity, ...]:
     """Over the learning rates that every mitigation has; seeds that lack one of them are left out."""
-    curves = {name: _by_pair(runs, name, "final_knn") for name in names}
+    curves = {name: _by_pair(runs, name, columns_of(metric)[0]) for name in names}
     shared = set.intersection(*({lr for _, lr in curve} for curve in curves.values())) if curves else set()
     rates = sorted(shared - {"nan"}, key=float)
     if len(rates) < 2:
@@ -170,7 +215,8 @@ def _lr_sensitivities(runs: Sequence[RunSummary], names: Sequence[str], notes: l
             notes.append(f"no seed of {name!r} has run all of the learning rates {', '.join(rates)}: no LR sensitivity")
             continue
         values = np.array(rows)
-        lost = (values.max(axis=1, keepdims=True) - values).mean(axis=1)
+        best = values.max(axis=1, keepdims=True) if goal == "max" else values.min(axis=1, keepdims=True)
+        lost = np.abs(best - values).mean(axis=1)
         by_lr = tuple(zip(map(float, rates), values.mean(axis=0).tolist(), strict=True))
         found.append(LrSensitivity(name, float(lost.mean()), mean_interval(lost), len(lost), by_lr))
     return tuple(found)
@@ -180,7 +226,7 @@ def _by_pair(runs: Sequence[RunSummary], mitigation: str, metric: str) -> dict[t
     """Metric by (seed, base_lr); the mean where a pair was run twice. A learning rate is compared as written."""
     values: dict[tuple[int, str], list[float]] = {}
     for run in runs:
-        value = getattr(run, metric)
+        value = run.value(metric)
         if run.mitigation == mitigation and value is not None and math.isfinite(value):
             values.setdefault((run.seed, f"{run.base_lr:.6g}"), []).append(float(value))
     return {pair: float(np.mean(found)) for pair, found in values.items()}

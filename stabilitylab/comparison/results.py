@@ -8,8 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What one run brings to a comparison. Rates are per 10,000 iterations; ``spike_score`` is OLMo 2's, the share of
-    values of the whole gradient's norm that stand 7 sd above the mean of the last 1,000."""
+    """What one run brings to a comparison.
+
+    ``final`` and ``best`` are those of ``metric``, the curve that the run is judged by, as recorded; ``final_knn`` and
+    ``best_knn`` those of ``knn_top1``. Rates are per 10,000 iterations. ``spike_score`` is OLMo 2's: the share of
+    values of the whole gradient's norm that lie 7 sd above the mean of the last 1,000.
+    """
 
     run: str
     mitigation: str
@@ -22,6 +26,19 @@ class RunSummary:
     max_dip_depth: float | None
     diverged: bool
     spike_score: float | None = None
+    metric: str = "knn_top1"
+    goal: str = "max"
+    scale: str = "fraction"
+    final: float | None = None
+    best: float | None = None
+
+    def value(self, column: str) -> float | None:
+        """A column of the comparison: a field, or ``final_NAME`` and ``best_NAME`` of the judged metric."""
+        which, _, name = column.partition("_")
+        if which in ("final", "best") and name not in ("knn", "knn_top1"):
+            return getattr(self, which) if name == self.metric else None
+        found: float | None = getattr(self, f"{which}_knn" if name == "knn_top1" else column)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +82,16 @@ class LrSensitivity:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs side by side, and the effect of each mitigation against the baseline."""
+    """Runs side by side, and the effect of each mitigation against the baseline. The runs are judged by ``metric``."""
 
     runs: tuple[RunSummary, ...]
     effects: tuple[Effect, ...]
     baseline: str
     notes: tuple[str, ...] = ()
     lr_sensitivity: tuple[LrSensitivity, ...] = ()
+    metric: str = "knn_top1"
+    goal: str = "max"
+    scale: str = "fraction"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types; numbers that are not finite stay, for the writer to turn into null."""

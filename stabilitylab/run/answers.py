@@ -53,22 +53,32 @@ class _Kept:
 _FORM = TypeAdapter(_Kept)
 
 
-def answer_run(run_dir: Path, settings: SpikeSettings | None = None, *, keep: bool = True) -> Answer:
+def answer_run(
+    run_dir: Path,
+    settings: SpikeSettings | None = None,
+    *,
+    metric: str | None = None,
+    goal: str | None = None,
+    keep: bool = True,
+) -> Answer:
     """The whole analysis of a run, kept or new. NoDataError for a run without gradients.
+
+    ``metric`` and ``goal``: the curve in which dips are looked for; see `stabilitylab.analysis.metrics.choose_metric`.
 
     ``keep`` false neither reads nor writes kept answers. A folder that cannot be written costs the keeping, nothing
     else.
     """
     settings = settings or SpikeSettings()
     rows = _rows(run_dir)  # before anything is read: rows that come meanwhile make the answer stale, never wrong
-    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings)])[:16]}.json"
+    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), metric, goal])[:16]}.json"
     with open_run(run_dir) as reader:
         problems = tuple(reader.problems)
         kept = _load(file, rows) if keep else None
         if kept is None:
             series = load_series(reader)
             _need_gradients(series, reader.status)
-            analysis = analyze_run(series, settings=settings, early=_signal(reader, series))
+            early = _signal(reader, series)
+            analysis = analyze_run(series, settings=settings, metric=metric, goal=goal, early=early)
             kept = _Kept(analysis, summarize(series, analysis, reader.config))
             if keep:
                 _save(file, rows, kept)

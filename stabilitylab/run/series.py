@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
+
 from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries
+from stabilitylab.metrics import GOALS, SCALES
 from stabilitylab.store.reader import RunReader
 
 
@@ -17,10 +22,52 @@ def load_series(reader: RunReader) -> RunSeries:
             series = (empty[0][:0], empty[1][:0])
         if series is not None:
             layers.append(LayerSeries(row.name, row.depth, series[0], series[1], row.trainable))
+    declared = _declared(reader)
     evals = {
-        metric: EvalCurve(columns["iteration"], columns["value"], columns["num_samples"])
+        metric: EvalCurve(
+            columns["iteration"], columns["value"], columns["num_samples"], *declared.get(metric, (None, None))
+        )
         for metric, columns in reader.evals().items()
     }
+    choice = reader.config.get("analysis")
+    choice = choice if isinstance(choice, dict) else {}
     return RunSeries(
-        reader.meta["run_id"], reader.num_iterations, tuple(layers), evals, rows=reader.meta.get("rows", "")
+        reader.meta["run_id"],
+        reader.num_iterations,
+        tuple(layers),
+        evals,
+        rows=reader.meta.get("rows", ""),
+        scalars=_training_loss(reader),
+        metric=choice.get("metric"),
+        goal=choice.get("goal"),
     )
+
+
+METRIC_EVENT = "metric"
+"""The kind of event by which a run declares a metric's goal and scale: ``{"name": ..., "goal": ..., "scale": ...}``."""
+
+
+def _declared(reader: RunReader) -> dict[str, tuple[str | None, str | None]]:
+    """Goal and scale of the metrics that were declared with them; the last declaration counts."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for event in reader.events():
+        if event.kind != METRIC_EVENT:
+            continue
+        try:
+            told = json.loads(event.detail)
+            found[told["name"]] = (
+                told.get("goal") if told.get("goal") in GOALS else None,
+                told.get("scale") if told.get("scale") in SCALES else None,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # somebody else's event of that kind
+    return found
+
+
+def _training_loss(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rows = reader.table("iterations")
+    loss = np.asarray(rows["loss"], dtype=np.float64)
+    if not np.isfinite(loss).any():
+        return {}
+    order = np.argsort(rows["iteration"], kind="stable")
+    return {"loss": (rows["iteration"][order], loss[order])}

@@ -370,8 +370,10 @@ def test_misuse_is_named(tmp_path: Path) -> None:
     rec = start()
     with pytest.raises(RecordError, match=r"after loss.backward\(\)"):
         rec.step()
-    with pytest.raises(RecordError, match="no fraction"):
-        rec.log(knn_top1=83.0)
+    with pytest.raises(RecordError, match="val_loss: goal max contradicts its name"):
+        rec.log(val_loss=1.0, goal="max")
+    with pytest.raises(RecordError, match="goal 'up' is neither max nor min"):
+        rec.log(quality=1.0, goal="up")
     rec.close()
     rec.close()
     for use in (rec.step, rec.log, lambda: rec.event("x")):
@@ -384,3 +386,17 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(Exception, match="cannot"):
         stabilitylab.record(Net(), runs_dir=tmp_path)
+
+
+def test_a_metric_is_declared_once_with_its_goal(tmp_path: Path) -> None:
+    from stabilitylab.run.series import load_series
+
+    with stabilitylab.record(Net(), run="r", runs_dir=tmp_path) as rec:
+        for value in (1.0, 2.0, 3.0):
+            rec.log(quality=value, goal="max")
+        rec.log(val_top1=83.0, num_samples=100)
+    with open_run(tmp_path / "r") as reader:
+        series = load_series(reader)
+        assert [event.kind for event in reader.events()].count("metric") == 1
+    assert series.evals["quality"].goal == "max"
+    assert series.evals["val_top1"].value.tolist() == [83.0]

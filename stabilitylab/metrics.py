@@ -1,0 +1,104 @@
+"""What a metric's name tells: whether higher or lower is better, and on what scale its values are.
+
+A *goal* is ``max`` or ``min``. A *scale* is ``fraction``, ``percent``, ``log`` for a perplexity, or ``value``.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from stabilitylab.errors import ConfigError
+
+GOALS = ("max", "min")
+SCALES = ("fraction", "percent", "log", "value")
+
+_RIGHT_OR_WRONG = {"acc", "accuracy", "top1", "top5", "acc1", "acc5", "knn", "top", "1nn"}
+_ACCURACY = _RIGHT_OR_WRONG | {"precision", "recall"}
+_HIGHER = _ACCURACY | {
+    "f1",
+    "auc",
+    "auroc",
+    "auprc",
+    "map",
+    "miou",
+    "iou",
+    "dice",
+    "bleu",
+    "rouge",
+    "r2",
+    "psnr",
+    "ssim",
+    "mcc",
+    "kappa",
+    "score",
+    "ndcg",
+    "mrr",
+}
+_ERROR_RATE = {"error", "err", "wer", "cer", "eer"}
+_PERPLEXITY = {"perplexity", "ppl"}
+_LOWER = (
+    _ERROR_RATE
+    | _PERPLEXITY
+    | {"loss", "nll", "bpc", "bpb", "bpd", "mse", "rmse", "fid", "xent", "ce", "kl", "mape", "entropy", "latency"}
+)
+_HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev", "heldout"}
+
+
+def words(name: str) -> list[str]:
+    """``val/knn_acc1`` -> val, knn, acc1; ``valLoss`` -> val, loss."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
+
+
+def goal_of(name: str) -> str | None:
+    """``max`` or ``min`` where the name tells; None where it does not."""
+    parts = words(name)
+    if any(part in _LOWER or part.endswith("loss") for part in parts):
+        return "min"
+    if any(part in _HIGHER or part.startswith(("acc", "knn", "top")) for part in parts):
+        return "max"
+    return None
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether the name is that of a share of right answers."""
+    parts = words(name)
+    named = any(part in _ACCURACY or part.startswith(("acc", "knn", "top")) for part in parts)
+    return named and goal_of(name) == "max"
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the name says that the metric was measured on held-out data."""
+    return bool(set(words(name)) & _HELD_OUT) or "knn" in name.lower()
+
+
+def check_goal(name: str, goal: str | None, scale: str | None = None) -> None:
+    """ConfigError for a goal or scale that does not exist, or a goal that contradicts the metric's name."""
+    if goal is not None and goal not in GOALS:
+        raise ConfigError(f"goal {goal!r} is neither max nor min")
+    if scale is not None and scale not in SCALES:
+        raise ConfigError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+    named = goal_of(name)
+    if goal is not None and named is not None and goal != named and (named == "min" or is_accuracy(name)):
+        better = "lower" if named == "min" else "higher"
+        raise ConfigError(f"metric {name}: goal {goal} contradicts its name, for which {better} is better")
+
+
+def scale_of(name: str, finite: np.ndarray) -> str:
+    """The scale of the finite values (n,) of a metric that declares none."""
+    parts = words(name)
+    if set(parts) & _PERPLEXITY:
+        return "log" if finite.min() > 0 else "value"
+    shares = is_accuracy(name) or bool(set(parts) & _ERROR_RATE)
+    if not shares or finite.min() < 0:
+        return "value"
+    if finite.max() <= 1:
+        return "fraction"
+    return "percent" if finite.max() <= 100 else "value"
+
+
+def is_binomial(name: str) -> bool:
+    """Whether the values are shares of samples that were right or wrong, so that ``num_samples`` gives their error."""
+    return bool(set(words(name)) & (_RIGHT_OR_WRONG | {"error", "err"}))
