@@ -33,7 +33,7 @@ def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resoluti
         )
     if resolution.in_words():
         notes.append(resolution.in_words())
-    if resolution.spacing == "irregular" and any(_gaps(layer) for layer in layers):
+    if any(_gaps(layer) for layer in layers):
         notes.append("iterations are missing from the record: a spike inside a gap is not seen")
     return notes
 
