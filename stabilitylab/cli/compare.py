@@ -188,8 +188,9 @@ def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None
         interval = "" if e.ci95 is None else f"{e.ci95[0]:+.4g} to {e.ci95[1]:+.4g}"
         needed = "" if e.seeds_needed is None else str(e.seeds_needed)
         say(
-            f"  {e.metric:<{wide}}{e.baseline_mean:>10.4g}{e.mitigated_mean:>10.4g}{e.difference:>+12.4g}  {interval:<22}"
-            f"{_number(e.p_value, '.3f'):>7}{_number(e.p_holm, '.3f'):>8}{e.num_seeds:>6}  {e.verdict:<20}{needed:>7}"
+            f"  {e.metric:<{wide}}{e.baseline_mean:>10.4g}{e.mitigated_mean:>10.4g}{e.difference:>+12.4g}  "
+            f"{interval:<22}{_number(e.p_value, '.3f'):>7}{_number(e.p_holm, '.3f'):>8}{e.num_seeds:>6}  "
+            f"{e.verdict:<20}{needed:>7}"
         )
         if e.warning:
             warnings.setdefault(e.warning, []).append(e.metric)
