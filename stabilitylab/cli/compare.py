@@ -129,20 +129,20 @@ def _power_table() -> list[tuple[float, int, float]]:
 
 def _print_csv(found: Comparison) -> None:
     from stabilitylab.comparison.results import Effect
+    from stabilitylab.store.spreadsheet import cell
 
     names = [field.name for field in fields(Effect) if field.name != "ci95"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*names, "ci95_low", "ci95_high"])
     for effect in found.effects:
         values = [getattr(effect, name) for name in names]
-        writer.writerow(["" if value is None else value for value in (*values, *(effect.ci95 or ("", "")))])
+        writer.writerow(["" if value is None else cell(value) for value in (*values, *(effect.ci95 or ("", "")))])
 
 
 def _print_text(found: Comparison, by: str) -> None:
-    from rich.console import Console
+    from stabilitylab.cli.terminal import console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    say = console.print
+    say = console(highlight=False, markup=False, soft_wrap=True).print
     say(f"{len(found.runs)} runs by {by}, against {found.baseline}; paired by seed and base learning rate")
     _print_runs(found, say)
     for mitigation in dict.fromkeys(effect.mitigation for effect in found.effects):
