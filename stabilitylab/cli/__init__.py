@@ -21,6 +21,7 @@ COMMANDS = {
     "figure": "figure",
     "watch": "watch",
     "probe": "probe",
+    "convert": "convert",
     "runs": "runs",
     "sql": "sql",
     "import": "imports",
