@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stabilitylab.analysis.results import EvalCurve, FalseAlarms, LayerSeries, RunAnalysis, RunSeries, Spike
 from stabilitylab.report.html.page import render_report
-from stabilitylab.report.runs import ReportRun
+from stabilitylab.run.analysed import AnalysedRun
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.pages import planted_episodes
 from tests.synthetic import PlantedRun, noise, plant
@@ -30,7 +30,7 @@ from tests.synthetic import PlantedRun, noise, plant
 MEBIBYTE = 2**20
 
 
-def long_run(iterations: int, layers: int) -> ReportRun:
+def long_run(iterations: int, layers: int) -> AnalysedRun:
     """Noise with a spike every 1,000 iterations in every layer, 1 iteration later a layer. Spikes are given, not
     searched: the analysis has a benchmark of its own."""
     names = ["patch_embed", *(f"blocks.{n}" for n in range(layers - 2)), "predictor"]
@@ -55,7 +55,7 @@ def long_run(iterations: int, layers: int) -> ReportRun:
         dips=(),
     )
     loss = (np.arange(iterations), 5 * np.exp(noise(iterations, seed=1)))
-    return ReportRun(run, analysis, {"train": {"seed": 0}}, "finished", "", loss, {}, ())
+    return AnalysedRun(run, analysis, {"train": {"seed": 0}}, "finished", "", loss, {}, ())
 
 
 def main(iterations: int, layers: int) -> None:

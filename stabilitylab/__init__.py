@@ -5,12 +5,17 @@ with stabilitylab.record(model, optimizer, run="my_run") as rec:
     loss.backward()
     rec.step(loss=loss, lr=lr)
     optimizer.step()
+
+run = stabilitylab.open_run("my_run")    # tables, results and plots of any run, also while it is written
+run.signal("grad_norm"), run.analyze().lag, run.plot("spikes")
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from stabilitylab.version import __version__
 
 if TYPE_CHECKING:
     from stabilitylab.attach.loop import record
@@ -28,15 +33,16 @@ if TYPE_CHECKING:
         StoreError,
         StoreWarning,
     )
-    from stabilitylab.store.reader import open_run
+    from stabilitylab.run.catalog import compare, open_run, runs
+    from stabilitylab.run.handle import Run
 
-__version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "LogFormatError",
     "NoDataError",
     "PluginWarning",
     "RecordError",
+    "Run",
     "RunBroken",
     "RunBusy",
     "RunExists",
@@ -45,13 +51,18 @@ __all__ = [
     "StoreError",
     "StoreWarning",
     "__version__",
+    "compare",
     "open_run",
     "record",
+    "runs",
 ]
 
 _PUBLIC = {  # the rest are errors
     "record": "stabilitylab.attach.loop",
-    "open_run": "stabilitylab.store.reader",
+    "open_run": "stabilitylab.run.catalog",
+    "runs": "stabilitylab.run.catalog",
+    "compare": "stabilitylab.run.catalog",
+    "Run": "stabilitylab.run.handle",
 }
 
 

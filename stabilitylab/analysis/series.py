@@ -68,12 +68,20 @@ class RunSeries:
         return EvalCurve(iteration, value, np.zeros(len(iteration), dtype=np.int64))
 
 
-def without_duplicates(layer: LayerSeries) -> LayerSeries:
-    """Iterations in order and each once; of a repeated iteration the last row stands (a resumed run's)."""
-    iteration = np.asarray(layer.iteration)
+def last_of_each(iteration: np.ndarray) -> np.ndarray | slice:
+    """What picks the rows in order, each iteration once: of a repeated one the last row, that of a resumed run."""
+    iteration = np.asarray(iteration)
     if len(iteration) < 2 or bool((np.diff(iteration) > 0).all()):
-        return layer
+        return slice(None)
     order = np.argsort(iteration, kind="stable")
-    iteration, norm = iteration[order], np.asarray(layer.grad_norm)[order]
-    last = np.append(iteration[1:] != iteration[:-1], True)
-    return LayerSeries(layer.name, layer.depth, iteration[last], norm[last], layer.trainable)
+    ordered = iteration[order]
+    return np.asarray(order[np.append(ordered[1:] != ordered[:-1], True)])
+
+
+def without_duplicates(layer: LayerSeries) -> LayerSeries:
+    """The layer with its iterations in order and each once; see `last_of_each`."""
+    keep = last_of_each(layer.iteration)
+    if isinstance(keep, slice):
+        return layer
+    norm = np.asarray(layer.grad_norm)[keep]
+    return LayerSeries(layer.name, layer.depth, np.asarray(layer.iteration)[keep], norm, layer.trainable)

@@ -14,9 +14,10 @@ _SHOWN = 12
 
 def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()) -> None:
     """Everything that was asked for: a part that is None is left out."""
-    from stabilitylab.cli.terminal import console
+    from rich.console import Console
 
-    say = console(highlight=False, markup=False, soft_wrap=True).print
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    say = console.print
     running = " so far, still running" if status == "running" else ""
     say(f"{found.run}: {found.iterations} iterations{running}, {len(found.layers)} layers")
     if found.spikes is not None:

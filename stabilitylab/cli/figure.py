@@ -37,10 +37,10 @@ def command(
     runs_dir: str | None,
 ) -> None:
     """Draw a figure of runs for a paper: column width, fonts embedded, readable without colour."""
-    from stabilitylab.cli.report import check_output, compare, load_runs
+    from stabilitylab.cli.report import compare, load_runs
     from stabilitylab.report.paper.figures import render
     from stabilitylab.report.paper.numbers import numbers_latex
-    from stabilitylab.report.writing import write_whole
+    from stabilitylab.report.writing import check_output, write_file
     from stabilitylab.store.location import find_run, runs_root
 
     if latex and form:
@@ -63,8 +63,5 @@ def command(
     if output is None:
         click.echo(data.decode(), nl=False)
         return
-    try:
-        write_whole(Path(output), data)
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+    write_file(Path(output), data)
     click.echo(f"figure: {output}" if not latex else f"table: {output}")

@@ -21,9 +21,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Settings:
-        named = config.get("mitigation") or ()
-        named = named if isinstance(named, (list, tuple)) else [named]
-        mitigation = "+".join(map(str, named)) or "none"
+        mitigation = mitigation_name(config.get("mitigation") or ())
         seed, base_lr = _value(config, "train", "seed", 0), _value(config, "optim", "base_lr", math.nan)
         return cls(mitigation, int(seed) if math.isfinite(seed) else 0, float(base_lr))
 
@@ -57,7 +55,18 @@ def arms(runs: Sequence[tuple[str, Settings]]) -> tuple[Arm, ...]:
     return tuple(found)
 
 
+def mitigation_name(mitigations: Any) -> str:
+    """A set of mitigations as one name, ``clip-patch:0.1+qk-norm``; ``none`` without any.
+
+    >>> mitigation_name(["clip-patch:0.1", "qk-norm"]), mitigation_name("frozen-patch"), mitigation_name(())
+    ('clip-patch:0.1+qk-norm', 'frozen-patch', 'none')
+    """
+    names = mitigations if isinstance(mitigations, (list, tuple)) else [mitigations]
+    return "+".join(map(str, names)) or "none"
+
+
 def mitigation_label(mitigation: str) -> str:
+    """The name as people read it."""
     return "no mitigation" if mitigation == "none" else mitigation
 
 

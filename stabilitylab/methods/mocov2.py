@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from stabilitylab.config import MethodConfig
 from stabilitylab.methods.base import Method
-from stabilitylab.models.collectives import gather
 from stabilitylab.models.heads import mlp_head
 
 
@@ -35,7 +34,7 @@ class MoCoV2(Method):
     def encode_momentum(self, views: list[Tensor]) -> list[Tensor]:
         return super().encode_momentum(views[1:2])  # the key's
 
-    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
         assert momentum_features is not None
         q = F.normalize(self.projector(features[0]), dim=1)  # (N, D)
         with torch.no_grad():
@@ -43,7 +42,7 @@ class MoCoV2(Method):
         positive = (q * k).sum(1, keepdim=True)  # (N, 1)
         negative = q @ self.queue.clone().T.to(q.dtype)  # (N, K); a copy, since the queue changes before backward
         logits = torch.cat([positive, negative], 1) / self.config.temperature
-        self.enqueue(gather(k))
+        self.enqueue(k)
         return F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
 
     @torch.no_grad()

@@ -6,16 +6,9 @@ from torch import nn
 
 
 def mlp_head(
-    layers: int,
-    in_dim: int,
-    hidden_dim: int,
-    out_dim: int,
-    *,
-    bn: bool = True,
-    last_bn: bool = True,
-    activation: type[nn.Module] = nn.ReLU,
+    layers: int, in_dim: int, hidden_dim: int, out_dim: int, *, bn: bool = True, last_bn: bool = True
 ) -> nn.Sequential:
-    """An MLP (N, in_dim) -> (N, out_dim). With ``bn``: BN after every layer, no activation on the last, whose BN
+    """An MLP (N, in_dim) -> (N, out_dim). With ``bn``: BN after every layer, no ReLU on the last, whose BN
     (``last_bn``) has no affine parameters. Without: plain layers with biases."""
     widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
     modules: list[nn.Module] = []
@@ -27,5 +20,5 @@ def mlp_head(
         elif bn and last_bn:
             modules.append(nn.BatchNorm1d(widths[index + 1], affine=False))
         if not last:
-            modules.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
+            modules.append(nn.ReLU(inplace=True))
     return nn.Sequential(*modules)

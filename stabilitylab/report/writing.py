@@ -1,27 +1,47 @@
-"""Writes the file that a user named: whole or not at all, through links, and into what is not a regular file."""
+"""Writes a report's files whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stabilitylab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stabilitylab.comparison.results import Comparison
+    from stabilitylab.run.analysed import AnalysedRun
+
+
+def check_output(output: Path) -> None:
+    """ConfigError where nothing can be written: before minutes of analysis, not after."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"cannot write {output}: give a file in a folder that exists")
+
+
+def write_report(runs: Sequence[AnalysedRun], comparison: Comparison | None, output: Path) -> Path:
+    """Write the HTML report of ``runs``, compared where there are several."""
+    from stabilitylab.report.html.page import render_report
+
+    check_output(output)
+    write_file(output, render_report(runs, comparison).encode())
+    return output
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """`write_whole`, with a ConfigError that says why it failed."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``. A regular file is replaced only when the new one is whole, and keeps its permissions.
-    A link stays, its target is written. A pipe, a terminal or another device is written into. Raises OSError."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        with target.open("wb") as out:
-            out.write(data)
-        return
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
+    """Replace ``path`` only when the new file is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
-        temporary.replace(target)
+        temporary.write_bytes(data)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

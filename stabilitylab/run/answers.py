@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from stabilitylab import __version__
 from stabilitylab.analysis.detection.settings import SpikeSettings
 from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
-from stabilitylab.comparison.arms import Settings
-from stabilitylab.comparison.effects import summarize_run
 from stabilitylab.comparison.results import RunSummary
 from stabilitylab.errors import NoDataError
+from stabilitylab.run.analysed import summarize
 from stabilitylab.run.series import load_series
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import RunReader, open_run
+from stabilitylab.version import __version__
 
 FOLDER = "analysis"
 VERSION = 6
@@ -60,8 +59,9 @@ def answer_run(
     metric: str | None = None,
     goal: str | None = None,
     keep: bool = True,
+    need_gradients: bool = True,
 ) -> Answer:
-    """The whole analysis of a run, kept or new. NoDataError for a run without gradients.
+    """The whole analysis of a run, kept or new. NoDataError for a run without gradients, if they are needed.
 
     ``metric`` and ``goal``: the curve in which dips are looked for; see `stabilitylab.analysis.metrics.choose_metric`.
 
@@ -69,26 +69,23 @@ def answer_run(
     else.
     """
     settings = settings or SpikeSettings()
-    rows = _rows(run_dir)  # before anything is read: rows that come meanwhile make the answer stale, never wrong
+    rows = recorded_rows(run_dir)  # read first: rows that come meanwhile make the answer stale, never wrong
     file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), metric, goal])[:16]}.json"
     with open_run(run_dir) as reader:
         problems = tuple(reader.problems)
         kept = _load(file, rows) if keep else None
+        if kept is not None and need_gradients and not kept.analysis.layers:
+            kept = None  # kept by a caller that needs no gradients
         if kept is None:
             series = load_series(reader)
-            _need_gradients(series, reader.status)
+            if need_gradients:
+                _need_gradients(series, reader.status)
             early = _signal(reader, series)
             analysis = analyze_run(series, settings=settings, metric=metric, goal=goal, early=early)
             kept = _Kept(analysis, summarize(series, analysis, reader.config))
             if keep:
                 _save(file, rows, kept)
         return Answer(kept.analysis, kept.summary, reader.config, reader.status, problems)
-
-
-def summarize(series: RunSeries, analysis: RunAnalysis, config: dict[str, Any]) -> RunSummary:
-    """A run's row in a comparison. A run without a configuration (imported) has seed 0 and no learning rate."""
-    named = Settings.of(config)
-    return summarize_run(series, analysis, mitigation=named.mitigation, seed=named.seed, base_lr=named.base_lr)
 
 
 EARLY_SIGNAL = "adam_rms"
@@ -119,10 +116,9 @@ def _need_gradients(series: RunSeries, status: str) -> None:
     raise NoDataError(f"run {series.run} has no gradient norms recorded; train with --log-grads, or record grad_norm")
 
 
-def _rows(run_dir: Path) -> list[tuple[str, int, int]]:
-    """What changes when a run gains rows or is renamed: its name, size and time of its database and of its list of
-    segments."""
-    found = [(run_dir.absolute().name, 0, 0)]
+def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
+    """What changes when a run gains rows: size and time of its database and of its list of segments."""
+    found = []
     for path in (run_dir / DATABASE, run_dir / SEGMENTS / MANIFEST):
         try:
             state = path.stat()
@@ -133,13 +129,13 @@ def _rows(run_dir: Path) -> list[tuple[str, int, int]]:
 
 
 def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
-    """A kept answer about just these rows; None for none, an older one, or one that cannot be read or was changed."""
+    """A kept answer about just these rows; None for none, an older one, or one that cannot be read."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["rows"] != [list(row) for row in rows] or stored["sha256"] != _digest_of(stored["answer"]):
+        if stored["rows"] != [list(row) for row in rows]:
             return None
-        return _FORM.validate_python(json.loads(stored["answer"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _FORM.validate_python(stored["answer"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -147,17 +143,12 @@ def _save(file: Path, rows: list[tuple[str, int, int]], answer: _Kept) -> None:
     whole = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(exist_ok=True)
-        body = json.dumps(_FORM.dump_python(answer), default=_plain)
-        text = json.dumps({"rows": rows, "sha256": _digest_of(body), "answer": body})
+        text = json.dumps({"rows": rows, "answer": _FORM.dump_python(answer)}, default=_plain)
         whole.write_text(text, encoding="utf-8")
         whole.replace(file)
     except OSError:
         with contextlib.suppress(OSError):
             whole.unlink(missing_ok=True)
-
-
-def _digest_of(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -167,4 +158,4 @@ def _plain(value: Any) -> Any:
 
 
 def _digest(parts: list[Any]) -> str:
-    return _digest_of(json.dumps(parts))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -32,7 +32,7 @@ def load_series(reader: RunReader) -> RunSeries:
     choice = reader.config.get("analysis")
     choice = choice if isinstance(choice, dict) else {}
     return RunSeries(
-        reader.name,
+        reader.run_dir.name,
         reader.num_iterations,
         tuple(layers),
         evals,

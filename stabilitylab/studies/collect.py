@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -11,15 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.comparison.claims import Verdict, judge
-from stabilitylab.comparison.effects import summarize_run
 from stabilitylab.errors import ConfigError
-from stabilitylab.report.writing import write_whole
+from stabilitylab.run.loading import load_run
 from stabilitylab.run.provenance import provenance
-from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
-from stabilitylab.store.spreadsheet import cell
 from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import NO_METRICS, PlannedRun, Study, look_up
 
@@ -42,11 +37,10 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
     if not rows:
         raise ConfigError(f"study {study.name}: no run in {root} is finished; train them with stablab study")
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([{key: cell(value) for key, value in row.items()} for row in rows])
-    write_whole(folder / RUNS, text.getvalue().encode())
+    with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     about = {
         "study": study.name,
         "command": shlex.join(["stablab", "study", str(study.path)]),
@@ -55,26 +49,18 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
         "trained_at_commits": sorted({item["git_commit"] for item in meta if item["git_commit"]}),
         "summarised_with": provenance(),
     }
-    write_whole(folder / PROVENANCE, (json.dumps(about, indent=2) + "\n").encode())
+    (folder / PROVENANCE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return rows
 
 
 def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = load_run(run_dir)
+    series, analysis, config = found.series, found.analysis, run.config
     with open_run(run_dir) as reader:
-        series = load_series(reader)
-        analysis = analyze_run(series)
         seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
         meta = {"seconds": seconds[0] if seconds else 0.0, "git_commit": reader.meta.get("git_commit", "")}
-    config = run.config
-    summary = summarize_run(
-        series,
-        analysis,
-        mitigation="+".join(config.mitigation) or "none",
-        seed=config.train.seed,
-        base_lr=config.optim.base_lr,
-    )
     row: dict[str, Any] = {"run": run.name} | {key: look_up(config, key) for key in keys}
-    metrics = {key: value for key, value in asdict(summary).items() if key not in NO_METRICS}
+    metrics = {key: value for key, value in asdict(found.summary).items() if key not in NO_METRICS}
     first = next((layer.name for layer in series.layers if layer.trainable), "")
     spikes = analysis.spikes or ()
     metrics |= {

@@ -13,7 +13,7 @@ from stabilitylab.analysis.results import Episode, EvalCurve, LayerSeries, RunSe
 from stabilitylab.comparison.effects import compare_runs, summarize_run
 from stabilitylab.comparison.results import Comparison
 from stabilitylab.report.html.page import render_report
-from stabilitylab.report.runs import ReportRun
+from stabilitylab.run.analysed import AnalysedRun
 from tests.synthetic import LAYERS, PlantedRun, planted_run
 
 LR = 0.1
@@ -27,9 +27,9 @@ def report_run(
     base_lr: float = LR,
     status: str = "finished",
     episodes: tuple[Episode, ...] = (),
-) -> ReportRun:
+) -> AnalysedRun:
     found = replace(analyze_run(series), episodes=episodes)
-    return ReportRun(
+    return AnalysedRun(
         series=series,
         analysis=found,
         config={
@@ -67,7 +67,7 @@ def planted_page(name: str = "planted", layer: str = "patch_embed") -> str:
     return render_report(runs, comparison_of(runs))
 
 
-def compared_runs(seeds: int = 3, rates: Sequence[float] = (0.05, 0.1)) -> list[ReportRun]:
+def compared_runs(seeds: int = 3, rates: Sequence[float] = (0.05, 0.1)) -> list[AnalysedRun]:
     """Every mitigation, rate and seed; spikes and dips only without a mitigation, at the highest rate."""
     runs = []
     for rate in rates:
@@ -81,7 +81,7 @@ def compared_runs(seeds: int = 3, rates: Sequence[float] = (0.05, 0.1)) -> list[
     return runs
 
 
-def comparison_of(runs: Sequence[ReportRun]) -> Comparison:
+def comparison_of(runs: Sequence[AnalysedRun]) -> Comparison:
     return compare_runs(
         [
             summarize_run(
@@ -96,7 +96,7 @@ def renamed(series: RunSeries, name: str) -> RunSeries:
     return RunSeries(name, series.iterations, series.layers, series.evals)
 
 
-def odd_runs() -> dict[str, ReportRun]:
+def odd_runs() -> dict[str, AnalysedRun]:
     """Runs that lack what a report would draw."""
     nothing = np.array([], dtype=np.int64)
     flat = np.arange(100)

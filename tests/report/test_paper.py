@@ -20,7 +20,7 @@ from stabilitylab.comparison.results import Comparison, Effect
 from stabilitylab.errors import NoDataError
 from stabilitylab.report.paper.figures import KINDS, STYLE, WIDTHS, render
 from stabilitylab.report.paper.numbers import numbers_latex
-from stabilitylab.report.runs import ReportRun
+from stabilitylab.run.analysed import AnalysedRun
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_episodes, renamed, report_run
 from tests.synthetic import planted_run
 
@@ -28,21 +28,21 @@ EVIL = "$x_1^2$ & \\input{/etc/passwd} 100% <b>#1</b>\n~{}"
 
 
 @pytest.fixture(scope="module")
-def one() -> list[ReportRun]:
+def one() -> list[AnalysedRun]:
     planted = planted_run(seed=0)
     return [report_run(planted.series, episodes=planted_episodes(planted))]
 
 
 @pytest.fixture(scope="module")
-def many() -> list[ReportRun]:
+def many() -> list[AnalysedRun]:
     return compared_runs()
 
 
-def subject(kind: str, one: list[ReportRun], many: list[ReportRun]) -> tuple[list[ReportRun], Comparison | None]:
+def subject(kind: str, one: list[AnalysedRun], many: list[AnalysedRun]) -> tuple[list[AnalysedRun], Comparison | None]:
     return (many, comparison_of(many)) if kind in ("knn", "compare", "lr-sensitivity") else (one, None)
 
 
-def drawn(kind: str, runs: list[ReportRun], comparison: Comparison | None, width: str = "single") -> Figure:
+def drawn(kind: str, runs: list[AnalysedRun], comparison: Comparison | None, width: str = "single") -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = KINDS[kind](runs, comparison, width)
         FigureCanvasAgg(figure).draw()
@@ -50,7 +50,7 @@ def drawn(kind: str, runs: list[ReportRun], comparison: Comparison | None, width
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pdf_fonts_are_embedded_as_truetype(kind: str, one: list[ReportRun], many: list[ReportRun]) -> None:
+def test_pdf_fonts_are_embedded_as_truetype(kind: str, one: list[AnalysedRun], many: list[AnalysedRun]) -> None:
     pdf = render(kind, *subject(kind, one, many), width="single", form="pdf")
     assert len(re.findall(rb"/Type /FontDescriptor\b", pdf)) == len(re.findall(rb"/FontFile2\b", pdf)) > 0
     assert b"/Type3" not in pdf
@@ -59,7 +59,7 @@ def test_pdf_fonts_are_embedded_as_truetype(kind: str, one: list[ReportRun], man
     assert float(box[1]) == pytest.approx(72 * 3.25)
 
 
-def test_a_font_that_is_not_embedded_would_be_seen(one: list[ReportRun], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_font_that_is_not_embedded_would_be_seen(one: list[AnalysedRun], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STYLE, "pdf.fonttype", 3)
     assert b"/Type3" in render("spikes", one, None, width="single", form="pdf")
 
@@ -67,7 +67,7 @@ def test_a_font_that_is_not_embedded_would_be_seen(one: list[ReportRun], monkeyp
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_text_is_inside_and_large_enough(
-    kind: str, width: str, one: list[ReportRun], many: list[ReportRun]
+    kind: str, width: str, one: list[AnalysedRun], many: list[AnalysedRun]
 ) -> None:
     figure = drawn(kind, *subject(kind, one, many), width)
     renderer = cast(RendererAgg, FigureCanvasAgg(figure).get_renderer())
@@ -104,7 +104,7 @@ def _is_hidden_tick(text: Text, figure: Figure) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["knn", "spikes", "lr-sensitivity"])
-def test_lines_are_told_apart_without_colour(kind: str, one: list[ReportRun], many: list[ReportRun]) -> None:
+def test_lines_are_told_apart_without_colour(kind: str, one: list[AnalysedRun], many: list[AnalysedRun]) -> None:
     figure = drawn(kind, *subject(kind, one, many))
     legend = figure.axes[0].get_legend()
     assert legend is not None
@@ -123,7 +123,7 @@ def test_spikes_stand_where_they_were_planted() -> None:
         assert all(0 <= peak - onset < 5 for peak, onset in zip(peaks, onsets, strict=True))
 
 
-def test_a_mean_curve_is_the_mean_of_its_seeds(many: list[ReportRun]) -> None:
+def test_a_mean_curve_is_the_mean_of_its_seeds(many: list[AnalysedRun]) -> None:
     runs = [run for run in many if run.named.base_lr == 0.1]
     figure = drawn("knn", runs, comparison_of(runs))
     thick = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 1.4]
@@ -134,7 +134,7 @@ def test_a_mean_curve_is_the_mean_of_its_seeds(many: list[ReportRun]) -> None:
 
 
 @pytest.mark.parametrize("form", ["pdf", "svg", "png"])
-def test_the_same_runs_give_the_same_file(form: str, one: list[ReportRun]) -> None:
+def test_the_same_runs_give_the_same_file(form: str, one: list[AnalysedRun]) -> None:
     first, again = (render("lag", one, None, width="double", form=form) for _ in range(2))
     assert first == again
     if form == "svg":
@@ -143,7 +143,7 @@ def test_the_same_runs_give_the_same_file(form: str, one: list[ReportRun]) -> No
         assert Image.open(io.BytesIO(first)).width == 2025
 
 
-def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[ReportRun]) -> None:
+def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[AnalysedRun]) -> None:
     layer = replace(one[0].series.layers[0], name=EVIL)
     series = replace(renamed(one[0].series, EVIL), layers=(layer, *one[0].series.layers[1:]))
     run = report_run(series)
@@ -186,6 +186,6 @@ def test_the_latex_table_of_a_comparison_has_the_intervals() -> None:
     assert table.count("\\begin{tabular}") == table.count("\\end{tabular}") == 1
 
 
-def test_the_latex_table_of_lags_has_the_planted_lag(one: list[ReportRun]) -> None:
+def test_the_latex_table_of_lags_has_the_planted_lag(one: list[AnalysedRun]) -> None:
     table = numbers_latex("lag", one, None)
     assert "predictor & 4 & 20 & 20 to 20 & 12 \\\\" in table

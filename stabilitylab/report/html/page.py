@@ -14,19 +14,20 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from stabilitylab.analysis import sentences
 from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison
 from stabilitylab.report.definitions import DEFINITIONS
 from stabilitylab.report.html import figures, side_by_side, tables, verdict, wording
 from stabilitylab.report.html.plotting import Figure
-from stabilitylab.report.runs import ReportRun, arms_of, last_finite
+from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
 """More runs than these: their own sections are folded, and drawn when opened."""
 MOST_ACCOUNTS = 40
 
 
-def render_report(runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
+def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) -> str:
     """The page. Names and values are escaped: nothing in a run can become markup or script."""
     environment = Environment(
         loader=PackageLoader("stabilitylab.report.html", "templates"),
@@ -92,7 +93,7 @@ class _Charts:
         return json.dumps(self._charts, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
-def _span(runs: Sequence[ReportRun]) -> tuple[int, int]:
+def _span(runs: Sequence[AnalysedRun]) -> tuple[int, int]:
     """The iterations that any of the runs recorded."""
     recorded = [layer.iteration for run in runs for layer in run.series.layers]
     recorded += [curve.iteration for run in runs for curve in run.series.evals.values()]
@@ -103,7 +104,7 @@ def _span(runs: Sequence[ReportRun]) -> tuple[int, int]:
     return first, max(last, first + 1)
 
 
-def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
+def _knn(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
     """The chart's id, and what it shows in words."""
     curves = [(run.series.run, run.series.evals.get("knn_top1")) for run in runs]
     finals = [(name, last_finite(curve.value)) for name, curve in curves if curve is not None]
@@ -114,7 +115,7 @@ def _knn(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> t
     return charts.add("knn", chart, "time"), wording.curves_in_words("kNN accuracy", ends, " %")
 
 
-def _loss(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
+def _loss(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
     losses = [None if run.loss is None else (run.series.run, *run.loss) for run in runs]
     finals = [(item[0], last_finite(item[2])) for item in losses if item is not None]
     ends = [(name, final) for name, final in finals if final is not None]
@@ -124,7 +125,7 @@ def _loss(runs: Sequence[ReportRun], groups: Sequence[Arm], charts: _Charts) -> 
     return charts.add("loss", chart, "time"), wording.curves_in_words("the training loss", ends, "")
 
 
-def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
+def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
     layers = run.trained_layers
     found = run.analysis
     recorded = [layer for layer in layers if np.isfinite(layer.grad_norm).any()]
@@ -135,10 +136,10 @@ def _section(run: ReportRun, index: int, charts: _Charts) -> dict[str, Any]:
         "summary": wording.summary(run.series, found, run.status),
         "numbers": tables.key_numbers(run.series, found),
         "notes": found.notes,
-        "lag_sentence": wording.lag_sentence(found),
-        "cross_sentence": wording.cross_sentence(found),
-        "early_sentence": wording.early_sentence(found),
-        "link_sentence": wording.link_sentence(found),
+        "lag_sentence": sentences.lag_sentence(found),
+        "cross_sentence": sentences.cross_sentence(found),
+        "early_sentence": sentences.early_sentence(found),
+        "link_sentence": sentences.link_sentence(found),
         "layers": tables.layer_rows(run.series, found),
         "episodes": tables.episode_rows(found),
         "accounts": run.accounts[:MOST_ACCOUNTS],

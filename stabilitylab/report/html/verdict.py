@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
+from stabilitylab.analysis.sentences import count, percent
 from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison, Effect
-from stabilitylab.report.html.wording import count, percent
 
 Run = tuple[RunSeries, RunAnalysis]
 

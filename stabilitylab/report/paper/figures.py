@@ -14,7 +14,7 @@ from stabilitylab.comparison.results import Comparison
 from stabilitylab.errors import NoDataError
 from stabilitylab.report.html.side_by_side import several_rates
 from stabilitylab.report.paper import panels
-from stabilitylab.report.runs import ReportRun, arms_of, last_finite
+from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 WIDTHS = {"single": 3.25, "double": 6.75}
 """Inches: one and two columns of the usual conference sheet."""
@@ -51,7 +51,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def render(kind: str, runs: Sequence[ReportRun], comparison: Comparison | None, *, width: str, form: str) -> bytes:
+def render(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison | None, *, width: str, form: str) -> bytes:
     """A figure of ``kind`` as the bytes of a PDF, SVG or PNG file. Raises NoDataError."""
     with matplotlib.rc_context(cast(Any, STYLE)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it is drawn as a box
@@ -66,23 +66,23 @@ def _figure(width: str, height: float) -> Figure:
     return Figure(figsize=(WIDTHS[width], height), layout="constrained")
 
 
-def _knn(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+def _knn(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     _need_knn(runs)
     figure = _figure(width, 2.1)
     panels.knn(figure.subplots(), runs, arms_of(runs))
     return figure
 
 
-def _spikes(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+def _spikes(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     return _a_row_each(runs, width, 1.5, panels.spikes)
 
 
-def _heatmap(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+def _heatmap(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     rows = max(len(run.trained_layers) for run in runs)
     return _a_row_each(runs, width, min(max(0.11 * rows + 0.75, 1.4), 3.2), panels.heatmap)
 
 
-def _a_row_each(runs: list[ReportRun], width: str, height: float, draw: Callable[[Any, ReportRun], None]) -> Figure:
+def _a_row_each(runs: list[AnalysedRun], width: str, height: float, draw: Callable[[Any, AnalysedRun], None]) -> Figure:
     for run in runs:
         if not any(len(layer.iteration) for layer in run.trained_layers):
             raise NoDataError(f"run {run.series.run} has no gradients recorded; train with --log-grads")
@@ -97,7 +97,7 @@ def _a_row_each(runs: list[ReportRun], width: str, height: float, draw: Callable
     return figure
 
 
-def _lag(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+def _lag(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if len(runs) > 1:
         raise NoDataError("the lag is drawn for one run at a time: name one")
     found = runs[0].analysis
@@ -112,7 +112,7 @@ def _lag(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Fi
     return figure
 
 
-def _compare(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+def _compare(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if comparison is None:
         raise NoDataError("a comparison needs two runs or more")
     _need_knn(runs)
@@ -127,7 +127,7 @@ def _compare(runs: list[ReportRun], comparison: Comparison | None, width: str) -
     return figure
 
 
-def _lr_sensitivity(runs: list[ReportRun], comparison: Comparison | None, width: str) -> Figure:
+def _lr_sensitivity(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if comparison is None or not several_rates(comparison.runs):
         raise NoDataError("sensitivity to the learning rate needs runs with a kNN at two base learning rates")
     figure = _figure(width, 2.1)
@@ -135,14 +135,14 @@ def _lr_sensitivity(runs: list[ReportRun], comparison: Comparison | None, width:
     return figure
 
 
-def _need_knn(runs: list[ReportRun]) -> None:
+def _need_knn(runs: list[AnalysedRun]) -> None:
     for run in runs:
         curve = run.series.evals.get("knn_top1")
         if curve is None or last_finite(curve.value) is None:
             raise NoDataError(f"run {run.series.run} has no kNN accuracy; train with --set eval.knn_every=10")
 
 
-KINDS: dict[str, Callable[[list[ReportRun], Comparison | None, str], Figure]] = {
+KINDS: dict[str, Callable[[list[AnalysedRun], Comparison | None, str], Figure]] = {
     "knn": _knn,
     "spikes": _spikes,
     "lag": _lag,

@@ -11,10 +11,10 @@ from stabilitylab.comparison.results import Comparison
 from stabilitylab.errors import NoDataError
 from stabilitylab.report.comparison import comparison_latex, rates_table
 from stabilitylab.report.paper import latex
-from stabilitylab.report.runs import ReportRun
+from stabilitylab.run.analysed import AnalysedRun
 
 
-def numbers_latex(kind: str, runs: Sequence[ReportRun], comparison: Comparison | None) -> str:
+def numbers_latex(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison | None) -> str:
     """The table beside a figure of ``kind``. Raises NoDataError where the runs lack the numbers."""
     if kind == "compare":
         if comparison is None:
@@ -30,7 +30,7 @@ def numbers_latex(kind: str, runs: Sequence[ReportRun], comparison: Comparison |
     return _runs(runs)
 
 
-def _lags(run: ReportRun) -> str:
+def _lags(run: AnalysedRun) -> str:
     """Median lag of each layer with its interval."""
     measured = [row for row in run.analysis.propagation or () if row.median_lag is not None]
     if not measured:
@@ -48,7 +48,7 @@ def _interval(row: LayerLag) -> tuple[str, str]:
     return median, "under 5 matches" if row.ci95 is None else f"{row.ci95[0]:g} to {row.ci95[1]:g}"
 
 
-def _runs(runs: Sequence[ReportRun]) -> str:
+def _runs(runs: Sequence[AnalysedRun]) -> str:
     """Accuracy, spikes, lag and dips of each run."""
     rows = []
     for run in runs:

@@ -19,7 +19,7 @@ from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.html.figures import numbered, outlined
 from stabilitylab.report.html.plotting import COLOURS
 from stabilitylab.report.html.side_by_side import mitigations
-from stabilitylab.report.runs import ReportRun, last_finite
+from stabilitylab.run.analysed import AnalysedRun, last_finite
 
 _LINES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (7, 2, 1, 2)))
 _MARKS = ("v", "D", "s", "o", "P", "*")
@@ -28,7 +28,7 @@ _HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#fde0a8", "#f2924
 _COLUMNS = 400
 
 
-def knn(axis: Axes, runs: Sequence[ReportRun], arms: Sequence[Arm]) -> None:
+def knn(axis: Axes, runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> None:
     """kNN accuracy by arm, the paper's Figures 1, 2, 5 and 6: seeds thin, their mean thick, dips marked."""
     handles = []
     for arm in arms:
@@ -58,7 +58,7 @@ def knn(axis: Axes, runs: Sequence[ReportRun], arms: Sequence[Arm]) -> None:
     axis.legend(handles=handles, loc="lower right")
 
 
-def spikes(axis: Axes, run: ReportRun) -> None:
+def spikes(axis: Axes, run: AnalysedRun) -> None:
     """Gradient norm of the first and the last trained layer, spikes marked: the paper's Figure 4."""
     layers = [layer for layer in run.trained_layers if len(layer.iteration)]
     for index, layer in enumerate([layers[0], layers[-1]] if len(layers) > 1 else layers):
@@ -77,7 +77,7 @@ def spikes(axis: Axes, run: ReportRun) -> None:
     axis.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, borderaxespad=0.1)
 
 
-def heatmap(axis: Axes, run: ReportRun) -> None:
+def heatmap(axis: Axes, run: AnalysedRun) -> None:
     """Every layer over iterations, in times its usual norm; episodes of several layers outlined and numbered."""
     layers = tuple(run.trained_layers)
     edges, cells = heat_rows(layers, _COLUMNS)
@@ -145,7 +145,7 @@ def depth_against_lag(axis: Axes, found: RunAnalysis) -> None:
     axis.set_xlabel("median lag, iterations")
 
 
-def finals(axis: Axes, runs: Sequence[ReportRun], arms: Sequence[Arm], comparison: Comparison) -> None:
+def finals(axis: Axes, runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Comparison) -> None:
     """Final kNN of every run by arm, runs of one seed and learning rate joined; the effects in words."""
     final = {s.run: s.final_knn for s in comparison.runs}
     places: dict[tuple[int, str], list[tuple[int, float]]] = {}

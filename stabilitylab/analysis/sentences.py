@@ -1,0 +1,62 @@
+"""Results in a sentence each, for reports, notebooks and figures."""
+
+from __future__ import annotations
+
+from stabilitylab.analysis.results import RunAnalysis
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def count(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def lag_sentence(found: RunAnalysis) -> str:
+    """The lag from the first layer to the last with its interval, its p-value and the verdict."""
+    lag = found.lag
+    if lag is None:
+        return ""
+    if lag.median_iterations is None or lag.ci95 is None or lag.p_value is None:
+        return f"Lag from {lag.source} to {lag.target}: {lag.verdict}. {lag.reason[:1].upper()}{lag.reason[1:]}."
+    low, high = lag.ci95
+    median = f"{lag.median_iterations:g} iterations (95% interval {low:g} to {high:g}, p = {lag.p_value:.2g})"
+    matched = f"{lag.num_matched} of {lag.num_from} spikes matched"
+    return f"Lag from {lag.source} to {lag.target}: {median}, {matched}: {lag.verdict}; {lag.reason}."
+
+
+def cross_sentence(found: RunAnalysis) -> str:
+    """The second, independent estimate of the lag, and whether the two agree."""
+    cross = found.lag.cross if found.lag is not None else None
+    if cross is None or found.lag is None:
+        return ""
+    agree = {True: "; the two agree", False: "; the two do not agree", None: ""}[found.lag.agree]
+    return (
+        f"By cross-correlation: {cross.lag:g} iterations (95% interval {cross.ci95[0]:g} to {cross.ci95[1]:g}, "
+        f"correlation {cross.correlation:.2f}, p = {cross.p_value:.2g}){agree}."
+    )
+
+
+def early_sentence(found: RunAnalysis) -> str:
+    """Whether a signal rose before the spikes did."""
+    early = found.early_warning
+    if early is None or early.hit_rate is None:
+        return ""
+    lead = f", a median of {early.median_lead:g} iterations before" if early.median_lead is not None else ""
+    chance = "" if early.hit_rate_by_chance is None else f"; chance gives {percent(early.hit_rate_by_chance)}"
+    return (
+        f"{early.signal} warned of {early.num_warned} of {count(early.num_spikes, 'spike')}{lead} "
+        f"({percent(early.hit_rate)}{chance}), with {count(early.num_false, 'false alarm')}."
+    )
+
+
+def link_sentence(found: RunAnalysis) -> str:
+    """How many dips follow a spike, against chance."""
+    link = found.dip_link
+    if link is None or link.expected_by_chance is None or link.p_value is None:
+        return ""
+    return (
+        f"{link.num_linked} of {count(link.num_dips, 'dip')} {'follows' if link.num_linked == 1 else 'follow'} a "
+        f"spike; chance gives {link.expected_by_chance:.1f} (p = {link.p_value:.2g})."
+    )

@@ -1,0 +1,152 @@
+"""The charts of one run by name, as plotly figures: what `Run.plot` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from stabilitylab.errors import NoDataError
+from stabilitylab.registry import Registry
+from stabilitylab.report.html import figures, side_by_side
+from stabilitylab.report.html.plotting import COLOURS, DASHES, Figure, figure, line, text
+from stabilitylab.run.analysed import AnalysedRun, arms_of
+from stabilitylab.signals import SIGNALS
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from pandas import DataFrame
+
+PAGE = {
+    "ink": "#1d1f21",
+    "page": "#ffffff",
+    "heat": [[0, "#ffffff"], [0.25, "#fde0a8"], [0.5, "#f2924b"], [0.75, "#c43c4e"], [1, "#4a1260"]],
+}
+"""What the names of colours stand for outside the report, which follows the reader's light or dark theme."""
+MOST_LAYERS = 12
+
+
+class SignalSource(Protocol):
+    """What a plot may ask of a run beside its analysis; a `Run` is one."""
+
+    def signal(self, name: str = ...) -> DataFrame: ...
+
+
+@dataclass(frozen=True)
+class Plot:
+    """``draw(run, source, **options)`` gives a plotly figure as a dict; it raises NoDataError where ``run`` lacks the
+    data. ``help``: one line."""
+
+    help: str
+    draw: Callable[..., Figure]
+
+
+def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, Any]) -> go.Figure:
+    """The figure of ``kind``, checked by plotly."""
+    import plotly.graph_objects as go
+
+    try:
+        chart = PLOTS[kind].draw(run, source, **options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise NoDataError(f"plot {kind!r}: {str(error).partition('() ')[2]}") from None
+    shown = go.Figure(in_colour(chart))
+    return shown.update_layout(template="plotly_white", title={"text": text(run.name), "x": 0.01})
+
+
+def in_colour(value: Any) -> Any:
+    """A figure with the names of colours replaced."""
+    if isinstance(value, dict):
+        data = ("x", "y", "z", "text", "name", "title")
+        return {key: item if key in data else in_colour(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [in_colour(item) for item in value]
+    return PAGE.get(value, value) if isinstance(value, str) else value
+
+
+def _need_gradients(run: AnalysedRun) -> None:
+    if not any(np.isfinite(layer.grad_norm).any() for layer in run.trained_layers):
+        raise NoDataError(f"run {run.name} has no gradients recorded; train with --log-grads")
+
+
+def _spikes(run: AnalysedRun, source: SignalSource, layers: list[str] | None = None) -> Figure:
+    _need_gradients(run)
+    known = {layer.name: layer for layer in run.trained_layers if np.isfinite(layer.grad_norm).any()}
+    ends = list(known.values())
+    if layers is None:
+        return figures.layer_norms(run.analysis, [ends[0], ends[-1]] if len(ends) > 1 else ends)
+    unknown = [name for name in layers if name not in known]
+    if unknown:
+        raise NoDataError(f"run {run.name} has no gradients of {unknown[0]!r}; it has those of {', '.join(known)}")
+    return figures.layer_norms(run.analysis, [known[name] for name in layers])
+
+
+def _heat(run: AnalysedRun, source: SignalSource) -> Figure:
+    _need_gradients(run)
+    return figures.heat_map(run.series, run.analysis)
+
+
+def _metric(run: AnalysedRun, source: SignalSource) -> Figure:
+    chart = side_by_side.knn_curves([(run.series, run.analysis)], arms_of([run]))
+    if not chart["data"]:
+        raise NoDataError(f"run {run.name} has no evaluation curve")
+    return chart
+
+
+def _loss(run: AnalysedRun, source: SignalSource) -> Figure:
+    if run.loss is None or not np.isfinite(run.loss[1]).any():
+        raise NoDataError(f"run {run.name} has no training loss")
+    return side_by_side.loss_curves([(run.name, *run.loss)], arms_of([run]))
+
+
+def _lag(run: AnalysedRun, source: SignalSource) -> Figure:
+    lag = run.analysis.lag
+    if lag is None or not lag.lags:
+        raise NoDataError(f"run {run.name} has no lag to draw: {lag.reason if lag else 'no layer has a gradient'}")
+    return figures.lag_histogram(run.analysis)
+
+
+def _propagation(run: AnalysedRun, source: SignalSource) -> Figure:
+    if not any(row.ci95 is not None for row in run.analysis.propagation or ()):
+        raise NoDataError(f"run {run.name}: in no layer did enough spikes match those of the first")
+    return figures.depth_against_lag(run.analysis)
+
+
+def _signal(run: AnalysedRun, source: SignalSource, name: str = "grad_norm", layers: list[str] | None = None) -> Figure:
+    frame = source.signal(name)
+    names = list(frame.columns) if layers is None else layers
+    unknown = [layer for layer in names if layer not in frame.columns]
+    if unknown:
+        raise NoDataError(f"{name} was not recorded in {unknown[0]!r}; it was in {', '.join(frame.columns)}")
+    if layers is None and len(names) > MOST_LAYERS:  # evenly from input to output
+        names = [names[i] for i in np.linspace(0, len(names) - 1, MOST_LAYERS).round().astype(int)]
+    declared = SIGNALS.get(name)
+    traces = []
+    for index, layer in enumerate(names):
+        series = frame[layer].dropna()
+        x, y = figures.min_max(series.index.to_numpy(), series.to_numpy())
+        traces.append(line(x, y, text(layer), COLOURS[index % 6], DASHES[index % 6], "%{y:.4g} at %{x}"))
+    unit = "" if declared is None or declared.unit == "1" else f", {declared.unit}"
+    shown = figure(traces, "iteration", f"{text(name)}{unit}")
+    positive = bool((frame[names].min(skipna=True) > 0).all())
+    if positive and not (declared is not None and declared.signed):
+        shown["layout"]["yaxis"] |= {"type": "log", "tickformat": "~g"}
+    return shown
+
+
+PLOTS: Registry[Plot] = Registry(
+    "plot",
+    {
+        "spikes": Plot("gradient norm of the first and the last layer (layers=[...]), spikes marked", _spikes),
+        "heatmap": Plot("every layer over iterations, in times its usual gradient norm", _heat),
+        "metric": Plot("the evaluation curve, dips marked", _metric),
+        "loss": Plot("the training loss", _loss),
+        "lag": Plot("lags from the first to the last layer, against chance", _lag),
+        "propagation": Plot("median lag of each layer behind the first", _propagation),
+        "signal": Plot("any recorded signal by layer (name=..., layers=[...])", _signal),
+    },
+    group="stabilitylab.plots",
+)

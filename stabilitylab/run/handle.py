@@ -1,0 +1,251 @@
+"""The Run handle: a run by its name, as tables, plots and results."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.series import last_of_each
+from stabilitylab.errors import NoDataError
+from stabilitylab.run.analysed import AnalysedRun
+from stabilitylab.run.answers import recorded_rows
+from stabilitylab.run.frames import as_html, described
+from stabilitylab.run.loading import load_run
+from stabilitylab.run.view import Analysis
+from stabilitylab.signals import SIGNALS
+from stabilitylab.store.query import QueryResult
+from stabilitylab.store.reader import RunReader
+from stabilitylab.store.reader import open_run as open_reader
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+
+class Run:
+    """One run: trained, attached or imported, finished or still being written. Every access reads what is there now.
+
+    ``path``: its folder. Usable as a context manager; `close` frees what it holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows = recorded_rows(path)
+        self._opened: RunReader | None = open_reader(path)
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.path.resolve().name
+
+    @property
+    def status(self) -> str:
+        """running, finished, stopped or crashed."""
+        return self._reader().status
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as nested dicts; empty for a run that was recorded without one."""
+        return self._reader().config
+
+    @property
+    def num_iterations(self) -> int:
+        """One more than the last recorded iteration."""
+        return self._reader().num_iterations
+
+    @property
+    def problems(self) -> list[str]:
+        """Each damaged part of the run, and what it held."""
+        return list(self._reader().problems)
+
+    @property
+    def layers(self) -> DataFrame:
+        """One row a layer from input to output, indexed by layer_id: name, depth, num_params, trainable."""
+        from pandas import DataFrame
+
+        rows = self._reader().layers()
+        columns = ("name", "depth", "num_params", "trainable")
+        frame = DataFrame([[getattr(row, c) for c in columns] for row in rows], columns=list(columns))
+        frame.index = [row.layer_id for row in rows]
+        frame.index.name = "layer_id"
+        return described(frame, "layers")
+
+    @property
+    def signals(self) -> list[str]:
+        """The signals of which values were recorded; `stabilitylab.signals.SIGNALS` says what each is."""
+        return self._reader().measured_signals()
+
+    @property
+    def metrics(self) -> list[str]:
+        """The evaluation curves that were recorded."""
+        return list(self._reader().evals())
+
+    @property
+    def events(self) -> DataFrame:
+        """One row an event: iteration, kind, detail."""
+        from pandas import DataFrame
+
+        rows = [(e.iteration, e.kind, e.detail) for e in self._reader().events()]
+        frame = DataFrame(rows, columns=["iteration", "kind", "detail"])
+        return described(frame, "events", kind="what happened", detail="more about it")
+
+    @property
+    def iterations(self) -> DataFrame:
+        """One row an iteration: epoch, loss, lr, ema_momentum, grad_norm (of all layers), seconds, images."""
+        from pandas import DataFrame
+
+        rows = self._reader().table("iterations")
+        keep = last_of_each(rows["iteration"])
+        frame = DataFrame({name: values[keep] for name, values in rows.items()}).set_index("iteration")
+        return described(frame, "iterations", seconds="seconds per iteration", images="images seen")
+
+    def signal(self, name: str = "grad_norm") -> DataFrame:
+        """A signal as iteration x layer, layers from input to output; NaN where it was not measured, or is NaN.
+
+        The unit is in ``df.attrs["unit"]``, what it is in ``df.attrs["help"]``. Raises `NoDataError` with the signals
+        that the run has.
+        """
+        from pandas import DataFrame, Index
+
+        reader = self._reader()
+        have = reader.measured_signals()
+        if name not in have:
+            raise NoDataError(f"run {self.name} has no signal {name!r}; {_those(have, name)}")
+        recorded = reader.layer_series(name)
+        layers = [row for row in reader.layers() if row.layer_id in recorded]
+        grid = np.unique(np.concatenate([recorded[row.layer_id][0] for row in layers]))
+        cells = np.full((len(grid), len(layers)), np.nan)
+        for column, row in enumerate(layers):
+            iteration, value = recorded[row.layer_id]
+            keep = last_of_each(iteration)
+            cells[np.searchsorted(grid, iteration[keep]), column] = value[keep]
+        frame = DataFrame(cells, index=Index(grid, name="iteration"), columns=[row.name for row in layers])
+        frame.columns.name = "layer"
+        declared = SIGNALS.get(name)
+        told = {"unit": declared.unit, "help": declared.help} if declared else {}
+        frame.attrs.update({"name": name, **told})
+        return frame
+
+    def metric(self, name: str) -> DataFrame:
+        """An evaluation curve, indexed by iteration: value (as recorded) and num_samples (0 where unknown).
+
+        Raises `NoDataError` with the metrics that the run has.
+        """
+        from pandas import DataFrame, Index
+
+        evals = self._reader().evals()
+        if name not in evals:
+            raise NoDataError(f"run {self.name} has no metric {name!r}; {_those(evals, name)}")
+        curve = evals[name]
+        keep = last_of_each(curve["iteration"])
+        index = Index(curve["iteration"][keep], name="iteration")
+        return described(DataFrame({c: curve[c][keep] for c in ("value", "num_samples")}, index=index), name)
+
+    def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> QueryResult:
+        """One SELECT over the run's tables, read only. ``.df()`` gives a DataFrame, ``.fetchall()`` rows."""
+        return self._reader().query(query, params)
+
+    def analyze(
+        self,
+        metric: str | None = None,
+        goal: str | None = None,
+        *,
+        settings: SpikeSettings | None = None,
+        cache: bool = True,
+    ) -> Analysis:
+        """Spikes, episodes, the lag between layers, dips of ``metric`` (``goal``: max or min) and more.
+
+        The default metric is the run's own. The answer is kept beside the run until it has new rows, unless ``cache``
+        is false.
+        """
+        loaded = load_run(self.path, settings, metric=metric, goal=goal, keep=cache)
+        return Analysis(loaded.analysis, loaded.status)
+
+    def plot(self, kind: str = "spikes", **options: Any) -> Figure:
+        """A plotly figure of ``kind``, one of `Run.plots`.
+
+        ``options``: what that kind takes, such as ``plot("signal", name="weight_norm")``. Raises `NoDataError` for a
+        kind that is not known, or that this run has no data for.
+        """
+        from stabilitylab.report.plots import PLOTS, draw
+
+        if kind not in PLOTS:
+            raise NoDataError(f"no plot {kind!r}; {_those(PLOTS, kind)}")
+        return draw(kind, self.analysed(), self, options)
+
+    @property
+    def plots(self) -> dict[str, str]:
+        """The kinds of plots, and what each shows."""
+        from stabilitylab.report.plots import PLOTS
+
+        return {name: plot.help for name, plot in PLOTS.items()}
+
+    def report(self, path: str | Path) -> Path:
+        """Write the HTML report of this run to ``path``; it opens offline."""
+        from stabilitylab.report.writing import write_report
+
+        return write_report([self.analysed()], None, Path(path))
+
+    def analysed(self) -> AnalysedRun:
+        """The run and its analysis as the reports read them."""
+        return load_run(self.path)
+
+    def refresh(self) -> Run:
+        """Look again. Not needed for new rows: those are noticed."""
+        self._rows = recorded_rows(self.path)
+        if self._opened is None:
+            self._opened = open_reader(self.path)
+        else:
+            self._opened.refresh()
+        return self
+
+    def close(self) -> None:
+        """Free what the handle holds; the next access opens the run again."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def _reader(self) -> RunReader:
+        if self._opened is None or recorded_rows(self.path) != self._rows:
+            self.refresh()
+        assert self._opened is not None
+        return self._opened
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        reader = self._reader()
+        return [
+            ("status", reader.status),
+            ("iterations", str(reader.num_iterations)),
+            ("layers", str(len(reader.layers()))),
+            ("signals", ", ".join(reader.measured_signals()) or "none"),
+            ("metrics", ", ".join(reader.evals()) or "none"),
+            *(("problem", problem) for problem in reader.problems),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Run {self.name}", *(f"  {name:<10}  {value}" for name, value in self._facts())])
+
+    def _repr_html_(self) -> str:
+        return as_html(f"Run {self.name}", "", self._facts())
+
+
+def _those(names: Iterable[str], asked: str) -> str:
+    """What there is instead, the nearest first."""
+    known = list(names)
+    near = difflib.get_close_matches(asked, known, n=3, cutoff=0.6)
+    rest = [name for name in known if name not in near]
+    return f"it has {', '.join(near + rest)}" if known else "it has none"

@@ -1,0 +1,42 @@
+"""From a run's folder to the run with its analysis: the one route."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.explain import explain_episodes
+from stabilitylab.run.analysed import AnalysedRun
+from stabilitylab.run.answers import answer_run
+from stabilitylab.run.series import load_series
+from stabilitylab.store.reader import open_run
+
+
+def load_run(
+    run_dir: Path,
+    settings: SpikeSettings | None = None,
+    *,
+    metric: str | None = None,
+    goal: str | None = None,
+    keep: bool = True,
+) -> AnalysedRun:
+    """The run in ``run_dir``, analysed; see `answer_run` for the arguments. Works without gradients and while it is
+    written."""
+    answer = answer_run(run_dir, settings, metric=metric, goal=goal, keep=keep, need_gradients=False)
+    with open_run(run_dir) as reader:  # after the analysis: what it found is in what is drawn, also of a live run
+        curve = reader.table("iterations")
+        known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
+        versions = sorted(name for name in reader.meta if name.endswith("_version"))
+        accounts = explain_episodes(answer.analysis, reader.config)
+        return AnalysedRun(
+            series=load_series(reader),
+            analysis=answer.analysis,
+            config=reader.config,
+            status=reader.status,
+            created_at=reader.meta.get("created_at", ""),
+            loss=(curve["iteration"], curve["loss"]) if len(curve["iteration"]) else None,
+            provenance={name: reader.meta[name] for name in (*known, *versions)},
+            events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
+            accounts=[(account.text, account.next) for account in accounts],
+            problems=tuple(reader.problems),
+        )
