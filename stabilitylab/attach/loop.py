@@ -21,7 +21,6 @@ from stabilitylab.attach.request import check_options, check_signals, chosen_lay
 from stabilitylab.attach.start import Start, open_run_for, writes
 from stabilitylab.errors import ConfigError, RecordError
 from stabilitylab.metrics import check_goal
-from stabilitylab.models.layers import names_tell_the_order
 from stabilitylab.recording.measurement import Measured
 from stabilitylab.recording.order import ExecutionOrder
 from stabilitylab.recording.recorder import NullSink, Recorder
@@ -78,7 +77,6 @@ def record(
     layers = chosen_layers(model, granularity, include, exclude)
     if depth is not None:
         layers = in_order(layers, list(depth))
-    by_running = depth is None and granularity == "block" and not names_tell_the_order([x.name for x in layers])
     options: dict[str, Any] = {
         "signals": tuple(signals),
         "every": every,
@@ -86,7 +84,7 @@ def record(
         "flush_seconds": flush_seconds,
         "amp_skips": amp_skips,
     }
-    start = Start(layers, run, runs_dir, resume, dict(config or {}), ordered=not by_running)
+    start = Start(layers, run, runs_dir, resume, dict(config or {}), ordered=depth is not None)
     return LoopRecorder(model, optimizer, start, options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -55,13 +56,13 @@ def chosen_layers(
     unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
     found = [
         layer
-        for layer in group_layers(model.named_parameters(), granularity)
+        for layer in group_layers(model, granularity)
         if any(fnmatch.fnmatchcase(layer.name, p) for p in wanted)
         and not any(fnmatch.fnmatchcase(layer.name, p) for p in unwanted)
     ]
     if not any(layer.trainable for layer in found):
         raise RecordError("the model has no trainable parameter to record; unfreeze one, or widen include=")
-    return [Layer(layer.name, depth, layer.parameters) for depth, layer in enumerate(found)]
+    return [replace(layer, depth=depth) for depth, layer in enumerate(found)]
 
 
 def in_order(layers: list[Layer], names: list[str]) -> list[Layer]:
@@ -71,4 +72,4 @@ def in_order(layers: list[Layer], names: list[str]) -> list[Layer]:
     wrong = [name for name in names if name not in have] + [name for name in have if name not in names] + twice
     if wrong:
         raise RecordError(f"depth= must name every layer once; {wrong[0]!r} differs; there are {', '.join(have)}")
-    return [Layer(name, depth, have[name].parameters) for depth, name in enumerate(names)]
+    return [replace(have[name], depth=depth) for depth, name in enumerate(names)]

@@ -1,29 +1,37 @@
-"""Parameter -> layer name -> depth. The one place that knows what "first" and "last" are."""
+"""Parameter -> layer -> depth. The one place that knows what a layer is, and what "first" and "last" are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-# Online branch only: the momentum encoder takes no gradient.
-_WRAPPERS = ("base_encoder", "module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-_HEADS = ("projector", "predictor", "prototypes")
-_TOKENS = ("cls_token", "pos_embed", "reg_token")
-# timm registers tokens before the patch projection; by depth they come after it.
-_INPUT_ORDER = {"patch_embed": 0, "conv1": 0, "stem": 0, "embeddings": 0, "tokens": 1, "bn1": 1}
+from stabilitylab.models.blocks import WRAPPERS, Partition, recurrent_layers
 
-Path = tuple[str, ...]
+# The method's own: the base encoder is the network; the momentum encoder takes no gradient.
+_UNNAMED = (*WRAPPERS, "base_encoder")
+_HEADS = ("projector", "predictor", "prototypes")
+_TOKENS = re.compile(
+    r"((cls|class|reg|register|dist|mask|query|sep)_?(token|embedding)s?|.*(pos|position|mask|masked)_(\w+_)?emb.*"
+    r"|posemb.*|.*_pos|tokens?)(_?\d+)?"
+)
+# timm registers tokens before the patch projection; by depth they come after it.
+_INPUT_ORDER = {"patch_embed": 0, "conv1": 0, "stem": 0, "embeddings": 0, "tokens": 1}
+_UNKNOWN = 2
+"""The rank of a layer whose name does not tell where it stands."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Parameters that are recorded as one series. ``depth`` 0 is nearest to the input."""
+    """Parameters that are recorded as one series. ``depth`` 0 is nearest to the input; ``path`` is where the layer's
+    module is in the model, wrappers included, or empty where no single module owns the layer."""
 
     name: str
     depth: int
     parameters: tuple[nn.Parameter, ...]
+    path: str = ""
 
     @property
     def num_params(self) -> int:
@@ -36,95 +44,99 @@ class Layer:
 
 def without_wrappers(path: str) -> str:
     """``_orig_mod.base_encoder.blocks.0`` -> ``blocks.0``: what compiling, DDP and the method put in front is gone."""
-    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+    return ".".join(part for part in path.split(".") if part not in _UNNAMED)
 
 
-def containers(modules: Iterable[Path]) -> frozenset[Path]:
-    """The modules that hold a network rather than being a layer of one: those that own a list of blocks
-    (``vit`` in ``vit.layers.0``), and those that everything is in (``model`` in a Lightning module)."""
-    paths = sorted(set(modules))
-    shared = 0
-    if len(paths) > 1:  # sorted: what the first and the last share, all share
-        shared = next((i for i, (a, b) in enumerate(zip(paths[0], paths[-1], strict=False)) if a != b), len(paths[0]))
-    found = {paths[0][:length] for length in range(1, shared + 1)} if paths else set()
-    for path in paths:
-        block = next((i for i, part in enumerate(path) if i >= shared and part.isdigit()), 0)
-        found.update(path[:length] for length in range(1, block))
-    return frozenset(found)
+def group_layers(model: nn.Module, granularity: str = "block") -> list[Layer]:
+    """The layers of a model, ordered from input to output as far as names tell.
 
+    ``granularity``: ``block`` (the innermost repeated block, and each module outside any), ``module`` (each module
+    that owns parameters) or ``param``. A parameter used in several places is counted once, where it is registered
+    first. Parameters fixed by construction (a sin-cos embedding, a momentum encoder) belong to no layer unless their
+    layer also holds others; a frozen layer is listed as not trainable.
 
-def layer_name(parameter: str, granularity: str = "block", inside: frozenset[Path] = frozenset()) -> str:
-    """The layer that a parameter belongs to: ``base_encoder.blocks.0.attn.qkv.weight`` -> ``blocks.0`` at
-    ``block``, ``blocks.0.attn.qkv`` at ``module``, the name without wrappers at ``param``. What lies in the
-    containers ``inside`` gets one part more: ``model.patch_embed``."""
-    parts = tuple(without_wrappers(parameter).split("."))
-    top = _top(parts, inside)
-    if granularity == "param":
-        return ".".join(parts)
-    if top[-1] in _TOKENS:
-        return ".".join((*top[:-1], "tokens"))
-    if granularity == "module":
-        return ".".join(parts[:-1]) or parts[0]
-    if top[-1] in _HEADS:
-        return ".".join(top)
-    for index, part in enumerate(parts[:-1]):
-        if part.isdigit() and parts[: index + 1] not in inside:
-            return ".".join(parts[: index + 1])
-    return ".".join(top)
-
-
-def group_layers(named_parameters: Iterable[tuple[str, nn.Parameter]], granularity: str = "block") -> list[Layer]:
-    """Group parameters into layers, ordered from input to output.
-
-    Parameters fixed by construction (a sin-cos embedding, a momentum encoder) belong to no layer unless
-    their layer also holds others; a layer that a mitigation froze is listed as not trainable.
+    >>> from torch import nn
+    >>> block = lambda: nn.TransformerEncoderLayer(8, 2, 16)
+    >>> model = nn.ModuleDict({"embed": nn.Linear(4, 8), "blocks": nn.ModuleList([block(), block()])})
+    >>> [layer.name for layer in group_layers(model)]
+    ['embed', 'blocks.0', 'blocks.1']
     """
-    online = {}
-    for name, parameter in named_parameters:
-        parts = name.split(".")
-        fixed = not parameter.requires_grad and parts[-1] in _TOKENS
-        if not fixed and not any(part.startswith("momentum_") for part in parts):
-            online[name] = parameter
-    inside = containers(tuple(without_wrappers(name).split("."))[:-1] for name in online)
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in online.items():
-        groups.setdefault(layer_name(name, granularity, inside), []).append(parameter)
-    return [Layer(name, depth, tuple(groups[name])) for depth, name in enumerate(depth_order(list(groups)))]
+    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for parameter_name, parameter, name, path in _assigned(model, granularity):
+        last = parameter_name.rpartition(".")[2]
+        momentum = any(part.startswith("momentum_") for part in parameter_name.split("."))
+        if parameter.requires_grad or not (momentum or _TOKENS.fullmatch(last)):
+            groups.setdefault((name, path), []).append(parameter)
+    names = _distinct(list(groups), model)
+    by_name = {names[key]: (key[1], parameters) for key, parameters in groups.items()}
+    return [
+        Layer(name, depth, tuple(by_name[name][1]), by_name[name][0])
+        for depth, name in enumerate(depth_order(list(by_name)))
+    ]
 
 
 def depth_order(names: Sequence[str]) -> list[str]:
     """Layer names from input to output, as far as names tell; the order given decides the rest."""
-    inside = _holders(names)
-    return sorted(names, key=lambda name: _rank(name, inside))  # stable
+    return sorted(names, key=_rank)  # stable
 
 
-def names_tell_the_order(names: Sequence[str]) -> bool:
-    """Whether the first name is one that stands at the input of a network."""
-    return bool(names) and _rank(names[0], _holders(names)) < _UNKNOWN
+def is_head(name: str) -> bool:
+    """Whether a layer's name says that it is a method's projection or prediction head."""
+    return any(part in _HEADS for part in name.split("."))
 
 
-_UNKNOWN = 2
-"""The rank of a layer whose name does not tell where it stands."""
+def is_tokens(name: str) -> bool:
+    """Whether a layer holds the parameters that a network owns itself: tokens, position embeddings."""
+    return name.rpartition(".")[2] == "tokens"
 
 
-def _holders(names: Sequence[str]) -> frozenset[Path]:
-    return containers(tuple(name.split(".")) for name in names)
+def _assigned(model: nn.Module, granularity: str) -> Iterator[tuple[str, nn.Parameter, str, str]]:
+    """(its name, parameter, its layer's name and path), wrappers still in the names."""
+    leaves = Partition(model).leaves if granularity == "block" else {}
+    recurrent = {
+        f"{path}.{name}" if path else name: f"{path}.{layer}" if path else layer
+        for path, module in leaves.items()
+        for layer, names in recurrent_layers(module)
+        for name in names
+    }
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        owner = ".".join(parts[:-1])
+        leaf = next((p for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in leaves), None)
+        if granularity == "param":
+            yield name, parameter, name, ""
+        elif name in recurrent:
+            yield name, parameter, recurrent[name], ""
+        elif leaf is not None:
+            yield name, parameter, leaf, leaf
+        elif "" in leaves:  # the model is one layer
+            yield name, parameter, owner or parts[0], owner
+        elif _TOKENS.fullmatch(parts[-1]):
+            yield name, parameter, ".".join([*parts[:-1], "tokens"]), ""
+        elif granularity == "module" and owner:
+            yield name, parameter, owner, owner
+        else:
+            yield name, parameter, name, ""
 
 
-def _top(parts: Path, inside: frozenset[Path]) -> Path:
-    """The parts up to the first that is no container; up to a head, whatever the head holds."""
+def _distinct(keys: list[tuple[str, str]], model: nn.Module) -> dict[tuple[str, str], str]:
+    """Names without wrappers; with them where two layers would have one name."""
+    prefix = "base_model.model." if hasattr(model, "peft_config") else ""
+    short = {key: without_wrappers(key[0].removeprefix(prefix)) or key[0] for key in keys}
+    count: dict[str, int] = {}
+    for name in short.values():
+        count[name] = count.get(name, 0) + 1
+    return {key: name if count[name] == 1 else key[0] for key, name in short.items()}
+
+
+def _rank(name: str) -> int:
+    """By the first part that tells: a head, or what a network begins with. Inside a block no name tells."""
+    parts = name.split(".")
     for index, part in enumerate(parts):
-        if part in _HEADS or parts[: index + 1] not in inside:
-            return parts[: index + 1]
-    return parts
-
-
-def _rank(name: str, inside: frozenset[Path]) -> int:
-    for part in _top(tuple(name.split(".")), inside):
         if part in _HEADS:
             return _UNKNOWN + 1 + _HEADS.index(part)
-        if part in _TOKENS:
-            return 1
+        if part.isdigit() and 0 < index < len(parts) - 1:
+            return _UNKNOWN
         if part in _INPUT_ORDER:
             return _INPUT_ORDER[part]
     return _UNKNOWN

@@ -129,7 +129,7 @@ class Trainer:
 
     def layers(self) -> list[Layer]:
         """The layers to record, from input to output."""
-        return group_layers(self.method.named_parameters(), self.config.record.granularity)
+        return group_layers(self.method, self.config.record.granularity)
 
     def trained_names(self) -> list[str]:
         """The parameters that the optimizer trains, in its order."""

@@ -43,7 +43,7 @@ SIGNALS = ("grad_norm", "grad_max", "weight_norm")
 
 def record(net: nn.Module, losses: list[torch.Tensor], **options: int) -> tuple[MemorySink, Recorder]:
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=SIGNALS, **options)  # type: ignore[arg-type]
+    recorder = Recorder(group_layers(net), sink, signals=SIGNALS, **options)  # type: ignore[arg-type]
     for iteration, loss in enumerate(losses):
         net.zero_grad()
         loss.backward()
@@ -83,7 +83,7 @@ def test_a_frozen_layer_is_absent_and_a_layer_without_gradient_is_null() -> None
     net = small_net()
     net[0].requires_grad_(False)
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=SIGNALS)
+    recorder = Recorder(group_layers(net), sink, signals=SIGNALS)
     net[2](torch.randn(2, 7)).sum().backward()  # the LayerNorm is not used
     recorder.step(0)
     recorder.flush()
@@ -98,7 +98,7 @@ def test_a_frozen_layer_is_absent_and_a_layer_without_gradient_is_null() -> None
 def test_non_finite_gradients_are_recorded_as_they_are(bad: float) -> None:
     net = small_net()
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink)
+    recorder = Recorder(group_layers(net), sink)
     net(torch.randn(2, 5)).pow(2).sum().backward()
     net[2].weight.grad[0, 0] = bad
     recorder.step(0)
@@ -115,7 +115,7 @@ def test_non_finite_gradients_are_recorded_as_they_are(bad: float) -> None:
 def test_norms_keep_their_precision_at_extreme_scales(scale: float) -> None:
     net = small_net()
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink)
+    recorder = Recorder(group_layers(net), sink)
     for p in net.parameters():
         p.grad = torch.full_like(p, scale)
     recorder.step(0)
@@ -129,7 +129,7 @@ def test_recording_changes_no_gradient() -> None:
     x = torch.randn(4, 5)
     net(x).pow(2).sum().backward()
     before = [p.grad.clone() for p in net.parameters()]
-    recorder = Recorder(group_layers(net.named_parameters()), MemorySink())
+    recorder = Recorder(group_layers(net), MemorySink())
     recorder.step(0)
     recorder.flush()
     assert all(map(torch.equal, before, (p.grad for p in net.parameters())))
@@ -146,7 +146,7 @@ def test_every_skips_layer_rows_but_not_iterations() -> None:
 def test_flushes_when_full() -> None:
     net = small_net()
     sink = MemorySink()
-    recorder = Recorder(group_layers(net.named_parameters()), sink, flush_every=4)
+    recorder = Recorder(group_layers(net), sink, flush_every=4)
     for iteration in range(10):
         net.zero_grad()
         net(torch.randn(2, 5)).sum().backward()
@@ -157,7 +157,7 @@ def test_flushes_when_full() -> None:
 
 def test_a_step_that_the_loss_scaler_skips_is_an_event_and_no_spike() -> None:
     model, sink = torch.nn.Linear(3, 2), MemorySink()
-    recorder = Recorder(group_layers(model.named_parameters()), sink, amp_skips=True, signals=SIGNALS)
+    recorder = Recorder(group_layers(model), sink, amp_skips=True, signals=SIGNALS)
     for iteration in range(3):
         for p in model.parameters():
             p.grad = torch.full_like(p, float("inf") if iteration == 1 else 1.0)
@@ -172,7 +172,7 @@ def test_a_step_that_the_loss_scaler_skips_is_an_event_and_no_spike() -> None:
 def test_a_skip_at_the_edge_of_a_flush_and_what_it_keeps() -> None:
     model, sink = torch.nn.Linear(3, 2), MemorySink()
     signals = ("grad_norm", "nonfinite", "update_ratio")
-    layers = group_layers(model.named_parameters())
+    layers = group_layers(model)
     recorder = Recorder(layers, sink, amp_skips=True, signals=signals, flush_every=1)
     for iteration in range(3):
         for p in model.parameters():
@@ -189,7 +189,7 @@ def test_a_skip_at_the_edge_of_a_flush_and_what_it_keeps() -> None:
 
 def test_the_share_of_nan_alone_tells_a_skip() -> None:
     model, sink = torch.nn.Linear(3, 2), MemorySink()
-    recorder = Recorder(group_layers(model.named_parameters()), sink, amp_skips=True, signals=("nonfinite",))
+    recorder = Recorder(group_layers(model), sink, amp_skips=True, signals=("nonfinite",))
     for p in model.parameters():
         p.grad = torch.full_like(p, math.nan)
     recorder.step(4)
@@ -200,7 +200,7 @@ def test_the_share_of_nan_alone_tells_a_skip() -> None:
 def test_a_layer_that_is_unfrozen_later_has_rows_from_then_on() -> None:
     net, sink = small_net(), MemorySink()
     net[0].requires_grad_(False)
-    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=SIGNALS, flush_every=2)
+    recorder = Recorder(group_layers(net), sink, signals=SIGNALS, flush_every=2)
     for iteration in range(6):
         net[0].requires_grad_(iteration >= 2)
         net.zero_grad()
@@ -221,7 +221,7 @@ def test_a_flush_that_fails_does_not_write_twice() -> None:
                 raise OSError("no")
 
     net, sink = small_net(), Failing()
-    recorder = Recorder(group_layers(net.named_parameters()), sink)
+    recorder = Recorder(group_layers(net), sink)
     net(torch.randn(2, 5)).sum().backward()
     recorder.step(0)
     with pytest.raises(OSError, match="no"):
@@ -235,7 +235,7 @@ def test_a_flush_that_fails_does_not_write_twice() -> None:
 def test_a_signal_that_nothing_gives_is_said_once() -> None:
     net, sink = small_net(), MemorySink()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
-    recorder = Recorder(group_layers(net.named_parameters()), sink, signals=("adam_rms",), optimizer=sgd, flush_every=2)
+    recorder = Recorder(group_layers(net), sink, signals=("adam_rms",), optimizer=sgd, flush_every=2)
     net(torch.randn(2, 5)).sum().backward()
     recorder.step(0)
     recorder.step(1)
@@ -255,7 +255,7 @@ def test_memory_is_flat_over_100000_steps() -> None:
         def append(self, table: str, columns: Mapping[str, object]) -> None: ...
 
     net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
-    recorder = Recorder(group_layers(net.named_parameters()), Nowhere(), flush_every=100)
+    recorder = Recorder(group_layers(net), Nowhere(), flush_every=100)
     net(torch.randn(2, 2)).sum().backward()
     tracemalloc.start()
     sizes = []
