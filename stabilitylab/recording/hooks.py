@@ -5,29 +5,67 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 
 class ForwardHook:
-    """Tells ``note`` the output each time ``module`` runs; with ``before``, that it is about to run.
+    """Calls ``note`` with the output each time ``module`` has run.
 
-    A copy of the model (an EMA, say) takes its hooks along: called for a module not its own, this one leaves it.
+    A copy of the model (an EMA, say) copies its hooks too: called for another module, this one removes itself there.
     """
 
-    def __init__(self, module: nn.Module, note: Callable[[Any], None], *, before: bool = False) -> None:
+    def __init__(self, module: nn.Module, note: Callable[[Any], None]) -> None:
         self._module, self._note = module, note
-        self._handle = (module.register_forward_pre_hook if before else module.register_forward_hook)(self)
+        self._handle = module.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, _: Any, output: Any = None) -> None:
         if module is self._module:
             self._note(output)
-            return
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook is self]:
-                del hooks[key]
+        else:
+            _remove_from(module, self)
 
     def __deepcopy__(self, _: dict[int, Any]) -> ForwardHook:
         return self
 
     def remove(self) -> None:
         self._handle.remove()
+
+
+class StartHook:
+    """Calls ``note`` each time ``module`` is about to run, with whether torch.compile is tracing it.
+
+    A traced hook is a constant of the graph: it costs nothing there and never runs again. Removing one would compile
+    the module once more.
+    """
+
+    def __init__(self, module: nn.Module, note: Callable[[bool], None]) -> None:
+        self._module = module
+
+        @torch.compiler.assume_constant_result
+        def traced() -> int:
+            note(True)
+            return 0
+
+        self._traced, self._eager = traced, note
+        self._handle = module.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._traced()
+        elif module is self._module:
+            self._eager(False)
+        else:
+            _remove_from(module, self)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> StartHook:
+        return self
+
+    def remove(self) -> None:
+        self._handle.remove()
+
+
+def _remove_from(module: nn.Module, hook: object) -> None:
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, value in hooks.items() if value is hook]:
+            del hooks[key]

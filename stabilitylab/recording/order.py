@@ -1,49 +1,152 @@
-"""Which layer is first and which is last, where the names do not tell: the order in which modules run."""
+"""The order of layers from input to output: the order in which a training step runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from stabilitylab.models.layers import Layer
-from stabilitylab.recording.hooks import ForwardHook
+from stabilitylab.models.layers import Layer, is_tokens
+from stabilitylab.recording.hooks import StartHook
 
 
 class ExecutionOrder:
-    """Notes when each parameter's module first runs, until `finish`. ``ran``: whether any module was seen to run."""
+    """Watches the first training step; after it, only the layers that the step skipped (an expert, a dropped layer).
+
+    A layer's place is where its first module starts. Parameters that a holder of layers owns itself (tokens, a
+    temperature) have no start of their own: their place is where the backward pass reaches them. Ties keep the order
+    given. ``ran``: whether any module was seen to run.
+    """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._layers = list(layers)
-        self._ran: dict[int, int] = {}  # parameter id -> when its module first ran
-        self._hooks = [
-            ForwardHook(module, partial(self._note, module), before=True)
-            for module in model.modules()
-            if any(True for _ in module.parameters(recurse=False))
+        self._owner = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters}
+        self._started: dict[str, int] = {}  # module -> when it first started
+        self._backward: dict[int, None] = {}  # parameters in the order in which their gradients were ready
+        self._compiled = False
+        self._order: list[int] = []  # layers from input to output, once the first step is over
+        self._skipped: set[int] = set()
+        self._previous: int | None = None  # the layer that started last in this step
+        self._moved = False
+
+        self._home: dict[int, str] = {}  # parameter -> the module that owns it
+        self._below: dict[str, set[int]] = {}  # module -> the layers inside it
+        for path, module in model.named_modules():
+            below = {self._owner[id(p)] for p in module.parameters() if id(p) in self._owner}
+            if below:
+                self._below[path] = below
+                self._home.update({id(p): path for p in module.parameters(recurse=False)})
+        self._starts = {
+            path: StartHook(module, partial(self._start, path))
+            for path, module in model.named_modules()
+            if path in self._below
+        }
+        self._grads = [
+            p.register_post_accumulate_grad_hook(self._ready)
+            for layer in layers
+            for p in layer.parameters
+            if p.requires_grad
         ]
 
     @property
     def ran(self) -> bool:
-        return bool(self._ran)
-
-    def _note(self, module: nn.Module, _: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            self._ran.setdefault(id(parameter), len(self._ran))
+        return bool(self._started)
 
     def remove(self) -> None:
-        for hook in self._hooks:
+        for hook in (*self._starts.values(), *self._grads):
             hook.remove()
-        self._hooks = []
+        self._starts, self._grads = {}, []
 
-    def finish(self) -> list[int]:
-        """The depth of each layer, in the order given; layers that never ran come last. Takes the hooks away."""
-        self.remove()
-        never = len(self._ran)
-        first = [min((self._ran.get(id(p), never) for p in x.parameters), default=never) for x in self._layers]
-        order = sorted(range(len(first)), key=lambda i: (first[i], self._layers[i].depth))
-        depths = [0] * len(order)
-        for depth, i in enumerate(order):
+    def first_step(self) -> list[int]:
+        """The depth of each layer, in the order given, after the first backward pass. Layers that it skipped come
+        last for now."""
+        start = {i: self._start_of(layer) for i, layer in enumerate(self._layers)}
+        raw = [i for i in start if self._is_raw(i)]
+        never = len(self._started)
+        at = {i: never if moment is None else moment for i, moment in start.items()}
+        self._order = sorted((i for i in start if i not in raw), key=lambda i: (at[i], self._layers[i].depth))
+        self._skipped = {i for i in self._order if start[i] is None and self._layers[i].trainable}
+        for i in raw:
+            self._order.insert(self._place(i, set(raw)), i)
+        self._watch_on(start)
+        return self._depths()
+
+    def changed(self) -> list[int] | None:
+        """At the end of a later step: the depths anew, if a layer that was skipped until then has run."""
+        self._previous = None
+        if not self._moved:
+            return None
+        self._moved = False
+        if not self._skipped and not self._compiled:
+            self.remove()
+        return self._depths()
+
+    def _start(self, path: str, compiled: bool) -> None:
+        self._compiled |= compiled
+        if not self._order:
+            self._started.setdefault(path, len(self._started))
+            return
+        found = next(iter(self._below[path]))
+        if len(self._below[path]) > 1 or found not in self._order:
+            return
+        if found in self._skipped:
+            self._skipped.discard(found)
+            self._order.remove(found)
+            after = -1 if self._previous is None else self._order.index(self._previous)
+            self._order.insert(after + 1, found)
+            self._moved = True
+        self._previous = found
+
+    def _ready(self, parameter: Tensor) -> None:
+        self._backward.setdefault(id(parameter), None)
+
+    def _watch_on(self, start: dict[int, int | None]) -> None:
+        """Keep one hook on each layer while some were skipped; a compiled module keeps all it was compiled with."""
+        for hook in self._grads:
+            hook.remove()
+        self._grads = []
+        if self._compiled:
+            return
+        firsts = {moment for moment in start.values() if moment is not None}
+        for path in list(self._starts):
+            layers = self._below[path]
+            needed = layers <= self._skipped if len(layers) == 1 else False
+            if not self._skipped or not (needed or self._started.get(path) in firsts):
+                self._starts.pop(path).remove()
+
+    def _depths(self) -> list[int]:
+        depths = [0] * len(self._order)
+        for depth, i in enumerate(self._order):
             depths[i] = depth
         return depths
+
+    def _start_of(self, layer: Layer) -> int | None:
+        """When a layer first started. One whose module is never called is still used where it gets a gradient, as
+        attention uses its output projection: it starts with what it lies in."""
+        found = []
+        for p in layer.parameters:
+            path = self._home.get(id(p), "")
+            if path not in self._started and p.grad is not None:
+                while path and path not in self._started:
+                    path = path.rpartition(".")[0]
+            if path in self._started:
+                found.append(self._started[path])
+        return min(found, default=None)
+
+    def _is_raw(self, i: int) -> bool:
+        """Whether a layer's parameters belong to modules that hold other layers."""
+        return all(len(self._below.get(self._home.get(id(p), ""), ())) > 1 for p in self._layers[i].parameters)
+
+    def _place(self, i: int, raw: set[int]) -> int:
+        """Where a raw layer comes in the order found so far."""
+        ready = list(self._backward)
+        mine = [k for k, p in enumerate(ready) if self._owner.get(p) == i]
+        if mine and not self._compiled:
+            before = next((o for p in ready[max(mine) + 1 :] if (o := self._owner[p]) not in raw), None)
+            return 0 if before is None else self._order.index(before) + 1
+        holder = self._below.get(self._home.get(id(self._layers[i].parameters[0]), ""), set())
+        inside = [place for place, other in enumerate(self._order) if other in holder and other not in raw]
+        if not inside:
+            return len(self._order)
+        return (inside[0] if is_tokens(self._layers[i].name) else inside[-1]) + 1

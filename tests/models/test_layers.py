@@ -39,7 +39,7 @@ def names_of(model: nn.Module, granularity: str = "block") -> list[str]:
 
 def test_names_at_each_granularity() -> None:
     method = build_method(resolve({"model": {"depth": 2}}), channels=1)
-    assert "blocks.0" in names_of(method) and "projector" in names_of(method) and "tokens" in names_of(method)
+    assert {"blocks.0", "projector", "tokens"} <= set(names_of(method))
     assert "blocks.0.attn.qkv" in names_of(method, "module")
     assert "blocks.0.attn.qkv.weight" in names_of(method, "param")
 
