@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stabilitylab.attach.features import RecordsFeatures
+from stabilitylab.attach.ordering import Ordering, check_ends
 from stabilitylab.attach.request import check_options, check_signals, chosen_layers, in_order
 from stabilitylab.attach.start import Start, open_run_for, writes
 from stabilitylab.errors import ConfigError, RecordError
 from stabilitylab.metrics import check_goal
 from stabilitylab.recording.measurement import Measured
-from stabilitylab.recording.order import ExecutionOrder
 from stabilitylab.recording.recorder import NullSink, Recorder
 from stabilitylab.signals import DEFAULT
 from stabilitylab.store.schema import STATUSES, TABLES
@@ -41,6 +41,8 @@ def record(
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
     depth: Sequence[str] | None = None,
+    first: str | None = None,
+    last: str | None = None,
     every: int = 1,
     flush_every: int = 200,
     flush_seconds: float = 5.0,
@@ -64,7 +66,9 @@ def record(
     after its last iteration or at the one given: what was recorded from there on is dropped.
     ``signals``: names in `stabilitylab.signals.SIGNALS`, which says what each one is.
     ``granularity``: block, module or param. ``include``, ``exclude``: patterns of layer names (``blocks.*``).
-    ``depth``: layer names from input to output, where the order found is not the right one.
+    ``depth``: layer names from input to output, where the order of execution is not the right one.
+    ``first``, ``last``: the layers between which spikes travel, where they are not the first and last on the path of
+    the loss.
     ``every``: record each how many iterations. ``amp_skips``: a GradScaler skips updates; see `Recorder`.
     ``config``: what you want to find in the run's ``meta`` later.
 
@@ -77,6 +81,7 @@ def record(
     layers = chosen_layers(model, granularity, include, exclude)
     if depth is not None:
         layers = in_order(layers, list(depth))
+    check_ends(layers, first, last)
     options: dict[str, Any] = {
         "signals": tuple(signals),
         "every": every,
@@ -85,7 +90,7 @@ def record(
         "amp_skips": amp_skips,
     }
     start = Start(layers, run, runs_dir, resume, dict(config or {}), ordered=depth is not None)
-    return LoopRecorder(model, optimizer, start, options)
+    return LoopRecorder(model, optimizer, start, options, (first, last))
 
 
 class LoopRecorder(RecordsFeatures):
@@ -94,12 +99,19 @@ class LoopRecorder(RecordsFeatures):
 
     _closed = True  # until it is open
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, start: Start, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        start: Start,
+        options: dict[str, Any],
+        ends: tuple[str | None, str | None] = (None, None),
+    ) -> None:
         self.iteration = 0
         self.path: Path | None = None
         self._layers = start.layers
         self._parameters = list(model.parameters())
-        self._writer, self._watch = None, None
+        self._writer = None
         self._sharded = any(hasattr(p, "to_local") for layer in start.layers for p in layer.parameters)
         # Where gradients are whole, only the process that writes measures; shards need every process.
         log_grads = writes() or self._sharded
@@ -117,8 +129,8 @@ class LoopRecorder(RecordsFeatures):
         self.iteration, self.path, self._writer = opened.iteration, opened.path, opened.writer
         if self._writer is not None:
             self._recorder.sink = self._writer
-        if opened.needs_order:
-            self._watch = ExecutionOrder(model, start.layers)
+        watch = opened.needs_order and self._writer is not None
+        self._ordering = Ordering(model, start.layers, watch=watch, first=ends[0], last=ends[1])
         self._pid = os.getpid()
         self._at_exit = _close_at_exit(self)  # after the writer's own, so that it runs before
         self._closed = False
@@ -161,7 +173,7 @@ class LoopRecorder(RecordsFeatures):
             if value is not None
         }
         self.iteration = self.iteration if iteration is None else iteration
-        self._settle_order()
+        self._ordering.step(self.iteration, recorder.sink, loss)
         columns: dict[str, Any] = {name: value for name, value in numbers.items() if name in _COLUMNS}
         recorder.step(self.iteration, stats=stats, grad_scale=grad_scale, optimizer=optimizer, **columns)
         for name in numbers.keys() - columns.keys():
@@ -221,34 +233,11 @@ class LoopRecorder(RecordsFeatures):
         self._closed = True
         atexit.unregister(self._at_exit)
         try:
-            self._settle_order()
+            self._ordering.close(self.iteration, self._recorder.sink)
             self._recorder.close(settle=status == "finished" or not self._sharded)
         finally:
             if self._writer is not None:
                 self._writer.close(status)
-
-    def _settle_order(self) -> None:
-        """The first forward pass has shown in which order the layers run."""
-        watch, self._watch = self._watch, None
-        if watch is None:
-            return
-        depths, layers = watch.finish(), self._layers
-        if self._writer is None:
-            return
-        if not watch.ran and self._recorder.has_gradient():
-            text = "no layer was seen to run, so depth is the order of registration: give depth=, or record() earlier"
-            self._recorder.event(self.iteration, "order-unknown", text)
-            warnings.warn(text, stacklevel=4)
-        self._writer.append(
-            "layers",
-            {
-                "layer_id": list(range(len(layers))),
-                "name": [layer.name for layer in layers],
-                "depth": depths,
-                "num_params": [layer.num_params for layer in layers],
-                "trainable": [layer.trainable for layer in layers],
-            },
-        )
 
     def _must_be_open(self) -> None:
         if self._closed:

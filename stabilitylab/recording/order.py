@@ -40,7 +40,7 @@ class ExecutionOrder:
         self._starts = {
             path: StartHook(module, partial(self._start, path))
             for path, module in model.named_modules()
-            if path in self._below
+            if path in self._below and not isinstance(module, nn.ModuleList | nn.ModuleDict)
         }
         self._grads = [
             p.register_post_accumulate_grad_hook(self._ready)

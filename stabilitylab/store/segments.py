@@ -66,6 +66,7 @@ def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequenc
     try:
         files = [folder / part.file for part in parts]
         copy_to(con, rows_sql(con, table, base=False, cut=None, files=files), temporary)
+        count = first_value(con, f"SELECT count(*) FROM read_parquet({quote(glob_escaped(temporary))})")
         sync_file(temporary)
         sha256 = file_sha256(temporary)
         temporary.replace(file)
@@ -77,7 +78,7 @@ def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequenc
     return Segment(
         file.name,
         table,
-        sum(part.rows for part in parts),
+        count,
         sha256,
         min(firsts, default=None),
         max(lasts, default=None),
@@ -115,7 +116,8 @@ def rows_sql(con: duckdb.DuckDBPyConnection, table: str, *, base: bool, cut: int
         before = f" WHERE iteration < {cut}" if cut is not None and table in CUT_AT_RESUME else ""
         sources.append((f"base.{table}", before))
     if paths:
-        sources.append((f"read_parquet([{', '.join(paths)}], union_by_name = true)", ""))
+        stored_rows = f"read_parquet([{', '.join(paths)}], union_by_name = true)"
+        sources.append((_latest_layers(stored_rows) if table == "layers" else stored_rows, ""))
     stored = [column_types(con, source) for source, _ in sources]
     columns = stored_columns(table, [column for part in stored for column in part.items()])
     parts = [
@@ -123,6 +125,13 @@ def rows_sql(con: duckdb.DuckDBPyConnection, table: str, *, base: bool, cut: int
         for (source, where), there in zip(sources, stored, strict=True)
     ]
     return " UNION ALL ".join(parts) or empty_select(table)
+
+
+def _latest_layers(source: str) -> str:
+    """The last row of each layer: one that a training step first skipped is written again when its depth is known."""
+    numbered = f"SELECT *, row_number() OVER () AS written FROM {source}"
+    last = "QUALIFY row_number() OVER (PARTITION BY layer_id ORDER BY written DESC) = 1"
+    return f"(SELECT * EXCLUDE (written) FROM ({numbered}) {last})"
 
 
 def column_types(con: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:

@@ -178,7 +178,7 @@ def test_a_model_whose_forward_pass_was_not_seen(tmp_path: Path) -> None:
     model = nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
     model["b"](model["a"](torch.ones(1, 2))).sum().backward()
     with (
-        pytest.warns(UserWarning, match="give depth=, or record"),
+        pytest.warns(UserWarning, match="Give depth=, or record"),
         stabilitylab.record(model, run="r", runs_dir=tmp_path) as rec,
     ):
         rec.step()
