@@ -66,7 +66,7 @@ def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequenc
     try:
         files = [folder / part.file for part in parts]
         copy_to(con, rows_sql(con, table, base=False, cut=None, files=files), temporary)
-        count = first_value(con, f"SELECT count(*) FROM read_parquet({quote(glob_escaped(temporary))})")
+        count = con.execute(f"SELECT count(*) FROM read_parquet({quote(glob_escaped(temporary))})").fetchall()[0][0]
         sync_file(temporary)
         sha256 = file_sha256(temporary)
         temporary.replace(file)
