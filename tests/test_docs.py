@@ -1,37 +1,70 @@
-"""The code in docs/ runs as it stands there."""
+"""The code in docs/ runs as it stands there, and its pictures exist.
+
+A page's ```python blocks share one namespace, the lines `$ stablab ...` of its ```console blocks run through the
+command line, its ```toml blocks are parsed: all in order, in one empty folder. A page with
+``test: slow`` at its top trains.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
-from stabilitylab.cli import cli
+from stabilitylab.cli import cli, main
 
 DOCS = Path(__file__).parents[1] / "docs"
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RUN = ("python", "console", "toml")
+
+
+def pages() -> list[object]:
+    found = []
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if any(kind in RUN for kind, _ in FENCE.findall(text)):
+            slow = text.startswith("---\ntest: slow\n---\n")
+            found.append(pytest.param(path.name, marks=[pytest.mark.slow] if slow else []))
+    return found
+
+
+def stablab(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command line as a shell would, in this process."""
+    monkeypatch.setattr("sys.argv", shlex.split(line))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), line
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_attach_it_to_your_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", pages())
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STABLAB_RUNS", raising=False)
-    text = (DOCS / "attach.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        exec(compile(block, "attach.md", "exec"), {"__name__": "__docs__"})
-    commands = re.findall(r"^    stablab (analyze .*|report .*)$", text, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        done = CliRunner().invoke(cli, command.split())
-        assert done.exit_code == 0, done.output
-    assert (tmp_path / "report.html").exists()
+    namespace = {"__name__": "__docs__"}
+    for kind, block in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
+        if kind == "python":
+            exec(compile(block, page, "exec"), namespace)
+        elif kind == "toml":
+            tomllib.loads(block)
+        elif kind == "console":
+            commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+            assert commands
+            for command in commands:
+                stablab(command, monkeypatch)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/gallery.md"])
+def test_commands_stand_in_blocks_that_run() -> None:
+    """An indented command would not be tested."""
+    for path in DOCS.glob("*.md"):
+        assert not re.findall(r"^    stablab .*$", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/gallery.md", "docs/analyse.md"])
 def test_every_picture_is_there_and_small(page: str) -> None:
     file = DOCS.parent / page
     pictures = re.findall(
@@ -40,7 +73,7 @@ def test_every_picture_is_there_and_small(page: str) -> None:
     assert len(pictures) >= 2
     for markdown, tag in pictures:
         picture = file.parent / (markdown or tag)
-        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.read_bytes().startswith((b"\x89PNG", b"<?xml"))
         assert picture.stat().st_size <= 150_000
     if page == "docs/gallery.md":
         shown = {Path(markdown).name for markdown, _ in pictures}
@@ -54,3 +87,8 @@ def test_the_commands_of_the_gallery_exist() -> None:
             option for parameter in cli.get_command(click.Context(cli), name).params for option in parameter.opts
         }
         assert {argument for argument in arguments if argument.startswith("-")} <= options
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    assert {path.name for path in DOCS.glob("*.md")} == set(re.findall(r": (\w+\.md)$", text, re.MULTILINE))

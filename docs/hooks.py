@@ -1,0 +1,30 @@
+"""Fills the command line's page with the help text of every command, as `--help` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from stabilitylab.cli import cli
+
+MARKER = "<!-- commands -->"
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """mkdocs calls this for each page."""
+    if page.file.src_uri != "cli.md":
+        return markdown
+    return markdown.replace(MARKER, "\n\n".join(sections(cli, "stablab")))
+
+
+def sections(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
+    """A heading and the help of a command, then those of its subcommands."""
+    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(context):
+            found = command.get_command(context, inner)
+            if found is not None and not found.hidden:
+                yield from sections(found, inner, context)
