@@ -8,17 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from stabilitylab.analysis.collapse import find_collapse
 from stabilitylab.analysis.crosscorr import cross_lags
 from stabilitylab.analysis.detection.spikes import SpikeSettings, chance_level, detect
 from stabilitylab.analysis.dips import find_dips, link_dips
+from stabilitylab.analysis.drift import find_drifts
 from stabilitylab.analysis.early_warning import early_warning
 from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import Reach, measure_lag, propagation
+from stabilitylab.analysis.loss_spikes import find_loss_spikes
 from stabilitylab.analysis.metrics import Metric, choose_metric
 from stabilitylab.analysis.notes import layer_notes
 from stabilitylab.analysis.resolution import resolution_of
 from stabilitylab.analysis.results import Dip, DipLink, JudgedMetric, RunAnalysis
-from stabilitylab.analysis.series import LayerSeries, RunSeries, without_duplicates
+from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries, without_duplicates
 from stabilitylab.analysis.timeline import Timeline
 from stabilitylab.errors import NoDataError
 
@@ -98,6 +101,9 @@ def analyze_run(
         foreseen = early_warning(
             signal, clean_signal, found, num_iterations=series.iterations, settings=settings, timelines=timelines
         )
+    drifts, few_for_drift = find_drifts(clean)
+    if spikes and few_for_drift and clean:
+        notes.append(few_for_drift)
     step = resolution.step
     gap = join_gap(len(clean), settings.false_alarms_per_10k or 1.0, step)
     return RunAnalysis(
@@ -116,7 +122,17 @@ def analyze_run(
         settings=settings,
         notes=tuple(notes),
         resolution=resolution,
+        drifts=drifts if spikes else None,
+        collapse=find_collapse(series, _accuracy(chosen)) if dips else None,
+        loss_spikes=find_loss_spikes(series, found, [layer.name for layer in clean], settings, timelines)
+        if spikes
+        else None,
     )
+
+
+def _accuracy(chosen: Metric | None) -> tuple[str, EvalCurve] | None:
+    """The judged curve, where it is a share that is better when higher."""
+    return (chosen.name, chosen.judged) if chosen is not None and chosen.share and chosen.goal == "max" else None
 
 
 def _timelines(layers: Sequence[LayerSeries], *, means: bool) -> dict[str, Timeline]:

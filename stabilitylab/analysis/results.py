@@ -10,7 +10,17 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from stabilitylab.analysis.collapse import Collapse
 from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.drift import Drift
+from stabilitylab.analysis.events import CrossLag as CrossLag
+from stabilitylab.analysis.events import Episode as Episode
+from stabilitylab.analysis.events import FalseAlarms as FalseAlarms
+from stabilitylab.analysis.events import Lag as Lag
+from stabilitylab.analysis.events import LayerLag as LayerLag
+from stabilitylab.analysis.events import LossSpikes as LossSpikes
+from stabilitylab.analysis.events import Spike as Spike
+from stabilitylab.analysis.events import chance_of as chance_of
 from stabilitylab.analysis.resolution import Resolution
 from stabilitylab.analysis.series import EvalCurve as EvalCurve
 from stabilitylab.analysis.series import LayerSeries as LayerSeries
@@ -39,119 +49,6 @@ class JudgedMetric:
     def share(self) -> bool:
         """Whether values and depths are shares, shown in percent and points."""
         return self.scale in ("fraction", "percent")
-
-
-@dataclass(frozen=True, slots=True)
-class Spike:
-    """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height,
-    or its first value for the published rules and for ``kind`` ``nonfinite`` (else ``spike``).
-
-    ``ratio`` is peak over the trailing median; ``z`` its robust z-score on the log scale. Both are inf for
-    non-finite events.
-    """
-
-    layer: str
-    onset: int
-    peak: int
-    end: int
-    ratio: float
-    z: float
-    kind: str = "spike"
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """Spikes of several layers that belong together. Iterations are inclusive.
-
-    ``leader`` is the layer whose spike opens it, ``order`` (layer, onset) of each layer that takes part, by onset,
-    ``reach`` the share of trained layers among them. ``peak_layer``, ``peak``, ``ratio`` and ``z`` are those of its
-    largest spike. ``order_known`` is false where the record cannot tell which layer was first: another opened at the
-    same iteration, or within a recording step.
-    """
-
-    start: int
-    end: int
-    leader: str
-    order: tuple[tuple[str, int], ...]
-    reach: float
-    peak_layer: str
-    peak: int
-    ratio: float
-    z: float
-    order_known: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class FalseAlarms:
-    """What chance alone flags: the same detector on the mirrored series, summed over layers.
-
-    The threshold is fitted to that series, so in short runs it flags less than chance does: ``expected`` is the larger
-    of its count and the rate asked for. ``p_value``: of as many spikes as were found, if chance brought them (Poisson).
-    """
-
-    mirrored_events: int
-    per_10k_iterations: float
-    expected: float = 0.0
-    p_value: float = 1.0
-
-
-def chance_of(spikes: int, expected: float) -> float:
-    """Probability that chance brings at least ``spikes``, where it brings ``expected`` on average (Poisson)."""
-    from scipy.stats import poisson
-
-    return float(poisson.sf(spikes - 1, expected)) if expected else float(spikes == 0)
-
-
-@dataclass(frozen=True, slots=True)
-class CrossLag:
-    """A lag by cross-correlation of two layers' scores: where they agree best, how well (0 to 1), and the level of
-    chance of so high a correlation."""
-
-    lag: float
-    ci95: tuple[float, float]
-    correlation: float
-    p_value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """Iterations from a spike in ``source`` to the matching spike in ``target`` (negative: target first).
-
-    ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``not resolvable``, ``inconclusive``;
-    ``reason`` says why. ``resolution`` is the recording step that ``ci95`` allows for: no order below it can be told.
-    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing. ``agree``: does
-    the second estimate's interval meet ``ci95``; None where either may be chance.
-    """
-
-    source: str
-    target: str
-    median_iterations: float | None
-    ci95: tuple[float, float] | None
-    p_value: float | None
-    num_matched: int
-    num_from: int
-    verdict: str
-    reason: str
-    lags: tuple[float, ...] = ()
-    null_lags: tuple[float, ...] = ()
-    cross: CrossLag | None = None
-    agree: bool | None = None
-    resolution: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LayerLag:
-    """Median lag of one layer behind the first trainable layer; None where nothing matched. ``verdict`` as `Lag`
-    has it, empty below five matches."""
-
-    layer: str
-    depth: int
-    median_lag: float | None
-    num_matched: int
-    ci95: tuple[float, float] | None = None
-    p_value: float | None = None
-    cross: CrossLag | None = None
-    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +133,25 @@ class RunAnalysis:
     settings: SpikeSettings | None = None
     notes: tuple[str, ...] = ()
     resolution: Resolution | None = None
+    drifts: tuple[Drift, ...] | None = None
+    collapse: Collapse | None = None
+    loss_spikes: LossSpikes | None = None
 
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
         """The parts asked for; the rest becomes None."""
-        found = self if spikes else replace(self, spikes=None, false_alarms=None, episodes=None, early_warning=None)
+        found = self
+        if not spikes:
+            found = replace(
+                found,
+                spikes=None,
+                false_alarms=None,
+                episodes=None,
+                early_warning=None,
+                drifts=None,
+                loss_spikes=None,
+            )
         found = found if lag else replace(found, lag=None, propagation=None)
-        return found if dips else replace(found, dips=None, dip_link=None, metric=None)
+        return found if dips else replace(found, collapse=None, dips=None, dip_link=None, metric=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract, schema 1: plain types only; what is not finite becomes None."""
@@ -257,10 +167,7 @@ class RunAnalysis:
                 for episode in self.episodes
             ]
         if self.lag is not None:
-            lag = asdict(self.lag)
-            out["lag"] = {"from": lag.pop("source"), "to": lag.pop("target")} | {
-                key: value for key, value in lag.items() if key not in ("lags", "null_lags")
-            }
+            out["lag"] = _lag_as_dict(self.lag)
         if self.propagation is not None:
             out["propagation"] = [asdict(row) for row in self.propagation]
         if self.dips is not None or self.metric is not None:
@@ -273,12 +180,28 @@ class RunAnalysis:
             out["early_warning"] = asdict(self.early_warning)
         if self.settings is not None:
             out["settings"] = asdict(self.settings)
+        if self.drifts is not None:
+            out["drifts"] = [asdict(drift) for drift in self.drifts]
+        if self.collapse is not None:
+            out["collapse"] = asdict(self.collapse)
+        if self.loss_spikes is not None:
+            out["loss_spikes"] = {
+                "spikes": [asdict(spike) for spike in self.loss_spikes.spikes],
+                "lags": [_lag_as_dict(lag) for lag in self.loss_spikes.lags],
+                "reason": self.loss_spikes.reason,
+            }
         if self.resolution is not None:
             seen = [{"width": width, "probability": p} for width, p in self.resolution.seen]
             out["resolution"] = asdict(self.resolution) | {"seen": seen}
         out["notes"] = list(self.notes)
         answer: dict[str, Any] = plain(out)
         return answer
+
+
+def _lag_as_dict(found: Lag) -> dict[str, Any]:
+    lag = asdict(found)
+    kept = {key: value for key, value in lag.items() if key not in ("source", "target", "lags", "null_lags")}
+    return {"from": lag["source"], "to": lag["target"]} | kept
 
 
 def plain(value: Any) -> Any:

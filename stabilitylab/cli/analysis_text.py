@@ -28,6 +28,12 @@ def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()
         _print_lag(found, say)
     if found.metric is not None:
         _print_dips(found, say)
+    if found.drifts:
+        _print_drifts(found, say)
+    if found.collapse is not None:
+        _print_collapse(found, say)
+    if found.loss_spikes is not None and not found.loss_spikes.reason:
+        _print_loss_spikes(found, say)
     if found.early_warning is not None:
         _print_warning(found, say)
     if accounts:
@@ -120,6 +126,42 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
         chance = "" if link.p_value is None else f", p = {link.p_value:.3g}"
         say(
             f"  {link.num_linked} of {link.num_dips} follow a spike; chance gives {link.expected_by_chance:.1f}{chance}"
+        )
+
+
+def _print_drifts(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    drifts = found.drifts or ()
+    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long stretch): {len(drifts)}")
+    say(f"  {'layer':<14}{'start':>9}{'end':>9}{'from':>10}{'to':>10}{'factor':>10}  decades per 10,000 iterations")
+    for d in drifts[:_SHOWN]:
+        factor = f"{d.factor:.3g}x" if d.grows else f"1/{1 / d.factor:.3g}"
+        low, high = d.ci95
+        say(
+            f"  {d.layer:<14}{d.start:>9}{d.end:>9}{d.before:>10.3g}{d.after:>10.3g}{factor:>10}  "
+            f"{d.slope:+.3g} (95% interval {low:+.3g} to {high:+.3g})"
+        )
+    if len(drifts) > _SHOWN:
+        say(f"  the first {_SHOWN}; all {len(drifts)}: --format json")
+
+
+def _print_collapse(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    collapse = found.collapse
+    assert collapse is not None
+    since = "" if collapse.iteration is None else f" at iteration {collapse.iteration}"
+    say(f"\ncollapse: {collapse.verdict}{since}" + (f" ({collapse.reason})" if collapse.reason else ""))
+
+
+def _print_loss_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    loss = found.loss_spikes
+    assert loss is not None
+    say(f"\nspikes of the training loss: {len(loss.spikes)}")
+    for lag in loss.lags:
+        if lag.median_iterations is None or lag.ci95 is None:
+            continue
+        order = {"first leads": f"the loss leads {lag.target}", "last leads": f"{lag.target} leads the loss"}
+        say(
+            f"  {order.get(lag.verdict, f'{lag.target}: {lag.verdict}')}: {lag.median_iterations:g} iterations "
+            f"({lag.ci95[0]:g} to {lag.ci95[1]:g}), {lag.num_matched} matched, p = {lag.p_value:.3g}"
         )
 
 

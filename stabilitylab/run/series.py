@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,8 @@ def load_series(reader: RunReader) -> RunSeries:
         tuple(layers),
         evals,
         rows=reader.meta.get("rows", ""),
-        scalars=_training_loss(reader),
+        scalars=_training_loss(reader) | _features(reader),
+        facts=_facts(reader.config),
         metric=choice.get("metric"),
         goal=choice.get("goal"),
     )
@@ -71,3 +73,36 @@ def _training_loss(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]
         return {}
     order = np.argsort(rows["iteration"], kind="stable")
     return {"loss": (rows["iteration"][order], loss[order])}
+
+
+FEATURES = ("feature_spread", "feature_rank", "feature_dim")
+"""The scalars that collapse is judged by."""
+
+
+def _features(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    listed = ", ".join(f"'{name}'" for name in FEATURES)
+    rows = reader.query(
+        f"SELECT name, iteration, value::DOUBLE AS value FROM scalars WHERE name IN ({listed}) AND value IS NOT NULL "
+        "ORDER BY iteration"
+    ).fetchnumpy()
+    found = {}
+    for name in FEATURES:
+        own = rows["name"] == name
+        if own.any():
+            found[name] = (np.asarray(rows["iteration"][own]), np.asarray(rows["value"][own]))
+    return found
+
+
+def _facts(config: dict[str, Any]) -> dict[str, str | float]:
+    """What the loss at chance follows from, where the run was trained here."""
+    found: dict[str, str | float] = {}
+    for fact, section, key in (
+        ("method", "method", "name"),
+        ("temperature", "method", "temperature"),
+        ("batch_size", "train", "batch_size"),
+    ):
+        inner = config.get(section)
+        value = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            found[fact] = value
+    return found

@@ -1,0 +1,81 @@
+"""Collapse by planted signs, and what is not judged."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from stabilitylab.analysis.collapse import chance_loss, find_collapse
+from stabilitylab.analysis.series import EvalCurve, RunSeries
+
+AT = np.arange(0, 1000, 20)
+
+
+def run(
+    spread: np.ndarray | None = None,
+    rank: np.ndarray | None = None,
+    loss: np.ndarray | None = None,
+) -> RunSeries:
+    scalars = {}
+    if spread is not None:
+        scalars |= {"feature_spread": (AT, spread), "feature_dim": (AT, np.full(len(AT), 64.0))}
+    if rank is not None:
+        scalars["feature_rank"] = (AT, rank)
+    if loss is not None:
+        scalars["loss"] = (np.arange(len(loss)), loss)
+    facts: dict[str, str | float] = {"method": "mocov3", "temperature": 0.2, "batch_size": 128}
+    return RunSeries("r", 1000, (), scalars=scalars, facts=facts)
+
+
+def falling(before: float, after: float, at: int = 25) -> np.ndarray:
+    return np.where(np.arange(len(AT)) < at, before, after)
+
+
+def accuracy(values: np.ndarray) -> tuple[str, EvalCurve]:
+    return "knn_top1", EvalCurve(AT, values, np.full(len(AT), 500))
+
+
+def test_features_that_no_longer_differ() -> None:
+    found = find_collapse(run(falling(0.1, 1e-4), falling(12, 1.01)), accuracy(falling(0.85, 0.1)))
+    assert (found.verdict, found.iteration) == ("collapsed", 500)
+    assert [sign.state for sign in found.signs] == ["gone", "gone", "not judged", "gone"]
+    only_features = find_collapse(run(falling(0.1, 1e-4)))
+    assert (only_features.verdict, only_features.iteration) == ("collapsed", 500)
+
+
+def test_partly_and_not() -> None:
+    assert find_collapse(run(np.full(50, 0.09), falling(16, 3))).verdict == "partly"
+    assert find_collapse(run(np.full(50, 0.09)), accuracy(falling(0.8, 0.1))).verdict == "partly"
+    healthy = find_collapse(run(np.full(50, 0.09), np.full(50, 12.0)), accuracy(np.linspace(0.2, 0.9, 50)))
+    assert healthy.verdict == "not"
+    recovered = np.full(50, 0.1)
+    recovered[20:30] = 1e-4
+    assert find_collapse(run(recovered)).verdict == "not"
+
+
+def test_without_features_the_accuracy_decides() -> None:
+    assert find_collapse(run(), accuracy(falling(0.8, 0.1))).verdict == "collapsed"
+    assert find_collapse(run(), accuracy(falling(0.8, 0.4))).verdict == "partly"
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    found = find_collapse(run())
+    assert found.verdict == "not judged"
+    assert "feature_spread: not recorded" in found.reason
+    few = RunSeries("r", 100, (), scalars={"feature_spread": (AT[:3], np.zeros(3))})
+    assert "3 values, and 5 are needed" in find_collapse(few).reason
+
+
+def test_the_loss_at_chance() -> None:
+    chance = 4 * 0.2 * math.log(128)
+    assert chance_loss(run().facts) == pytest.approx(chance)
+    assert chance_loss({"method": "simclr", "temperature": 0.2, "batch_size": 64}) == pytest.approx(math.log(127))
+    assert chance_loss({"method": "byol", "batch_size": 64}) is None
+    rng = np.random.default_rng(0)
+    loss = np.concatenate([rng.normal(2.5, 0.2, 600), rng.normal(chance, 0.01, 400)])
+    found = find_collapse(run(loss=loss))
+    assert (found.verdict, found.signs[2].since) == ("partly", 600)
+    both = find_collapse(run(falling(0.1, 1e-4), loss=loss))
+    assert "loss at its chance level since 600" in both.reason
