@@ -14,6 +14,7 @@ from stabilitylab.analysis.detection.spikes import SpikeSettings, chance_level, 
 from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.drift import find_drifts
 from stabilitylab.analysis.early_warning import early_warning
+from stabilitylab.analysis.ends import find_ends
 from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import Reach, measure_lag, propagation
 from stabilitylab.analysis.loss_spikes import find_loss_spikes
@@ -35,6 +36,8 @@ def analyze_run(
     settings: SpikeSettings | None = None,
     metric: str | None = None,
     goal: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
     early: tuple[str, Sequence[LayerSeries]] | None = None,
 ) -> RunAnalysis:
     """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it.
@@ -42,6 +45,8 @@ def analyze_run(
     ``metric`` and ``goal`` choose the curve in which dips are looked for; the default is the run's own choice, else
     that of `choose_metric`. Raises NoDataError where the metric asked for was not recorded or has no values,
     ConfigError for a goal that contradicts it.
+
+    ``first`` and ``last`` name the layers between which the lag is measured; see `find_ends`.
 
     ``early``: a signal's name and its series by layer, to be held against the spikes that follow.
     """
@@ -59,26 +64,29 @@ def analyze_run(
     found = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
 
     measured = travels = None
-    if lag and layers:
-        first, last = clean[0], clean[-1]
+    ends = find_ends(clean, series, first=first, last=last)
+    if lag and ends is not None:
+        notes += ends.notes
+        on_path = [clean[i] for i in ends.path]
+        source, target = clean[ends.first], clean[ends.last]
         window = Reach.of(resolution.step, series.iterations).window
-        lines = [timelines[layer.name] for layer in clean]
-        cross = cross_lags(clean, [one.score for one in detections], lines, window)
+        lines = [timelines[layer.name] for layer in on_path]
+        cross = cross_lags(on_path, [detections[i].score for i in ends.path], lines, window)
         measured = measure_lag(
-            detections[0].spikes,
-            detections[-1].spikes,
-            source=first.name,
-            target=last.name,
+            detections[ends.first].spikes,
+            detections[ends.last].spikes,
+            source=source.name,
+            target=target.name,
             num_iterations=series.iterations,
-            cross=cross.get(last.name) if len(layers) > 1 else None,
-            timelines=(lines[0], lines[-1]),
+            cross=cross.get(target.name) if len(on_path) > 1 else None,
+            timelines=(timelines[source.name], timelines[target.name]),
         )
-        names = [(layer.name, layer.depth) for layer in clean]
+        names = [(layer.name, layer.depth) for layer in on_path]
         travels = propagation(
-            found, names, source=first.name, num_iterations=series.iterations, cross=cross, timelines=timelines
+            found, names, source=source.name, num_iterations=series.iterations, cross=cross, timelines=timelines
         )
-        if len(layers) == 1:
-            notes.append(f"not enough data for a lag: only one layer has a gradient ({first.name})")
+        if len(on_path) == 1:
+            notes.append(f"not enough data for a lag: only one layer has a gradient ({source.name})")
     elif lag:
         notes.append("not enough data for a lag: no layer has a gradient")
 

@@ -45,7 +45,8 @@ class RunSeries:
     curves by name, such as the training loss, each with the iterations it was recorded at. ``signals``: signal ->
     its series by layer, beside ``grad_norm``. ``facts``: what the configuration says and a verdict needs
     (``method``, ``temperature``, ``batch_size``). ``metric`` and ``goal``: the run's own choice
-    of what it is judged by.
+    of what it is judged by. ``first`` and ``last``: its choice of the layers between which a lag is measured.
+    ``off_path``: layers whose gradients do not come from the main loss (a probe on detached features).
     """
 
     run: str
@@ -58,6 +59,9 @@ class RunSeries:
     facts: dict[str, str | float] = field(default_factory=dict)
     metric: str | None = None
     goal: str | None = None
+    first: str | None = None
+    last: str | None = None
+    off_path: tuple[str, ...] = ()
 
     @property
     def loss(self) -> EvalCurve | None:

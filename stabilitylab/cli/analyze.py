@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @metric
 @goal
+@click.option(
+    "--first", metavar="LAYER",
+    help="Measure the lag from this layer. Default: the first with a gradient on the path of the main loss.",
+)  # fmt: skip
+@click.option("--last", metavar="LAYER", help="Measure the lag to this layer. Default: the last on that path.")
 @click.option("--no-cache", is_flag=True, help="Work it out anew; keep nothing in the run's folder.")
 @runs_dir
 def command(
@@ -56,6 +61,8 @@ def command(
     form: str,
     metric: str | None,
     goal: str | None,
+    first: str | None,
+    last: str | None,
     no_cache: bool,
     runs_dir: str | None,
 ) -> None:
@@ -71,7 +78,8 @@ def command(
     from stabilitylab.store.location import find_run, runs_root
 
     settings = _settings(rule, false_alarms, min_ratio)
-    answer = answer_run(find_run(runs_root(runs_dir), run), settings, metric=metric, goal=goal, keep=not no_cache)
+    run_dir = find_run(runs_root(runs_dir), run)
+    answer = answer_run(run_dir, settings, metric=metric, goal=goal, first=first, last=last, keep=not no_cache)
     for problem in answer.problems:
         click.echo(f"stablab: warning: {problem}", err=True)
     accounts = explain_episodes(answer.analysis, answer.config) if explain else ()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from stabilitylab.layernames import is_probe
 from stabilitylab.models.layers import Layer
 
-_PROBE = re.compile(
-    r"(^|[._])((linear|knn|online)_?)?(probe|evaluator)s?([._]|$)"
-    r"|(^|[._])online_(classifier|linear|head|eval|evaluator|finetuner|mlp)s?([._]|$)"
-)
-"""What libraries call a classifier that is trained on detached features beside the main loss."""
 _HIDES_ITS_INPUTS = "CheckpointFunctionBackward"
 
 
@@ -35,7 +30,7 @@ def off_path(loss: object, layers: Sequence[Layer]) -> list[str]:
         others = set().union(*parts) - main
         found = [i for i in trained if i in others or (i not in main and not opaque)]
     else:
-        found = [i for i in trained if _PROBE.search(layers[i].name)]
+        found = [i for i in trained if is_probe(layers[i].name)]
     return [layers[i].name for i in found] if len(found) < len(trained) else []
 
 

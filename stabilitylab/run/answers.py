@@ -58,19 +58,22 @@ def answer_run(
     *,
     metric: str | None = None,
     goal: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
     keep: bool = True,
     need_gradients: bool = True,
 ) -> Answer:
     """The whole analysis of a run, kept or new. NoDataError for a run without gradients, if they are needed.
 
     ``metric`` and ``goal``: the curve in which dips are looked for; see `stabilitylab.analysis.metrics.choose_metric`.
+    ``first`` and ``last``: the layers between which the lag is measured; see `stabilitylab.analysis.ends.find_ends`.
 
     ``keep`` false neither reads nor writes kept answers. A folder that cannot be written costs the keeping, nothing
     else.
     """
     settings = settings or SpikeSettings()
     rows = recorded_rows(run_dir)  # read first: rows that come meanwhile make the answer stale, never wrong
-    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), metric, goal])[:16]}.json"
+    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), metric, goal, first, last])[:16]}.json"
     with open_run(run_dir) as reader:
         problems = tuple(reader.problems)
         kept = _load(file, rows) if keep else None
@@ -81,7 +84,9 @@ def answer_run(
             if need_gradients:
                 _need_gradients(series, reader.status)
             early = _signal(reader, series)
-            analysis = analyze_run(series, settings=settings, metric=metric, goal=goal, early=early)
+            analysis = analyze_run(
+                series, settings=settings, metric=metric, goal=goal, first=first, last=last, early=early
+            )
             kept = _Kept(analysis, summarize(series, analysis, reader.config))
             if keep:
                 _save(file, rows, kept)

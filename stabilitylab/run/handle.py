@@ -156,15 +156,18 @@ class Run:
         metric: str | None = None,
         goal: str | None = None,
         *,
+        first: str | None = None,
+        last: str | None = None,
         settings: SpikeSettings | None = None,
         cache: bool = True,
     ) -> Analysis:
-        """Spikes, episodes, the lag between layers, dips of ``metric`` (``goal``: max or min) and more.
+        """Spikes, episodes, the lag from layer ``first`` to ``last``, dips of ``metric`` (``goal``: max or min).
 
-        The default metric is the run's own. The answer is kept beside the run until it has new rows, unless ``cache``
+        The default metric is the run's own; the default layers are the first and last with gradients on the path of
+        the main loss. The answer is kept beside the run until it has new rows, unless ``cache``
         is false.
         """
-        loaded = load_run(self.path, settings, metric=metric, goal=goal, keep=cache)
+        loaded = load_run(self.path, settings, metric=metric, goal=goal, first=first, last=last, keep=cache)
         return Analysis(loaded.analysis, loaded.status)
 
     def plot(self, kind: str = "spikes", **options: Any) -> Figure:

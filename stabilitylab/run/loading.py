@@ -18,11 +18,15 @@ def load_run(
     *,
     metric: str | None = None,
     goal: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
     keep: bool = True,
 ) -> AnalysedRun:
     """The run in ``run_dir``, analysed; see `answer_run` for the arguments. Works without gradients and while it is
     written."""
-    answer = answer_run(run_dir, settings, metric=metric, goal=goal, keep=keep, need_gradients=False)
+    answer = answer_run(
+        run_dir, settings, metric=metric, goal=goal, first=first, last=last, keep=keep, need_gradients=False
+    )
     with open_run(run_dir) as reader:  # after the analysis: what it found is in what is drawn, also of a live run
         curve = reader.table("iterations")
         known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]

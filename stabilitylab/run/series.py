@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries
+from stabilitylab.layernames import is_probe
 from stabilitylab.metrics import GOALS, SCALES
 from stabilitylab.store.reader import RunReader
 
@@ -42,7 +43,21 @@ def load_series(reader: RunReader) -> RunSeries:
         facts=_facts(reader.config),
         metric=choice.get("metric"),
         goal=choice.get("goal"),
+        first=_last_event(reader, "first-layer"),
+        last=_last_event(reader, "last-layer"),
+        off_path=_off_path(reader),
     )
+
+
+def _last_event(reader: RunReader, kind: str) -> str | None:
+    return next((event.detail for event in reversed(reader.events()) if event.kind == kind), None)
+
+
+def _off_path(reader: RunReader) -> tuple[str, ...]:
+    """Layers whose gradients do not come from the main loss. The recorder says so; where there was none, names tell."""
+    if "device" in reader.meta:
+        return tuple(dict.fromkeys(event.detail for event in reader.events() if event.kind == "off-path"))
+    return tuple(row.name for row in reader.layers() if is_probe(row.name))
 
 
 METRIC_EVENT = "metric"
