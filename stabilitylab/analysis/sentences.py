@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stabilitylab.analysis.results import RunAnalysis
+from collections.abc import Sequence
+
+from stabilitylab.analysis.results import RunAnalysis, Spike
 
 
 def percent(value: float) -> str:
@@ -60,3 +62,8 @@ def link_sentence(found: RunAnalysis) -> str:
         f"{link.num_linked} of {count(link.num_dips, 'dip')} {'follows' if link.num_linked == 1 else 'follow'} a "
         f"spike; chance gives {link.expected_by_chance:.1f} (p = {link.p_value:.2g})."
     )
+
+
+def largest(spikes: Sequence[Spike]) -> Spike | None:
+    """The spike that rises most above its usual norm, non-finite events apart."""
+    return max((s for s in spikes if s.kind == "spike"), key=lambda s: s.ratio, default=None)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stabilitylab.comparison.results import Comparison, RunSummary
+from stabilitylab.report.charts import several_rates
 from stabilitylab.report.definitions import DEFINITIONS
-from stabilitylab.report.html.side_by_side import several_rates
 from stabilitylab.report.html.tables import effect_rows, rate_rows, run_rows
 from stabilitylab.report.paper import latex
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from stabilitylab.errors import NoDataError
 from stabilitylab.registry import Registry
-from stabilitylab.report.html import figures, side_by_side
-from stabilitylab.report.html.plotting import COLOURS, DASHES, Figure, figure, line, text
+from stabilitylab.report import charts
+from stabilitylab.report.html.draw import plotly_figure
+from stabilitylab.report.html.plotting import text
+from stabilitylab.report.marks import Axis, Chart, Line
 from stabilitylab.run.analysed import AnalysedRun, arms_of
 from stabilitylab.signals import SIGNALS
 
@@ -36,11 +38,11 @@ class SignalSource(Protocol):
 
 @dataclass(frozen=True)
 class Plot:
-    """``draw(run, source, **options)`` gives a plotly figure as a dict; it raises NoDataError where ``run`` lacks the
+    """``draw(run, source, **options)`` gives a `Chart`; it raises NoDataError where ``run`` lacks the
     data. ``help``: one line."""
 
     help: str
-    draw: Callable[..., Figure]
+    draw: Callable[..., Chart]
 
 
 def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, Any]) -> go.Figure:
@@ -53,7 +55,7 @@ def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, A
         if "keyword argument" not in str(error):
             raise
         raise NoDataError(f"plot {kind!r}: {str(error).partition('() ')[2]}") from None
-    shown = go.Figure(in_colour(chart))
+    shown = go.Figure(in_colour(plotly_figure(chart)))
     return shown.update_layout(template="plotly_white", title={"text": text(run.name), "x": 0.01})
 
 
@@ -72,50 +74,50 @@ def _need_gradients(run: AnalysedRun) -> None:
         raise NoDataError(f"run {run.name} has no gradients recorded; train with --log-grads")
 
 
-def _spikes(run: AnalysedRun, source: SignalSource, layers: list[str] | None = None) -> Figure:
+def _spikes(run: AnalysedRun, source: SignalSource, layers: list[str] | None = None) -> Chart:
     _need_gradients(run)
     known = {layer.name: layer for layer in run.trained_layers if np.isfinite(layer.grad_norm).any()}
     ends = list(known.values())
     if layers is None:
-        return figures.layer_norms(run.analysis, [ends[0], ends[-1]] if len(ends) > 1 else ends)
+        return charts.spikes(run.analysis, [ends[0], ends[-1]] if len(ends) > 1 else ends)
     unknown = [name for name in layers if name not in known]
     if unknown:
         raise NoDataError(f"run {run.name} has no gradients of {unknown[0]!r}; it has those of {', '.join(known)}")
-    return figures.layer_norms(run.analysis, [known[name] for name in layers])
+    return charts.spikes(run.analysis, [known[name] for name in layers])
 
 
-def _heat(run: AnalysedRun, source: SignalSource) -> Figure:
+def _heat(run: AnalysedRun, source: SignalSource) -> Chart:
     _need_gradients(run)
-    return figures.heat_map(run.series, run.analysis)
+    return charts.heatmap(run)
 
 
-def _metric(run: AnalysedRun, source: SignalSource) -> Figure:
-    chart = side_by_side.knn_curves([(run.series, run.analysis)], arms_of([run]))
-    if not chart["data"]:
+def _metric(run: AnalysedRun, source: SignalSource) -> Chart:
+    chart = charts.metric_curves([run], arms_of([run]))
+    if not chart.marks:
         raise NoDataError(f"run {run.name} has no evaluation curve")
     return chart
 
 
-def _loss(run: AnalysedRun, source: SignalSource) -> Figure:
+def _loss(run: AnalysedRun, source: SignalSource) -> Chart:
     if run.loss is None or not np.isfinite(run.loss[1]).any():
         raise NoDataError(f"run {run.name} has no training loss")
-    return side_by_side.loss_curves([(run.name, *run.loss)], arms_of([run]))
+    return charts.loss_curves([run], arms_of([run]))
 
 
-def _lag(run: AnalysedRun, source: SignalSource) -> Figure:
+def _lag(run: AnalysedRun, source: SignalSource) -> Chart:
     lag = run.analysis.lag
     if lag is None or not lag.lags:
         raise NoDataError(f"run {run.name} has no lag to draw: {lag.reason if lag else 'no layer has a gradient'}")
-    return figures.lag_histogram(run.analysis)
+    return charts.lag(run.analysis)
 
 
-def _propagation(run: AnalysedRun, source: SignalSource) -> Figure:
+def _propagation(run: AnalysedRun, source: SignalSource) -> Chart:
     if not any(row.ci95 is not None for row in run.analysis.propagation or ()):
         raise NoDataError(f"run {run.name}: in no layer did enough spikes match those of the first")
-    return figures.depth_against_lag(run.analysis)
+    return charts.propagation(run.analysis)
 
 
-def _signal(run: AnalysedRun, source: SignalSource, name: str = "grad_norm", layers: list[str] | None = None) -> Figure:
+def _signal(run: AnalysedRun, source: SignalSource, name: str = "grad_norm", layers: list[str] | None = None) -> Chart:
     frame = source.signal(name)
     names = list(frame.columns) if layers is None else layers
     unknown = [layer for layer in names if layer not in frame.columns]
@@ -124,17 +126,18 @@ def _signal(run: AnalysedRun, source: SignalSource, name: str = "grad_norm", lay
     if layers is None and len(names) > MOST_LAYERS:  # evenly from input to output
         names = [names[i] for i in np.linspace(0, len(names) - 1, MOST_LAYERS).round().astype(int)]
     declared = SIGNALS.get(name)
-    traces = []
-    for index, layer in enumerate(names):
-        series = frame[layer].dropna()
-        x, y = figures.min_max(series.index.to_numpy(), series.to_numpy())
-        traces.append(line(x, y, text(layer), COLOURS[index % 6], DASHES[index % 6], "%{y:.4g} at %{x}"))
+    series = [(layer, frame[layer].dropna()) for layer in names]
     unit = "" if declared is None or declared.unit == "1" else f", {declared.unit}"
-    shown = figure(traces, "iteration", f"{text(name)}{unit}")
-    positive = bool((frame[names].min(skipna=True) > 0).all())
-    if positive and not (declared is not None and declared.signed):
-        shown["layout"]["yaxis"] |= {"type": "log", "tickformat": "~g"}
-    return shown
+    positive = all(bool((values > 0).all()) for _, values in series)
+    log = positive and not (declared is not None and declared.signed)
+    return Chart(
+        charts.ITERATION,
+        Axis(f"{name}{unit}", log=log),
+        tuple(
+            Line(values.index.to_numpy(), values.to_numpy(), layer, style, hover="%{y:.4g} at %{x}")
+            for style, (layer, values) in enumerate(series)
+        ),
+    )
 
 
 PLOTS: Registry[Plot] = Registry(

@@ -144,7 +144,14 @@ def test_seeds_of_an_arm_are_drawn_alike_and_arms_are_told_apart_without_colour(
     assert all(len(styles) == 1 for styles in by_arm.values())
     assert len({dash for styles in by_arm.values() for _, dash in styles}) == 4
     assert [trace["showlegend"] for trace in lines].count(True) == 4
-    assert len(lines) == 12
+    assert sorted(trace["line"]["width"] for trace in lines) == [1.1] * 12 + [2.6] * 4  # seeds; means
+
+
+def test_the_legend_of_many_groups_keeps_clear_of_the_mode_bar() -> None:
+    few, many = (compared_runs(seeds=1, rates=rates) for rates in ((0.1,), (0.05, 0.07, 0.1)))
+    above, below = (charts(render_report(r, comparison_of(r)))["knn"]["layout"]["legend"] for r in (few, many))  # type: ignore[index]
+    assert (above["yanchor"], above["y"]) == ("bottom", 1.02)
+    assert (below["yref"], below["y"], below["yanchor"]) == ("container", 0, "bottom")
 
 
 def test_sensitivity_to_the_learning_rate_has_every_run_and_the_means() -> None:

@@ -15,11 +15,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stabilitylab.analysis import sentences
+from stabilitylab.analysis.metrics import metric_label
 from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison
+from stabilitylab.report import charts as charted
+from stabilitylab.report.charts import several_rates
 from stabilitylab.report.definitions import DEFINITIONS
-from stabilitylab.report.html import figures, side_by_side, tables, verdict, wording
-from stabilitylab.report.html.plotting import Figure
+from stabilitylab.report.html import tables, verdict, wording
+from stabilitylab.report.html.draw import plotly_figure
+from stabilitylab.report.marks import Chart
 from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
@@ -47,10 +51,8 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
         answers=verdict.answers(pairs, [run.named.mitigation for run in runs], groups, comparison),
         knn=_knn(runs, groups, charts),
         loss=_loss(runs, groups, charts),
-        rates=tables.rate_rows(summaries) if side_by_side.several_rates(summaries) else None,
-        rate_chart=charts.add("rates", side_by_side.lr_sensitivity(summaries))
-        if side_by_side.several_rates(summaries)
-        else None,
+        rates=tables.rate_rows(summaries) if several_rates(summaries) else None,
+        rate_chart=charts.add("rates", charted.lr_sensitivity(summaries)) if several_rates(summaries) else None,
         runs=[_section(run, index, charts) for index, run in enumerate(runs)],
         run_rows=tables.run_rows(summaries, [run.status for run in runs]) if len(runs) > OPEN_UP_TO else [],
         folded=len(runs) > OPEN_UP_TO,
@@ -82,8 +84,9 @@ class _Charts:
         self._span = span
         self._charts: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, figure: Figure, group: str = "") -> str:
-        """Charts of one ``group`` zoom together along the iteration axis, and begin with the same span of it."""
+    def add(self, name: str, chart: Chart, group: str = "") -> str:
+        """Draw a chart. Those of one ``group`` zoom together along the iteration axis, from the same span of it."""
+        figure = plotly_figure(chart)
         if group:
             figure["layout"]["xaxis"] |= {"range": list(self._span)}
         self._charts[name] = {**figure, "group": group}
@@ -106,22 +109,23 @@ def _span(runs: Sequence[AnalysedRun]) -> tuple[int, int]:
 
 def _knn(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
     """The chart's id, and what it shows in words."""
-    curves = [(run.series.run, run.series.evals.get("knn_top1")) for run in runs]
+    metric = charted.judged(runs)
+    scale = 100.0 if metric.scale == "fraction" else 1.0
+    curves = [(run.name, run.series.evals.get(metric.name)) for run in runs]
     finals = [(name, last_finite(curve.value)) for name, curve in curves if curve is not None]
-    ends = [(name, 100 * final) for name, final in finals if final is not None]
+    ends = [(name, scale * final) for name, final in finals if final is not None]
     if not ends:
         return None
-    chart = side_by_side.knn_curves([(run.series, run.analysis) for run in runs], groups)
-    return charts.add("knn", chart, "time"), wording.curves_in_words("kNN accuracy", ends, " %")
+    words = wording.curves_in_words(metric_label(metric.name), ends, " %" if metric.share else "")
+    return charts.add("knn", charted.metric_curves(runs, groups), "time"), words
 
 
 def _loss(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
-    losses = [None if run.loss is None else (run.series.run, *run.loss) for run in runs]
-    finals = [(item[0], last_finite(item[2])) for item in losses if item is not None]
+    finals = [(run.name, last_finite(run.loss[1])) for run in runs if run.loss is not None]
     ends = [(name, final) for name, final in finals if final is not None]
     if not ends:
         return None
-    chart = side_by_side.loss_curves(losses, groups)
+    chart = charted.loss_curves(runs, groups)
     return charts.add("loss", chart, "time"), wording.curves_in_words("the training loss", ends, "")
 
 
@@ -154,15 +158,15 @@ def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
     }
     if recorded:
         ends = [recorded[0], recorded[-1]] if len(recorded) > 1 else recorded
-        section["norms"] = charts.add(f"norms{index}", figures.layer_norms(found, ends), "time")
+        section["norms"] = charts.add(f"norms{index}", charted.spikes(found, ends), "time")
         section["norms_words"] = wording.norms_in_words(found, [layer.name for layer in ends])
-        section["heat"] = charts.add(f"heat{index}", figures.heat_map(run.series, found), "time")
+        section["heat"] = charts.add(f"heat{index}", charted.heatmap(run), "time")
         section["heat_words"] = wording.heat_in_words(found)
         section["heat_height"] = min(max(22 * len(layers) + 110, 240), 580)
     if found.lag is not None and found.lag.lags:
-        section["lag"] = charts.add(f"lag{index}", figures.lag_histogram(found))
+        section["lag"] = charts.add(f"lag{index}", charted.lag(found))
     if sum(row.ci95 is not None for row in found.propagation or ()) > 1:
-        section["depth"] = charts.add(f"depth{index}", figures.depth_against_lag(found))
+        section["depth"] = charts.add(f"depth{index}", charted.propagation(found))
     return section
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from stabilitylab.analysis.results import RunAnalysis, RunSeries
+from stabilitylab.analysis.sentences import largest
 from stabilitylab.comparison.arms import lr_label, mitigation_label
 from stabilitylab.comparison.results import Comparison, Effect, RunSummary
-from stabilitylab.report.html.figures import largest, numbered, outlined
+from stabilitylab.report.charts import numbered, outlined
 
 # metric -> title, factor to the shown unit, unit, decimals
 METRICS = {

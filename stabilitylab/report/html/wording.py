@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from stabilitylab.analysis.results import RunAnalysis, RunSeries
-from stabilitylab.analysis.sentences import count
-from stabilitylab.report.html.figures import largest
+from stabilitylab.analysis.sentences import count, largest
 
 
 def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:

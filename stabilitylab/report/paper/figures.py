@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stabilitylab.comparison.results import Comparison
 from stabilitylab.errors import NoDataError
-from stabilitylab.report.html.side_by_side import several_rates
-from stabilitylab.report.paper import panels
+from stabilitylab.report import charts
+from stabilitylab.report.charts import several_rates
+from stabilitylab.report.paper.draw import draw, short
 from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 WIDTHS = {"single": 3.25, "double": 6.75}
@@ -69,20 +71,33 @@ def _figure(width: str, height: float) -> Figure:
 def _knn(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     _need_knn(runs)
     figure = _figure(width, 2.1)
-    panels.knn(figure.subplots(), runs, arms_of(runs))
+    draw(figure.subplots(), charts.metric_curves(runs, arms_of(runs)), legend="lower right")
     return figure
 
 
 def _spikes(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
-    return _a_row_each(runs, width, 1.5, panels.spikes)
+    return _a_row_each(runs, width, 1.5, _draw_spikes)
+
+
+def _draw_spikes(axis: Axes, run: AnalysedRun) -> None:
+    layers = run.trained_layers
+    chart = charts.spikes(run.analysis, [layers[0], layers[-1]] if len(layers) > 1 else layers)
+    options: dict[str, Any] = {"bbox_to_anchor": (1, 0.98), "ncols": 2, "borderaxespad": 0.1}
+    draw(axis, chart, legend="lower right", width=0.7, **options)
 
 
 def _heatmap(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     rows = max(len(run.trained_layers) for run in runs)
-    return _a_row_each(runs, width, min(max(0.11 * rows + 0.75, 1.4), 3.2), panels.heatmap)
+    return _a_row_each(runs, width, min(max(0.11 * rows + 0.75, 1.4), 3.2), _draw_heatmap)
 
 
-def _a_row_each(runs: list[AnalysedRun], width: str, height: float, draw: Callable[[Any, AnalysedRun], None]) -> Figure:
+def _draw_heatmap(axis: Axes, run: AnalysedRun) -> None:
+    draw(axis, charts.heatmap(run))
+
+
+def _a_row_each(
+    runs: list[AnalysedRun], width: str, height: float, draw_one: Callable[[Axes, AnalysedRun], None]
+) -> Figure:
     for run in runs:
         if not any(len(layer.iteration) for layer in run.trained_layers):
             raise NoDataError(f"run {run.series.run} has no gradients recorded; train with --log-grads")
@@ -91,9 +106,9 @@ def _a_row_each(runs: list[AnalysedRun], width: str, height: float, draw: Callab
     figure = _figure(width, height * len(runs))
     axes = figure.subplots(len(runs), 1, squeeze=False)[:, 0]
     for axis, run in zip(axes, runs, strict=True):
-        draw(axis, run)
+        draw_one(axis, run)
         if len(runs) > 1:
-            axis.set_title(panels.short(run.series.run), loc="left")
+            axis.set_title(short(run.series.run), loc="left")
     return figure
 
 
@@ -107,8 +122,13 @@ def _lag(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> 
     shape, height = ((2, 1), 3.6) if width == "single" else ((1, 2), 2.0)
     figure = _figure(width, height)
     left, right = figure.subplots(*shape)
-    panels.lag_histogram(left, found)
-    panels.depth_against_lag(right, found)
+    draw(left, charts.lag(found), legend="upper left")
+    chart = charts.propagation(found)
+    draw(right, chart)
+    if not chart.marks:
+        text = "fewer than 5 matched spikes\nin every other layer"
+        right.text(0.5, 0.5, text, ha="center", transform=right.transAxes)
+        right.set_yticks([])
     return figure
 
 
@@ -122,8 +142,11 @@ def _compare(runs: list[AnalysedRun], comparison: Comparison | None, width: str)
     else:
         figure = _figure(width, 2.1)
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    panels.knn(left, runs, arms_of(runs))
-    panels.finals(right, runs, arms_of(runs), comparison)
+    arms = arms_of(runs)
+    draw(left, charts.metric_curves(runs, arms), legend="lower right")
+    draw(right, charts.finals(runs, arms, comparison))
+    right.set_xlim(-0.5, len(arms) - 0.5)
+    right.tick_params(axis="x", labelrotation=20 if len(arms) > 2 else 0)
     return figure
 
 
@@ -131,7 +154,7 @@ def _lr_sensitivity(runs: list[AnalysedRun], comparison: Comparison | None, widt
     if comparison is None or not several_rates(comparison.runs):
         raise NoDataError("sensitivity to the learning rate needs runs with a kNN at two base learning rates")
     figure = _figure(width, 2.1)
-    panels.lr_sensitivity(figure.subplots(), comparison.runs)
+    draw(figure.subplots(), charts.lr_sensitivity(comparison.runs), legend="best")
     return figure
 
 

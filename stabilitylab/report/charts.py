@@ -1,0 +1,238 @@
+"""What each chart shows: its data, labels and marks, once. `report/html/draw.py` and `report/paper/draw.py` draw them.
+
+A chart is built from analysed runs and computes nothing new; a drawing decides colours, sizes and how many points fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabilitylab.analysis.metrics import metric_label
+from stabilitylab.analysis.results import Episode, JudgedMetric, RunAnalysis, Spike
+from stabilitylab.analysis.series import LayerSeries
+from stabilitylab.comparison.arms import Arm, lr_label, mitigation_label
+from stabilitylab.comparison.results import Comparison, RunSummary
+from stabilitylab.report.marks import Axis, Band, Bars, Chart, Heat, Line, Mark, Outline, Points
+from stabilitylab.run.analysed import AnalysedRun, last_finite
+
+MOST_OUTLINES = 300
+NUMBERED = 12
+LAG_EDGES = np.arange(-102.5, 103, 5)
+
+
+ITERATION = Axis("iteration")
+
+
+def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries]) -> Chart:
+    """Gradient norms of some layers on a log axis, spikes marked at their peak: the paper's Figure 4."""
+    marks: list[Mark] = []
+    for style, layer in enumerate(layers):
+        norm = np.where(layer.grad_norm > 0, layer.grad_norm, np.nan)
+        marks.append(Line(layer.iteration, norm, layer.name, style, hover="%{y:.3g} at %{x}"))
+        found = _spikes(analysis, layer.name)
+        if found:
+            at = np.searchsorted(layer.iteration, [s.peak for s in found])
+            texts = tuple(f"{s.ratio:.1f}x, z = {s.z:.1f}, from {s.onset} to {s.end}" for s in found)
+            marks.append(Points(layer.iteration[at], norm[at], layer.name, "spikes", style, texts))
+    return Chart(ITERATION, Axis("gradient norm", log=True), tuple(marks))
+
+
+def heatmap(run: AnalysedRun) -> Chart:
+    """Iteration x layer, in times the layer's usual norm. Spike onsets are marked, episodes of several layers outlined;
+    the farthest-reaching carry their number."""
+    layers = tuple(run.trained_layers)
+    row = {layer.name: place for place, layer in enumerate(layers)}
+    found = [s for s in _spikes(run.analysis) if s.layer in row]
+    texts = tuple(f"{s.ratio:.1f}x" for s in found)
+    onsets = Points(
+        [s.onset for s in found], [row[s.layer] for s in found], "spike onset", "onsets", 0, texts, hollow=True
+    )
+    return Chart(
+        ITERATION,
+        Axis("", names=tuple(layer.name for layer in layers)),
+        (Heat(layers), onsets, *_outlines(run.analysis.episodes or (), row)),
+    )
+
+
+def outlined(episodes: Sequence[Episode]) -> list[tuple[int, Episode]]:
+    """Number (from 1, by start) and episode of those that several layers share; the farthest-reaching, if many."""
+    shared = [(n, e) for n, e in enumerate(episodes, 1) if len(e.order) > 1]
+    farthest = sorted(shared, key=lambda item: (-len(item[1].order), -item[1].z))[:MOST_OUTLINES]
+    return sorted(farthest, key=lambda item: item[1].start)
+
+
+def numbered(episodes: Sequence[Episode]) -> set[int]:
+    """The numbers that stand in the chart: those of the farthest-reaching."""
+    farthest = sorted(outlined(episodes), key=lambda item: (-len(item[1].order), -item[1].z))
+    return {n for n, _ in farthest[:NUMBERED]}
+
+
+def _outlines(episodes: Sequence[Episode], row: dict[str, int]) -> list[Outline]:
+    shown = numbered(episodes)
+    outlines = []
+    for n, episode in outlined(episodes):
+        rows = [row[layer] for layer, _ in episode.order if layer in row]
+        if rows:
+            number = str(n) if n in shown else ""
+            outlines.append(Outline(episode.start - 1, episode.end + 1, min(rows), max(rows), number))
+    return outlines
+
+
+def lag(analysis: RunAnalysis) -> Chart:
+    """Matched lags against what circular shifts give; the 95% interval of the median is shaded."""
+    measured = analysis.lag
+    assert measured is not None
+    marks: list[Mark] = [Bars(LAG_EDGES, _shares(measured.lags), "measured")]
+    if measured.null_lags:
+        marks.append(Line(LAG_EDGES, _shares(measured.null_lags), "chance alone", 1, role="chance"))
+    if measured.ci95 is not None:
+        marks.append(Band(*measured.ci95))
+    title = f"iterations from {measured.source} to {measured.target}"
+    return Chart(Axis(title), Axis("share of matched spikes"), tuple(marks))
+
+
+def _shares(lags: Sequence[float]) -> np.ndarray:
+    counts = np.histogram(lags, LAG_EDGES)[0]
+    return np.asarray(counts / max(counts.sum(), 1))
+
+
+def propagation(analysis: RunAnalysis) -> Chart:
+    """Median lag of each layer behind the first one, with its interval: a travelling wave is a slope."""
+    known = [
+        (row.layer, row.median_lag, row.ci95, row.num_matched)
+        for row in analysis.propagation or ()
+        if row.median_lag is not None and row.ci95 is not None
+    ]
+    points = Points(
+        [median for _, median, _, _ in known],
+        list(range(len(known))),
+        "median lag",
+        texts=tuple(f"{matched} matched" for _, _, _, matched in known),
+        low=tuple(interval[0] for _, _, interval, _ in known),
+        high=tuple(interval[1] for _, _, interval, _ in known),
+    )
+    names = tuple(name for name, _, _, _ in known)
+    return Chart(Axis("median lag, iterations", zero_line=True), Axis("", names=names), (points,) if known else ())
+
+
+def judged(runs: Sequence[AnalysedRun]) -> JudgedMetric:
+    """The metric that several runs are shown by: that of the first run that was judged; kNN accuracy without any."""
+    metrics = [run.analysis.metric for run in runs if run.analysis.metric is not None and run.analysis.metric.judged]
+    return next((m for m in metrics if m.name in {name for run in runs for name in run.series.evals}), JudgedMetric())
+
+
+def metric_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
+    """The judged metric of every run; dips are marked, and their span emphasised where an arm is one run."""
+    metric = judged(runs)
+    scale = 100.0 if metric.scale == "fraction" else 1.0
+    marks: list[Mark] = []
+    for arm in arms:
+        members = [runs[place] for place in arm.members if metric.name in runs[place].series.evals]
+        curves = [(run, run.series.evals[metric.name]) for run in members]
+        several = len(arm.members) > 1
+        finals = [scale * end for _, curve in curves if (end := last_finite(curve.value)) is not None]
+        note = (f"{np.mean(finals):.1f} %" if metric.share else f"{np.mean(finals):.4g}") if finals else ""
+        note += f", n = {len(finals)}" if several else ""
+        for run, curve in curves:
+            value = scale * curve.value
+            hover = "%{y:.1f} % at %{x}" if metric.share else "%{y:.4g} at %{x}"
+            role = "seed" if several else "curve"
+            marks.append(Line(curve.iteration, value, arm.label, arm.index, role, hover, run.name, note))
+            dips = run.analysis.dips or ()
+            for dip in dips if not several else ():
+                end = dip.recovered if dip.recovered is not None else int(curve.iteration[-1])
+                inside = (curve.iteration >= dip.start) & (curve.iteration <= end)
+                marks.append(Line(curve.iteration[inside], value[inside], arm.label, arm.index, "span"))
+            at = [place for dip in dips for place in np.flatnonzero(curve.iteration == dip.trough)[:1]]
+            if at:
+                unit = (100.0, " points") if metric.share else (1.0, "")
+                texts = tuple(f"dip of {unit[0] * d.depth:.3g}{unit[1]}, {d.z:.1f} standard errors" for d in dips)
+                marks.append(Points(curve.iteration[at], value[at], arm.label, "dips", arm.index, texts, run=run.name))
+        first = curves[0][1].iteration if curves else np.empty(0)
+        if len(curves) > 1 and all(np.array_equal(curve.iteration, first) for _, curve in curves):
+            mean = scale * np.mean([curve.value for _, curve in curves], axis=0)
+            marks.append(Line(first, mean, arm.label, arm.index, "mean", "mean %{y:.4g} at %{x}", note=note))
+    return Chart(ITERATION, Axis(metric_title(metric)), tuple(marks))
+
+
+def metric_title(metric: JudgedMetric) -> str:
+    """The metric with its unit, as it stands at an axis."""
+    name = "kNN top-1" if metric.name == "knn_top1" else metric_label(metric.name)
+    return f"{name}, %" if metric.share else name
+
+
+def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
+    """Training loss of every run that recorded one."""
+    marks = tuple(
+        Line(*run.loss, arm.label, arm.index, "seed" if len(arm.members) > 1 else "curve", "%{y:.3f} at %{x}", run.name)
+        for arm in arms
+        for run in (runs[place] for place in arm.members)
+        if run.loss is not None
+    )
+    return Chart(ITERATION, Axis("loss"), marks)
+
+
+def lr_sensitivity(summaries: Sequence[RunSummary]) -> Chart:
+    """Final kNN against the base learning rate: a point a run, a line through each mitigation's means."""
+    marks: list[Mark] = []
+    for style, name in enumerate(mitigations(summaries)):
+        known = [
+            (s.run, s.base_lr, 100 * s.final_knn)
+            for s in summaries
+            if s.mitigation == name and s.final_knn is not None and s.base_lr > 0
+        ]
+        if not known:
+            continue
+        label = mitigation_label(name)
+        rates = sorted({lr for _, lr, _ in known})
+        means = [float(np.mean([value for _, lr, value in known if lr == rate])) for rate in rates]
+        marks.append(Line(rates, means, label, style, hover="mean %{y:.1f} % at lr %{x}"))
+        texts = tuple(f"{run}: {value:.1f} %" for run, _, value in known)
+        marks.append(Points([lr for _, lr, _ in known], [v for _, _, v in known], label, "runs", style, texts))
+    rates = sorted({s.base_lr for s in summaries if s.base_lr > 0})
+    ticks = tuple((rate, lr_label(rate)) for rate in rates)
+    return Chart(Axis("base learning rate", log=True, ticks=ticks), Axis("final kNN top-1, %"), tuple(marks))
+
+
+def finals(runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Comparison) -> Chart:
+    """Final kNN of every run by arm, runs of one seed and learning rate joined; the effects in words."""
+    final = {s.run: s.final_knn for s in comparison.runs}
+    places: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for x, arm in enumerate(arms):
+        for run in (runs[place] for place in arm.members):
+            value = final[run.name]
+            if value is not None:
+                pair = run.named.seed, lr_label(run.named.base_lr)
+                places.setdefault(pair, []).append((x, 100 * value))
+    marks: list[Mark] = [Line(*zip(*points, strict=True), "", role="join") for points in places.values()]
+    for x, arm in enumerate(arms):
+        values = [y for points in places.values() for at, y in points if at == x]
+        marks.append(Points([x] * len(values), values, arm.label, "runs", arm.index))
+        if len(values) > 1:
+            marks.append(Line([x - 0.16, x + 0.16], [float(np.mean(values))] * 2, arm.label, arm.index, "mean"))
+    note = tuple(
+        f"{e.mitigation}: {100 * e.difference:+.1f} "
+        + (f"(95%: {100 * e.ci95[0]:+.1f} to {100 * e.ci95[1]:+.1f})" if e.ci95 else "(no interval)")
+        for e in comparison.effects
+        if e.metric == "final_knn"
+    )
+    ticks = tuple((float(x), arm.label) for x, arm in enumerate(arms))
+    return Chart(Axis("", ticks=ticks), Axis("final kNN top-1, %"), tuple(marks), note)
+
+
+def mitigations(summaries: Sequence[RunSummary]) -> list[str]:
+    """Each mitigation once, none first."""
+    return sorted(dict.fromkeys(s.mitigation for s in summaries), key=lambda name: name != "none")
+
+
+def several_rates(summaries: Sequence[RunSummary]) -> bool:
+    """Whether there is a learning rate to be sensitive to."""
+    return len({lr_label(s.base_lr) for s in summaries if not math.isnan(s.base_lr) and s.final_knn is not None}) > 1
+
+
+def _spikes(analysis: RunAnalysis, layer: str | None = None) -> list[Spike]:
+    """Spikes without those that are not finite, which have no height."""
+    return [s for s in analysis.spikes or () if s.kind == "spike" and layer in (None, s.layer)]
