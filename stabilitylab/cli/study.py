@@ -73,15 +73,16 @@ def command(
     study, root = load_study(file, yes=yes), runs_root(runs_dir)
     done = {run.name for run in finished_runs(study, root)}
     todo = [run for run in study.runs if run.name not in done]
-    click.echo(f"{study.title}: {len(study.runs)} runs, {len(done)} finished, {len(todo)} to train")
+    most = "at most " if study.looks else ""
+    click.echo(f"{study.title}: {most}{len(study.runs)} runs, {len(done)} finished, {most}{len(todo)} to train")
     if dry_run:
         _plan(study, todo, jobs)
         return
     cluster = None
     if slurm is not None:
         cluster = {"slurm_partition": slurm} | {".".join(key): value for key, value in map(parse_override, slurm_set)}
-    failures = {} if collect else _train(todo, root, jobs, cluster)
     folder = Path(output) if output else Path("reports") / study.name
+    failures = {} if collect else _train_in_turn(study, root, jobs, cluster, folder)
     if failures and not finished_runs(study, root):
         raise ConfigError(_failed(failures))
     write_summary(study, root, folder)
@@ -93,9 +94,30 @@ def command(
         build_report([root / run.name for run in finished_runs(study, root)], folder / "report.html")
     for verdict in verdicts(study, rows):
         click.echo(describe(verdict))
-    click.echo(f"summary: {folder}, of {len(rows)} of {len(study.runs)} runs")
+    click.echo(f"summary: {folder}, of {len(rows)} of {most}{len(study.runs)} runs")
     if failures:
         raise ConfigError(_failed(failures))
+
+
+def _train_in_turn(study: Study, root: Path, jobs: int, cluster: dict[str, Any] | None, folder: Path) -> dict[str, str]:
+    """All runs; of a sequential study, seed after seed, those whose claims are not decided. Returns the failures."""
+    from stabilitylab.studies.collect import read_summary, verdicts, write_summary
+    from stabilitylab.studies.running import is_complete
+
+    wanted, claims = list(study.runs), study.claims
+    for look in study.looks or (0,):
+        if look:
+            first = look == study.looks[0]
+            wanted = [r for r in study.runs if r.config.train.seed < look] if first else study.runs_of(claims, look)
+        failures = _train([run for run in wanted if not is_complete(root / run.name)], root, jobs, cluster)
+        if failures or not look:
+            return failures
+        write_summary(study, root, folder)
+        claims = tuple(v.claim for v in verdicts(study, read_summary(folder)) if v.verdict == "inconclusive")
+        click.echo(f"{look} seeds: {len(study.claims) - len(claims)} of {len(study.claims)} claims are decided")
+        if not claims:
+            break
+    return {}
 
 
 def _failed(failures: dict[str, str]) -> str:
@@ -106,7 +128,8 @@ def _failed(failures: dict[str, str]) -> str:
 def describe(verdict: Verdict) -> str:
     """``reproduced: TEXT (final_knn +0.012, 95% [0.004, 0.02], 5 seeds: REASON)``."""
     size = "no value" if verdict.difference is None else f"{verdict.difference:+.3g}"
-    interval = f", 95% [{verdict.ci95[0]:.3g}, {verdict.ci95[1]:.3g}]" if verdict.ci95 else ""
+    at = verdict.interval
+    interval = f", {100 * verdict.level:.4g}% [{at[0]:.3g}, {at[1]:.3g}]" if at else ""
     return (
         f"{verdict.verdict}: {verdict.claim.text} "
         f"({verdict.claim.metric} {size}{interval}, {verdict.num_seeds} seeds: {verdict.reason})"

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from stabilitylab.comparison.decisions import DIRECTIONS, LEVEL, decide, decide_share, look_level
 from stabilitylab.comparison.paired import mean_interval
 
-MIN_SEEDS = 3
-DIRECTIONS = ("higher", "lower", "not_higher", "not_lower")
+SHARES = ("diverged", "dead")
+"""Metrics that are 0 or 1 in every run: of one group alone, the claim is about their share."""
+DEAD_SHARE = 0.2
+"""Where more of a group's runs than this end below the untrained encoder's accuracy, the group does not train."""
 Row = Mapping[str, Any]
 """One run: what varies, by configuration key (``optim.base_lr``, ``train.seed``), and its metrics."""
 
@@ -25,8 +28,9 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Claim:
     """``treated`` against ``baseline``, both among ``where``: key -> value. Without a baseline, the metric itself
-    against 0. ``higher`` and ``lower`` claim a difference, ``not_higher`` and ``not_lower`` the absence of one as
-    large as ``smallest``."""
+    against 0, or, for a share such as ``diverged``, against ``smallest``. ``higher`` and ``lower`` claim a difference,
+    ``not_higher``, ``not_lower`` and ``equal`` the absence of one as large as ``smallest``, which is their equivalence
+    margin."""
 
     text: str
     metric: str
@@ -55,13 +59,22 @@ class Claim:
             raise ValueError(f"claim {claim.text!r}: direction {claim.direction!r} is not {' | '.join(DIRECTIONS)}")
         if not 0 < claim.smallest < math.inf:
             raise ValueError(f"claim {claim.text!r}: smallest {claim.smallest!r} is not a positive number")
+        if claim.is_share and (claim.direction == "equal" or claim.smallest >= 1):
+            raise ValueError(f"claim {claim.text!r}: a share is higher or lower than a limit between 0 and 1")
         return claim
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the claim is about the share of runs of one group."""
+        return self.metric in SHARES and not self.baseline
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``verdict``: reproduced, contradicted or inconclusive. ``difference`` and ``ci95`` are treated minus baseline,
-    in the metric's own unit; None where too few seeds give none."""
+    """``verdict``: reproduced, contradicted, inconclusive, or dead where a group does not train. ``difference`` is
+    treated minus baseline in the metric's own unit (or the mean of the one group), ``ci95`` its 95% interval; None
+    where too few seeds give none. ``interval`` is what decided, at ``level``: wider than ``ci95`` where seeds were
+    added in turn."""
 
     claim: Claim
     verdict: str
@@ -69,35 +82,68 @@ class Verdict:
     difference: float | None
     ci95: tuple[float, float] | None
     num_seeds: int
+    interval: tuple[float, float] | None = None
+    level: float = LEVEL
 
 
-def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
-    """Decide ``claim`` by the 95% interval of the mean difference over seeds.
+def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdict:
+    """Decide ``claim`` by the interval of the mean difference over seeds (see `decide`), or of a share over seeds.
 
-    A claimed difference is reproduced where the interval lies on the claimed side of 0 and reaches the smallest effect
-    of interest; contradicted where it excludes an effect that large; else inconclusive. A claimed absence is
-    reproduced where such an effect is excluded, contradicted where the whole interval is that large.
+    ``looks``: the numbers of seeds at which the data are looked at, where seeds are added until the interval decides.
+    The first look that decides stands; its interval has the level of `look_level`. A look waits for all of its seeds.
+
+    A group of which more than a fifth of the runs end below the untrained encoder's accuracy does not train: the
+    verdict is ``dead``, whatever the interval says.
     """
-    differences = _differences(claim, rows)
-    n = len(differences)
-    mean = float(differences.mean()) if n else None
-    if n < MIN_SEEDS:
-        return Verdict(claim, "inconclusive", f"{n} seeds, at least {MIN_SEEDS} are needed", mean, None, n)
-    interval = mean_interval(differences)
-    if interval is None or mean is None:  # e.g. no run of either group has a dip: that is no proof of anything
-        return Verdict(claim, "inconclusive", f"all {n} seeds differ by the same amount: no interval", mean, None, n)
-    low, high = interval if claim.direction in ("higher", "not_higher") else (-interval[1], -interval[0])
-    side = "higher" if claim.direction in ("higher", "not_higher") else "lower"
-    size = f"{claim.smallest:g} {side}"
-    claimed = not claim.direction.startswith("not_")
-    if high < claim.smallest:
-        there, reason = False, f"the interval excludes an effect of {size}"
-    elif low > 0 and (claimed or low >= claim.smallest):
-        there, reason = True, f"the interval lies {side} than 0 and reaches {size}"
-    else:
-        holds = f"the interval holds both {'0' if low <= 0 else 'less'} and {size}"
-        return Verdict(claim, "inconclusive", holds, mean, interval, n)
-    return Verdict(claim, "reproduced" if there == claimed else "contradicted", reason, mean, interval, n)
+    if not looks:
+        return _judge(claim, rows, LEVEL)
+    seeds, level = _seeds(claim, rows), look_level(len(looks))
+    if len(seeds) < looks[0]:
+        few = f"{len(seeds)} of the {looks[0]} seeds of the first look"
+        return Verdict(claim, "inconclusive", few, None, None, len(seeds), level=level)
+    for look in (n for n in looks if n <= len(seeds)):
+        first = set(seeds[:look])
+        found = _judge(claim, [row for row in rows if _text(row.get("train.seed")) in first], level)
+        if found.verdict != "inconclusive":
+            break
+    return found
+
+
+def _seeds(claim: Claim, rows: Sequence[Row]) -> list[str]:
+    """Seeds that every group has, in order."""
+    groups = [claim.treated, *([claim.baseline] if claim.baseline else [])]
+    chosen = [row for row in rows if matches(row, claim.where)]
+    shared = set.intersection(*({_text(row.get("train.seed")) for row in chosen if matches(row, g)} for g in groups))
+    return sorted(shared, key=lambda seed: (len(seed), seed))
+
+
+def _judge(claim: Claim, rows: Sequence[Row], level: float) -> Verdict:
+    values = _differences(claim, rows)
+    share = claim.is_share and bool(np.isin(values, (0.0, 1.0)).all())
+    found = (decide_share if share else decide)(values, claim.direction, claim.smallest, level)
+    narrow = decide_share(values, claim.direction, claim.smallest).interval if share else mean_interval(values)
+    ci95 = narrow if found.interval is not None else None
+    verdict, reason = found.verdict, found.reason
+    dead = _dead_group(claim, rows)
+    if dead and claim.metric != "dead":
+        verdict, reason = "dead", dead
+    return Verdict(claim, verdict, reason, found.mean, ci95, len(values), found.interval, level)
+
+
+def _dead_group(claim: Claim, rows: Sequence[Row]) -> str:
+    """Which group does not train; empty where both do, or where the rows do not tell."""
+    for name in ("treated", "baseline"):
+        group = getattr(claim, name)
+        if name == "baseline" and not group:
+            continue
+        flags = [
+            _number(row.get("dead"))
+            for row in rows
+            if matches(row, claim.where) and matches(row, group) and row.get("dead") not in (None, "")
+        ]
+        if flags and np.mean(np.array(flags, dtype=float)) > DEAD_SHARE:
+            return f"{sum(map(bool, flags))} of {len(flags)} runs of the {name} group end below the untrained encoder"
+    return ""
 
 
 def _differences(claim: Claim, rows: Sequence[Row]) -> np.ndarray:

@@ -10,7 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from stabilitylab.analysis.results import RunSeries
 from stabilitylab.comparison.claims import Verdict, judge
+from stabilitylab.comparison.effects import METRIC
 from stabilitylab.errors import ConfigError
 from stabilitylab.run.loading import load_run
 from stabilitylab.run.provenance import provenance
@@ -63,7 +67,7 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
     metrics = {key: value for key, value in asdict(found.summary).items() if key not in NO_METRICS}
     first = next((layer.name for layer in series.layers if layer.trainable), "")
     spikes = analysis.spikes or ()
-    metrics |= {
+    metrics |= _training(series) | {
         "iterations": series.iterations,
         "spikes": len(spikes),
         "spikes_first_layer": sum(spike.layer == first for spike in spikes),
@@ -72,6 +76,19 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         "lag_matched": analysis.lag.num_matched if analysis.lag else 0,
     }
     return row | {key: _short(value) for key, value in metrics.items()}, meta
+
+
+LEVEL_OVER = 9
+"""Evaluations whose median is the accuracy a run ends at: one alone carries its sampling error."""
+
+
+def _training(series: RunSeries) -> dict[str, Any]:
+    """The untrained encoder's accuracy, and whether the run ends below it: it does not train, it is dead."""
+    curve = series.evals.get(METRIC)
+    if curve is None or not len(curve.value) or curve.iteration[0] != 0 or not np.isfinite(curve.value[0]):
+        return {"knn_untrained": None, "dead": None}
+    untrained = float(curve.value[0])
+    return {"knn_untrained": untrained, "dead": bool(np.nanmedian(curve.value[-LEVEL_OVER:]) < untrained)}
 
 
 def _short(value: Any) -> Any:
@@ -89,4 +106,4 @@ def read_summary(folder: Path) -> list[dict[str, Any]]:
 
 def verdicts(study: Study, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
     """The study's claims, decided by its rows."""
-    return [judge(claim, rows) for claim in study.claims]
+    return [judge(claim, rows, study.looks) for claim in study.claims]

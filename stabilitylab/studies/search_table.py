@@ -15,12 +15,11 @@ from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies.collect import LEVEL_OVER
 from stabilitylab.studies.search import Objective, Search, Setting
 from stabilitylab.studies.study import look_up
 
 TABLE, PAGE = "settings.csv", "README.md"
-LEVEL_OVER = 9
-"""Evaluations whose median is the accuracy a run ends at: one alone carries its sampling error."""
 MORE_THAN_CHANCE = 0.01
 PER = 3000
 _VALUES = (

@@ -3,7 +3,9 @@
     title = "..."              what is compared
     base = "recipe.toml"       a configuration file beside it, or a table [base]; the data set's recipe lies below
     [grid]                     key = one value or a list; [[grid]] tables are several grids, one after another
-    [[claim]]                  see analysis/claims.py
+    [[claim]]                  see comparison/claims.py
+    [sequential]               instead of seeds in the grid: first = 5, step = 5, most = 20 adds seeds 0, 1, ... until
+                               every claim is decided or all are spent; see comparison/decisions.py for the levels
 
 Keys of a grid are configuration keys, or the short names of `AXES`. A run is named after what varies and a digest of
 its whole configuration, so that studies that share a run train it once.
@@ -22,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from stabilitylab.comparison.claims import Claim, matches
+from stabilitylab.comparison.decisions import MIN_SEEDS
 from stabilitylab.comparison.results import RunSummary
 from stabilitylab.config import Config, check_choice, read_toml, resolve, set_key
 from stabilitylab.errors import ConfigError
 
 NO_METRICS = ("run", "mitigation", "seed", "base_lr")
-COUNTS = ("iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched")
+COUNTS = (
+    "iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched", "knn_untrained", "dead",
+)  # fmt: skip
 METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
 """What a claim may be about: the columns of a study's ``runs.csv``."""
 AXES = {
@@ -42,7 +47,8 @@ AXES = {
     "epochs": "train.epochs",
     "mitigation": "mitigation",
 }
-_KEYS = ("title", "paper", "base", "grid", "claim")
+_KEYS = ("title", "paper", "base", "grid", "claim", "sequential")
+_SEQUENTIAL = {"first": 5, "step": 5, "most": 20}
 MOST_RUNS = 200
 """A larger grid needs a yes."""
 
@@ -58,7 +64,8 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """``paper``: what the paper found, in words. ``path``: the file it was read from."""
+    """``paper``: what the paper found, in words. ``path``: the file it was read from. ``looks``: the numbers of seeds
+    at which a sequential study is judged; empty for one whose grid names its seeds."""
 
     name: str
     title: str
@@ -66,6 +73,20 @@ class Study:
     runs: tuple[PlannedRun, ...]
     claims: tuple[Claim, ...]
     path: Path
+    looks: tuple[int, ...] = ()
+
+    def runs_of(self, claims: Sequence[Claim], num_seeds: int) -> list[PlannedRun]:
+        """The runs that ``claims`` are about, of the first ``num_seeds`` seeds."""
+        keys = {key for claim in claims for group in (claim.where, claim.treated, claim.baseline) for key in group}
+        found = []
+        for run in self.runs:
+            row = {key: look_up(run.config, key) for key in keys}
+            if run.config.train.seed < num_seeds and any(
+                matches(row, claim.where) and any(matches(row, g) for g in (claim.treated, claim.baseline) if g)
+                for claim in claims
+            ):
+                found.append(run)
+        return found
 
 
 def load_study(path: Path | str, *, yes: bool = False) -> Study:
@@ -80,6 +101,11 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     if not (isinstance(grids, list) and grids and all(isinstance(grid, Mapping) for grid in grids)):
         raise ConfigError(f"{path}: grid is a table, or several [[grid]] tables")
     axes = [_axes(path, grid) for grid in grids]
+    looks = _looks(path, values.get("sequential"))
+    if looks:
+        if any("train.seed" in grid for grid in axes):
+            raise ConfigError(f"{path}: a sequential study chooses its seeds itself; leave seed out of the grid")
+        axes = [{**grid, "train.seed": list(range(looks[-1]))} for grid in axes]
     size = sum(_size(grid) for grid in axes)
     if size > MOST_RUNS and not yes:
         raise ConfigError(f"{path}: the grid holds {size} runs, more than {MOST_RUNS}; go on with --yes")
@@ -98,7 +124,24 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
         runs=runs,
         claims=stated,
         path=path,
+        looks=looks,
     )
+
+
+def _looks(path: Path, values: Any) -> tuple[int, ...]:
+    """The numbers of seeds at which a sequential study is judged, the last one ``most``."""
+    if values is None:
+        return ()
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: sequential is a table, such as first = 5, step = 5, most = 20")
+    for key, value in values.items():
+        _known(path, "sequential", key, list(_SEQUENTIAL))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{path}: sequential {key} = {value!r} is not a whole number from 1 on")
+    first, step, most = (_SEQUENTIAL | dict(values)).values()
+    if not MIN_SEEDS <= first <= most:
+        raise ConfigError(f"{path}: sequential needs {MIN_SEEDS} <= first <= most, not first = {first}, most = {most}")
+    return (*range(first, most, step), most)
 
 
 def _known(path: Path, where: str, key: str, keys: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def test_flags_count_as_zero_and_one() -> None:
     ("values", "message"),
     [
         ({"directon": "higher"}, "claim 'c': unknown key directon"),
-        ({"direction": "up"}, "claim 'c': direction 'up' is not higher | lower | not_higher | not_lower"),
+        ({"direction": "up"}, "claim 'c': direction 'up' is not higher | lower | not_higher | not_lower | equal"),
         ({"smallest": 0}, "claim 'c': smallest 0 is not a positive number"),
         ({"metric": None}, "claim 'c': no metric"),
     ],

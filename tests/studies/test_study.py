@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stabilitylab.errors import ConfigError
@@ -166,6 +167,51 @@ def test_the_summary_is_what_the_runs_hold_and_decides_the_claims(tmp_path: Path
     assert [(v.verdict, v.num_seeds) for v in verdicts(study, rows)] == [("inconclusive", 1)]  # one seed of three
 
 
+SEQUENTIAL = """
+[sequential]
+first = 3
+step = 1
+most = 4
+[grid]
+mitigation = ["none", "frozen-patch"]
+"""
+
+
+def test_a_sequential_study_stops_when_its_claims_are_decided(tmp_path: Path) -> None:
+    """An effect of 9 points of 1 is excluded at the first look."""
+    study = study_file(tmp_path, TINY + SEQUENTIAL + CLAIM.replace("0.5", "9.0"))
+    found = subprocess.run(command(study), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "at most 8 runs, 0 finished, at most 8 to train" in found.stdout
+    assert "3 seeds: 1 of 1 claims are decided" in found.stdout
+    assert "reproduced: frozen is no 50 points better (final_knn" in found.stdout
+    assert "97.5% [" in found.stdout
+    rows = read_summary(tmp_path / "out")
+    assert sorted({(row["train.seed"], row["mitigation"]) for row in rows}) == [
+        (str(seed), name) for seed in range(3) for name in ("frozen-patch", "none")
+    ]
+    for row in rows:
+        with open_run(tmp_path / "runs" / row["run"]) as reader:
+            knn = reader.evals()["knn_top1"]["value"]
+        assert float(row["knn_untrained"]) == pytest.approx(knn[0], rel=1e-5)
+        assert row["dead"] == str(bool(np.median(knn) < knn[0]))
+
+
+def test_only_the_arms_of_open_claims_get_more_seeds(tmp_path: Path) -> None:
+    text = TINY + SEQUENTIAL.replace('"frozen-patch"', '"frozen-patch", "zclip"') + CLAIM
+    study = load_study(study_file(tmp_path, text))
+    chosen = [(run.config.train.seed, run.config.mitigation) for run in study.runs_of(study.claims, 2)]
+    assert sorted(chosen) == [(0, ()), (0, ("frozen-patch",)), (1, ()), (1, ("frozen-patch",))]
+    assert study.runs_of((), 4) == []
+
+
+def test_the_looks_end_with_the_most_seeds(tmp_path: Path) -> None:
+    text = TINY + '[sequential]\nfirst = 5\nstep = 6\nmost = 20\n[grid]\nmitigation = ["none", "frozen-patch"]\n'
+    study = load_study(study_file(tmp_path, text))
+    assert study.looks == (5, 11, 17, 20)
+    assert len(study.runs) == 40
+
+
 def test_the_cost_counts_iterations_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stabilitylab.studies import cost
 
@@ -200,6 +246,12 @@ def test_the_probe_times_a_real_step(tmp_path: Path) -> None:
         (GROUPS + CLAIM.replace("{ mitigation =", "{ mitigaton =", 1), "unknown key 'mitigaton' in claim"),
         (GROUPS + CLAIM.replace("0.5", '"0.5"'), "smallest '0.5' is not a positive number"),
         (GROUPS + CLAIM.replace('{ mitigation = "none" }', '"none"'), "baseline is a table"),
+        ("[sequential]\nfirst = 2\n", "sequential needs 3 <= first <= most, not first = 2, most = 20"),
+        ("[sequential]\nmost = 4\n", "sequential needs 3 <= first <= most, not first = 5, most = 4"),
+        ("[sequential]\nsteps = 4\n", "unknown key 'steps' in sequential; did you mean step"),
+        ("[sequential]\nstep = 0\n", "sequential step = 0 is not a whole number from 1 on"),
+        ("sequential = true\n", "sequential is a table"),
+        ("[sequential]\n[grid]\nseed = [0, 1, 2]\n", "leave seed out of the grid"),
     ],
 )
 def test_a_bad_study_is_refused_before_any_run_starts(text: str, message: str, tmp_path: Path) -> None:

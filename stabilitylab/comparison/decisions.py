@@ -1,0 +1,124 @@
+"""From the values of a few seeds to a decision, by an interval and a smallest effect of interest; once, or in turn as
+seeds are added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import beta
+
+from stabilitylab.comparison.paired import mean_interval
+
+MIN_SEEDS = 3
+DIRECTIONS = ("higher", "lower", "not_higher", "not_lower", "equal")
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``verdict``: reproduced, contradicted or inconclusive. ``mean`` is that of the values, ``interval`` its
+    confidence interval at the level asked for; None where too few values give none."""
+
+    verdict: str
+    reason: str
+    mean: float | None
+    interval: tuple[float, float] | None
+
+
+def decide(values: np.ndarray, direction: str, smallest: float, level: float = LEVEL) -> Decision:
+    """Decide by Student's interval of the mean of ``values`` (n,), one difference a seed.
+
+    ``higher`` and ``lower`` claim an effect: reproduced where the interval lies on that side of 0 and reaches
+    ``smallest``, contradicted where it excludes an effect that large. ``not_higher`` and ``not_lower`` claim that there
+    is no such effect: reproduced where the interval excludes one, contradicted where all of it is that large. ``equal``
+    claims that there is none on either side: reproduced where the interval lies within -smallest to smallest,
+    contradicted where all of it lies beyond one of them. Everything else is inconclusive.
+    """
+    n = len(values)
+    mean = float(values.mean()) if n else None
+    if n < MIN_SEEDS:
+        return Decision("inconclusive", f"{n} seeds, at least {MIN_SEEDS} are needed", mean, None)
+    interval = mean_interval(values, level)
+    if interval is None:  # e.g. no run of either group has a dip: that is no proof of anything
+        return Decision("inconclusive", f"all {n} seeds differ by the same amount: no interval", mean, None)
+    if direction == "equal":
+        verdict, reason = _equal(interval, smallest)
+    else:
+        verdict, reason = _one_sided(interval, direction, smallest)
+    return Decision(verdict, reason, mean, interval)
+
+
+def _equal(interval: tuple[float, float], smallest: float) -> tuple[str, str]:
+    low, high = interval
+    if -smallest < low and high < smallest:
+        return "reproduced", f"the interval lies within -{smallest:g} to {smallest:g}"
+    if low >= smallest or high <= -smallest:
+        side = "higher" if low >= smallest else "lower"
+        return "contradicted", f"all of the interval is {smallest:g} {side} or more"
+    return "inconclusive", f"the interval lies neither within -{smallest:g} to {smallest:g} nor beyond"
+
+
+def _one_sided(interval: tuple[float, float], direction: str, smallest: float) -> tuple[str, str]:
+    up = direction in ("higher", "not_higher")
+    low, high = interval if up else (-interval[1], -interval[0])
+    side = "higher" if up else "lower"
+    size = f"{smallest:g} {side}"
+    claimed = not direction.startswith("not_")
+    if high < smallest:
+        there, reason = False, f"the interval excludes an effect of {size}"
+    elif low > 0 and (claimed or low >= smallest):
+        there, reason = True, f"the interval lies {side} than 0 and reaches {size}"
+    else:
+        return "inconclusive", f"the interval holds both {'0' if low <= 0 else 'less'} and {size}"
+    return "reproduced" if there == claimed else "contradicted", reason
+
+
+def decide_share(values: np.ndarray, direction: str, limit: float, level: float = LEVEL) -> Decision:
+    """Decide by the exact interval (Clopper and Pearson) of the share of ``values`` (n,) that are 1, the others 0.
+
+    ``higher`` and ``not_lower`` claim a share of at least ``limit``, ``lower`` and ``not_higher`` one below it.
+    """
+    n, hits = len(values), int(values.sum())
+    mean = float(values.mean()) if n else None
+    if n < MIN_SEEDS:
+        return Decision("inconclusive", f"{n} seeds, at least {MIN_SEEDS} are needed", mean, None)
+    low, high = exact_share_interval(hits, n, level)
+    counted = f"{hits} of {n}"
+    if low >= limit:
+        above, reason = True, f"{counted}: the interval lies at {limit:g} or above"
+    elif high < limit:
+        above, reason = False, f"{counted}: the interval lies below {limit:g}"
+    else:
+        return Decision("inconclusive", f"{counted}: the interval holds {limit:g}", mean, (low, high))
+    claimed = direction in ("higher", "not_lower")
+    return Decision("reproduced" if above == claimed else "contradicted", reason, mean, (low, high))
+
+
+def exact_share_interval(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share: ``hits`` of ``n``."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+    return low, high
+
+
+def look_level(num_looks: int, level: float = LEVEL) -> float:
+    """The level of each interval where data are looked at ``num_looks`` times: Bonferroni's, so that all of them
+    together miss the truth in at most 1 - ``level`` of the studies, whatever the rule that stops."""
+    return 1 - (1 - level) / max(num_looks, 1)
+
+
+def decide_in_turn(
+    values: np.ndarray, looks: Sequence[int], direction: str, smallest: float, *, share: bool = False
+) -> tuple[Decision, int]:
+    """The decision at the first of ``looks`` (numbers of seeds) that is not inconclusive, and how many seeds that took;
+    the last look's where none is."""
+    rule, level = decide_share if share else decide, look_level(len(looks))
+    decision, used = rule(values[: looks[0]], direction, smallest, level), looks[0]
+    for used in looks:
+        decision = rule(values[:used], direction, smallest, level)
+        if decision.verdict != "inconclusive":
+            break
+    return decision, used
