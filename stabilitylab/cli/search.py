@@ -19,7 +19,7 @@ def run_search(
     """Try the settings of a search that its table lacks. The table is written after each."""
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies.local import run_jobs
-    from stabilitylab.studies.running import is_complete
+    from stabilitylab.studies.restarting import is_complete
     from stabilitylab.studies.search import load_search
     from stabilitylab.studies.search_table import met, read_table, search_row, write_table
 

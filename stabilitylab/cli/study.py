@@ -102,7 +102,7 @@ def command(
 def _train_in_turn(study: Study, root: Path, jobs: int, cluster: dict[str, Any] | None, folder: Path) -> dict[str, str]:
     """All runs; of a sequential study, seed after seed, those whose claims are not decided. Returns the failures."""
     from stabilitylab.studies.collect import read_summary, verdicts, write_summary
-    from stabilitylab.studies.running import is_complete
+    from stabilitylab.studies.restarting import is_complete
 
     wanted, claims = list(study.runs), study.claims
     for look in study.looks or (0,):

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from stabilitylab.analysis.detection.spikes import false_alarms
-from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
-from stabilitylab.run.series import load_series
+from stabilitylab.run.loading import load_run
 from stabilitylab.store.reader import open_run
 from stabilitylab.studies.collect import LEVEL_OVER
 from stabilitylab.studies.search import Objective, Search, Setting
@@ -38,14 +37,14 @@ Row = dict[str, Any]
 
 def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
     """What happened in a setting whose run has ended."""
+    run = load_run(run_dir)
+    series = run.series
     with open_run(run_dir) as reader:
-        series = load_series(reader)
         meta, status = reader.meta, reader.status
         seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
-    found = analyze_run(series)
     spent = float(seconds[0]) if seconds else 0.0
     row: Row = {"run": setting.name, "source": setting.source, "index": setting.index}
-    row |= _values_of(setting) | what_happened(series, found)
+    row |= _values_of(setting) | what_happened(series, run.analysis)
     row |= {
         "stopped": status if status != "finished" else "",
         "iterations_per_second": series.iterations / spent if spent else None,
