@@ -4,7 +4,7 @@ beside 95% at every look and beside 20 seeds at once.
     python benchmarks/sequential.py [--studies 4000]
 
 Differences are in units of the smallest effect of interest, whose spread over seeds is 1 or 2 such units. The truth
-is no effect, half of the smallest, the smallest, or twice it. Errors are: ``higher`` reproduced where there is no effect,
+is no effect, half of the smallest, the smallest, or twice it. Errors: ``higher`` reproduced where there is no effect,
 or contradicted where there is at least the smallest; ``equal`` reproduced where there is at least the smallest, or
 contradicted where there is none. For shares the limit is 0.2.
 """
