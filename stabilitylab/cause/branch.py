@@ -86,12 +86,12 @@ def _train_branch(
     folder = claim_run(root, name)
     (folder / "config.toml").write_text(trainer.given.to_toml(), encoding="utf-8")
     meta = provenance() | {"seed": str(trainer.config.train.seed), "device": str(trainer.device)}
-    meta |= {"branched_from": past.meta.get("run_id", ""), "branched_at": str(start)}
+    meta |= {"branched_from": past.name, "branched_at": str(start)}
     config = trainer.given.model_dump(mode="json")
     writer = RunWriter.create(folder, config=config, meta=meta, layers=layer_rows(trainer))
     for table in _PAST:
         writer.append(table, past.query(f"SELECT * FROM {table} WHERE iteration < {start}").fetchnumpy())
-    writer.event(start, "branch", f"branched from {past.meta.get('run_id', '')} at iteration {start}")
+    writer.event(start, "branch", f"branched from {past.name} at iteration {start}")
     for mitigation in trainer.given.mitigation:
         writer.event(start, "mitigation", mitigation)
     record_into(writer, trainer, folder, progress, lambda _: None)

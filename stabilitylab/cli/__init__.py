@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -20,6 +21,7 @@ COMMANDS = {
     "figure": "figure",
     "watch": "watch",
     "probe": "probe",
+    "convert": "convert",
     "runs": "runs",
     "sql": "sql",
     "import": "imports",
@@ -66,11 +68,14 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line. Bad input is one line on standard error and exit code 2."""
+    from stabilitylab.cli.terminal import protect
     from stabilitylab.errors import StabilityLabError
 
+    protect()
     warnings.showwarning = lambda message, *_, **__: click.echo(f"stablab: warning: {message}", err=True)
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         fail(error.format_message() + where)
@@ -81,9 +86,16 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted", code=130)
     except BrokenPipeError:
-        # The reader of a pipe went away, as `head` does.
-        sys.stderr.close()
+        # The reader of a pipe went away, as `head` does. Nothing more may be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a file that the user named, or a disk: wherever it was met, it is no bug
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror or error}")
+    except RecursionError:
+        fail("the input is nested too deeply")
+    except MemoryError:
+        fail("there is not enough memory for this")
     sys.exit(code if isinstance(code, int) else 0)
 
 

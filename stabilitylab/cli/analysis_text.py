@@ -14,10 +14,9 @@ _SHOWN = 12
 
 def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()) -> None:
     """Everything that was asked for: a part that is None is left out."""
-    from rich.console import Console
+    from stabilitylab.cli.terminal import console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    say = console.print
+    say = console(highlight=False, markup=False, soft_wrap=True).print
     running = " so far, still running" if status == "running" else ""
     say(f"{found.run}: {found.iterations} iterations{running}, {len(found.layers)} layers")
     if found.spikes is not None:

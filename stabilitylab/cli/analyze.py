@@ -114,10 +114,12 @@ def _settings(rule: str, false_alarms: float | None, min_ratio: float | None) ->
 
 
 def _print_csv(found: RunAnalysis) -> None:
+    from stabilitylab.store.spreadsheet import cell
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["event", "layer", "start", "peak", "end", "size", "z"])
     for spike in found.spikes or ():
-        writer.writerow([spike.kind, spike.layer, spike.onset, spike.peak, spike.end, spike.ratio, spike.z])
+        writer.writerow([spike.kind, cell(spike.layer), spike.onset, spike.peak, spike.end, spike.ratio, spike.z])
     for dip in found.dips or ():
         end = "" if dip.recovered is None else dip.recovered
         writer.writerow(["dip", "", dip.start, dip.trough, end, dip.depth, dip.z])

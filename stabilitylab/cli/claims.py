@@ -20,6 +20,7 @@ def command(studies: str, reports: str, check: bool) -> None:
 
     DIR holds the study files, experiments/small if not given.
     """
+    from stabilitylab.report.writing import write_whole
     from stabilitylab.studies.verdicts import claims_table, find_studies
 
     folder = Path(reports)
@@ -31,7 +32,7 @@ def command(studies: str, reports: str, check: bool) -> None:
         raise SystemExit(0 if same else 1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        target.write_text(table, encoding="utf-8")
+        write_whole(target, table.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}") from None
     click.echo(f"table: {target}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stabilitylab.cli.options import runs_dir
+from stabilitylab.cli.options import goal, metric, runs_dir
 from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +34,18 @@ _UNNAMED = ("train.seed", "optim.base_lr", "mitigation")
     "--format", "form", type=click.Choice(["text", "json", "csv", "html", "md", "latex"]), default="text",
     show_default=True, help="html is a page of its own; latex needs the package booktabs.",
 )  # fmt: skip
+@metric
+@goal
 @runs_dir
-def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, runs_dir: str | None) -> None:
+def command(
+    runs: tuple[str, ...],
+    by: str,
+    baseline: str | None,
+    form: str,
+    metric: str | None,
+    goal: str | None,
+    runs_dir: str | None,
+) -> None:
     """Compare RUNs by mitigation, paired by seed and learning rate.
 
     Effects with 95% intervals, exact p-values with Holm's correction, and verdicts read off the intervals; the
@@ -43,7 +53,7 @@ def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, run
     """
     from stabilitylab.comparison.effects import compare_runs
 
-    answers = {run: _answer(run, runs_dir) for run in dict.fromkeys(runs)}
+    answers = {run: _answer(run, runs_dir, metric, goal) for run in dict.fromkeys(runs)}
     if len(answers) < 2:
         raise ConfigError("compare needs at least two runs; for one, use stablab analyze")
     summaries = [_grouped(answer, by) for answer in answers.values()]
@@ -71,11 +81,11 @@ def command(runs: tuple[str, ...], by: str, baseline: str | None, form: str, run
         _print_text(found, by)
 
 
-def _answer(run: str, runs_dir: str | None) -> Answer:
+def _answer(run: str, runs_dir: str | None, metric: str | None, goal: str | None) -> Answer:
     from stabilitylab.run.answers import answer_run
     from stabilitylab.store.location import find_run, runs_root
 
-    answer = answer_run(find_run(runs_root(runs_dir), run))
+    answer = answer_run(find_run(runs_root(runs_dir), run), metric=metric, goal=goal)
     for problem in answer.problems:
         click.echo(f"stablab: warning: {problem}", err=True)
     return answer
@@ -119,26 +129,27 @@ def _power_table() -> list[tuple[float, int, float]]:
 
 def _print_csv(found: Comparison) -> None:
     from stabilitylab.comparison.results import Effect
+    from stabilitylab.store.spreadsheet import cell
 
     names = [field.name for field in fields(Effect) if field.name != "ci95"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*names, "ci95_low", "ci95_high"])
     for effect in found.effects:
         values = [getattr(effect, name) for name in names]
-        writer.writerow(["" if value is None else value for value in (*values, *(effect.ci95 or ("", "")))])
+        writer.writerow(["" if value is None else cell(value) for value in (*values, *(effect.ci95 or ("", "")))])
 
 
 def _print_text(found: Comparison, by: str) -> None:
-    from rich.console import Console
+    from stabilitylab.cli.terminal import console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    say = console.print
+    say = console(highlight=False, markup=False, soft_wrap=True).print
     say(f"{len(found.runs)} runs by {by}, against {found.baseline}; paired by seed and base learning rate")
-    _print_runs(found.runs, say)
+    _print_runs(found, say)
     for mitigation in dict.fromkeys(effect.mitigation for effect in found.effects):
         _print_effects(found, mitigation, say)
     if found.lr_sensitivity:
-        say("\nsensitivity to the learning rate (final kNN lost against the best of the rates, mean over rates)")
+        name = "kNN" if found.metric == "knn_top1" else found.metric
+        say(f"\nsensitivity to the learning rate (final {name} lost against the best of the rates, mean over rates)")
         for row in found.lr_sensitivity:
             interval = "" if row.ci95 is None else f" (95% interval {row.ci95[0]:.4f} to {row.ci95[1]:.4f})"
             by_lr = ", ".join(f"{value:.3f} at {lr:g}" for lr, value in row.by_lr)
@@ -149,13 +160,16 @@ def _print_text(found: Comparison, by: str) -> None:
         say(f"note: {note}")
 
 
-def _print_runs(runs: Sequence[RunSummary], say: Callable[[str], None]) -> None:
+def _print_runs(found: Comparison, say: Callable[[str], None]) -> None:
+    runs, name = found.runs, found.metric
+    if name != "knn_top1":
+        say(f"  judged by {name}: {'higher' if found.goal == 'max' else 'lower'} is better")
     head = f"{'final':>8}{'best':>8}{'spikes/10k':>12}{'dip area':>10}"
     wide = max(len("run"), *(len(run.run) for run in runs)) + 2
     group = max(len("group"), *(len(run.mitigation) for run in runs)) + 2
     say(f"\n  {'run':<{wide}}{'group':<{group}}{'seed':>5}{'base lr':>9}{head}")
     for run in runs:
-        values = [_number(run.final_knn, ".3f"), _number(run.best_knn, ".3f")]
+        values = [_number(run.value(f"{which}_{name}"), ".4g") for which in ("final", "best")]
         rest = f"{_number(run.spikes_per_10k, '.2f'):>12}{_number(run.dip_area, '.1f'):>10}"
         flag = "  diverged" if run.diverged else ""
         shown = f"{values[0]:>8}{values[1]:>8}{rest}{flag}"
@@ -164,8 +178,9 @@ def _print_runs(runs: Sequence[RunSummary], say: Callable[[str], None]) -> None:
 
 def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None]) -> None:
     say(f"\n{mitigation} minus {found.baseline}")
+    wide = max(16, *(len(effect.metric) + 1 for effect in found.effects))
     say(
-        f"  {'metric':<16}{'without':>10}{'with':>10}{'difference':>12}  {'95% interval':<22}{'p':>7}{'p Holm':>8}"
+        f"  {'metric':<{wide}}{'without':>10}{'with':>10}{'difference':>12}  {'95% interval':<22}{'p':>7}{'p Holm':>8}"
         f"{'seeds':>6}  {'verdict':<20}{'needed':>7}"
     )
     warnings: dict[str, list[str]] = {}
@@ -173,8 +188,9 @@ def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None
         interval = "" if e.ci95 is None else f"{e.ci95[0]:+.4g} to {e.ci95[1]:+.4g}"
         needed = "" if e.seeds_needed is None else str(e.seeds_needed)
         say(
-            f"  {e.metric:<16}{e.baseline_mean:>10.4g}{e.mitigated_mean:>10.4g}{e.difference:>+12.4g}  {interval:<22}"
-            f"{_number(e.p_value, '.3f'):>7}{_number(e.p_holm, '.3f'):>8}{e.num_seeds:>6}  {e.verdict:<20}{needed:>7}"
+            f"  {e.metric:<{wide}}{e.baseline_mean:>10.4g}{e.mitigated_mean:>10.4g}{e.difference:>+12.4g}  "
+            f"{interval:<22}{_number(e.p_value, '.3f'):>7}{_number(e.p_holm, '.3f'):>8}{e.num_seeds:>6}  "
+            f"{e.verdict:<20}{needed:>7}"
         )
         if e.warning:
             warnings.setdefault(e.warning, []).append(e.metric)

@@ -74,7 +74,7 @@ class Watcher:
         mean = float(seconds.mean()) if len(seconds) and np.isfinite(seconds).all() else 0.0
         knn = reader.evals().get("knn_top1")
         return Snapshot(
-            run=reader.run_dir.name,
+            run=reader.name,
             status=reader.status,
             iterations=iterations,
             total=_total(reader.config, table, iterations),

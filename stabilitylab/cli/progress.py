@@ -6,8 +6,9 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from stabilitylab.cli.terminal import console
 
 if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress as State
@@ -19,7 +20,7 @@ class TrainingProgress:
     """Loss, kNN, iterations a second and the time left, of one run or of several side by side."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self._live = self.console.is_terminal
         self._bars = Progress(
             TextColumn("{task.description}"),

@@ -14,10 +14,10 @@ from stabilitylab.cli.options import runs_dir
 @runs_dir
 def command(form: str, runs_dir: str | None) -> None:
     """List the runs: status, length, method, encoder, data, mitigation, last kNN."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from stabilitylab.cli import terminal
     from stabilitylab.store.location import list_runs, runs_root
 
     root = runs_root(runs_dir)
@@ -50,7 +50,7 @@ def command(form: str, runs_dir: str | None) -> None:
         mitigation = ", ".join(run.mitigation) or "none"
         cells = (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, mitigation, knn)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    console = Console()
+    console = terminal.console()
     if not console.is_terminal:
         console.width = 200  # into a pipe or a file nothing is cut
     console.print(table)

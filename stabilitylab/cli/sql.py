@@ -33,9 +33,11 @@ def command(run: str, query: str, form: str, runs_dir: str | None) -> None:
     if form == "json":
         click.echo(json.dumps([dict(zip(names, map(_plain, row), strict=True)) for row in rows], indent=2))
     elif form == "csv":
+        from stabilitylab.store.spreadsheet import cell
+
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(rows)
+        writer.writerow(map(cell, names))
+        writer.writerows([[cell(value) for value in row] for row in rows])
     else:
         _print_table(names, rows)
 
@@ -48,9 +50,10 @@ def _plain(value: Any) -> Any:
 
 
 def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from stabilitylab.cli.terminal import console
 
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(names):
@@ -58,7 +61,7 @@ def _print_table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    Console().print(table)
+    console().print(table)
 
 
 def _cell(value: Any) -> str:

@@ -37,7 +37,7 @@ _FLAGS = {
 
 @click.command()
 @click.option("--log-grads", is_flag=True, help="Record every layer's gradient at every iteration.")
-@click.option("--method", metavar="NAME", help="mocov3, simclr, byol, swav or mocov2.")
+@click.option("--method", metavar="NAME", help="mocov3, simclr, byol, swav, dino, vicreg or mocov2.")
 @click.option(
     "--arch",
     metavar="NAME",

@@ -35,14 +35,14 @@ def command(run: str, once: bool, every: float, runs_dir: str | None) -> None:
 
     Ends when the run does. In a pipe it prints plain lines.
     """
-    from rich.console import Console
     from rich.live import Live
 
+    from stabilitylab.cli import terminal
     from stabilitylab.cli.live import Watcher
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.store.reader import open_run
 
-    console = Console(highlight=False, markup=False)
+    console = terminal.console(highlight=False, markup=False)
     with open_run(find_run(runs_root(runs_dir), run), merge=False) as reader:
         watcher = Watcher(reader)
         now = watcher.snapshot()

@@ -25,7 +25,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply for a configuration") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -43,8 +45,12 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. optim.base_lr=1e-3")
     try:
         return path, tomllib.loads(f"value = {raw}")["value"]
+    except RecursionError:
+        raise ConfigError(f"--set {'.'.join(path)}: the value is nested too deeply") from None
     except tomllib.TOMLDecodeError:
         return path, raw.strip()
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"--set {'.'.join(path)}: {error}") from None
 
 
 def set_key(values: dict[str, Any], path: list[str], value: Any) -> None:

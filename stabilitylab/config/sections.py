@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from stabilitylab.metrics import check_goal
 from stabilitylab.registry import check_choice
 from stabilitylab.signals import DEFAULT, SIGNALS
 
@@ -222,6 +223,19 @@ class EvalConfig(Section):
     knn_temperature: float = Field(0.07, gt=0)
 
 
+class AnalysisConfig(Section):
+    metric: str | None = Field(None, description="evaluation curve that the run is judged by; default: kNN accuracy")
+    goal: Literal["max", "min"] | None = Field(None, description="whether higher or lower is better; default: by name")
+
+    @model_validator(mode="after")
+    def _agree(self) -> AnalysisConfig:
+        if self.goal is not None and self.metric is None:
+            raise ValueError("analysis.goal needs analysis.metric")
+        if self.metric is not None:
+            check_goal(self.metric, self.goal)
+        return self
+
+
 class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -230,6 +244,7 @@ class Config(Section):
     train: TrainConfig
     record: RecordConfig = RecordConfig()
     eval: EvalConfig = EvalConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     mitigation: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -250,7 +265,7 @@ class Config(Section):
         top, tables = [], []
         for key, value in self.model_dump(exclude_none=True).items():
             if isinstance(value, dict):
-                tables.append("\n".join([f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]))
+                tables += ["\n".join([f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())])] if value else []
             else:
                 top.append(f"{key} = {_toml(value)}")
         return "\n\n".join([*top, *tables]) + "\n"

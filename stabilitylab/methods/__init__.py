@@ -12,6 +12,8 @@ METHODS = {
     "simclr": "stabilitylab.methods.simclr:SimCLR",
     "byol": "stabilitylab.methods.byol:BYOL",
     "swav": "stabilitylab.methods.swav:SwAV",
+    "dino": "stabilitylab.methods.dino:DINO",
+    "vicreg": "stabilitylab.methods.vicreg:VICReg",
     "mocov2": "stabilitylab.methods.mocov2:MoCoV2",
 }
 
@@ -24,6 +26,6 @@ def build_method(config: Config, channels: int) -> object:
     kind = getattr(import_module(module), name)
     crops = config.data.local_crops
     if crops and not kind.takes_local_crops:
-        raise ConfigError(f"data.local_crops = {crops}: only swav takes local crops, not {config.method.name}")
+        raise ConfigError(f"data.local_crops = {crops}: only swav and dino take local crops, not {config.method.name}")
     encoder = build_encoder(config.model, channels, any_size=crops > 0)
     return kind(encoder, config.method, vit=config.model.is_vit)

@@ -1,7 +1,7 @@
 """What every method is made of.
 
 A method is used in two halves, so that the trainer may compute features in chunks or on several devices
-and still get the loss of the whole batch: `encode` works image by image, `loss` sees all features.
+and still get the loss of the whole batch: `encode` works image by image, `loss` sees a process's features at once.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class Method(nn.Module):
         """Momentum-backbone features (N, D) of each view."""
         return encode(self.momentum_encoder, views)  # type: ignore[arg-type]
 
-    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
-        """The loss of the whole batch, from one (N, D) tensor a view."""
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
+        """The loss of this process's rows, from one (N, D) tensor a view, at ``iteration``. Its mean over processes is
+        the loss of the whole batch: what needs other rows gathers them (`stabilitylab.models.collectives`)."""
         raise NotImplementedError
 
     def before_update(self, iteration: int) -> None:

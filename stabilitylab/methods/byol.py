@@ -22,7 +22,7 @@ class BYOL(Method):
         self.predictor = mlp_head(2, out, hidden, out, bn=bn, last_bn=False) if config.predictor else nn.Identity()
         self.add_momentum_copies("base_encoder", "projector")
 
-    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
         assert momentum_features is not None
         p1, p2 = (self.predictor(self.projector(h)) for h in features)
         with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stabilitylab.config import MethodConfig
 from stabilitylab.methods.base import Method
+from stabilitylab.models.collectives import gather
 from stabilitylab.models.heads import mlp_head
 
 
@@ -34,7 +35,7 @@ class MoCoV2(Method):
     def encode_momentum(self, views: list[Tensor]) -> list[Tensor]:
         return super().encode_momentum(views[1:2])  # the key's
 
-    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
         assert momentum_features is not None
         q = F.normalize(self.projector(features[0]), dim=1)  # (N, D)
         with torch.no_grad():
@@ -42,7 +43,7 @@ class MoCoV2(Method):
         positive = (q * k).sum(1, keepdim=True)  # (N, 1)
         negative = q @ self.queue.clone().T.to(q.dtype)  # (N, K); a copy, since the queue changes before backward
         logits = torch.cat([positive, negative], 1) / self.config.temperature
-        self.enqueue(k)
+        self.enqueue(gather(k))
         return F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stabilitylab.config import MethodConfig
 from stabilitylab.methods.base import Method
+from stabilitylab.models.collectives import first_row, gather
 from stabilitylab.models.heads import mlp_head
 
 
@@ -22,7 +23,7 @@ class MoCoV3(Method):
         self.predictor = mlp_head(2, out, hidden, out, bn=bn, last_bn=vit) if config.predictor else nn.Identity()
         self.add_momentum_copies("base_encoder", "projector")
 
-    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
         assert momentum_features is not None
         q1, q2 = (self.predictor(self.projector(h)) for h in features)
         with torch.no_grad():
@@ -31,7 +32,9 @@ class MoCoV3(Method):
 
 
 def contrastive(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """2 tau CE(q k^T / tau) over L2-normalised rows (N, D); the positive of row i is column i."""
-    logits = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / temperature  # (N, N)
-    labels = torch.arange(len(q), device=q.device)
+    """2 tau CE(q k^T / tau) over L2-normalised rows (n, D); the positive of row i is key i. Keys come from all
+    processes, without gradient."""
+    keys = gather(F.normalize(k, dim=1))  # (N, D)
+    logits = F.normalize(q, dim=1) @ keys.T / temperature  # (n, N)
+    labels = torch.arange(len(q), device=q.device) + first_row(len(q))
     return 2 * temperature * F.cross_entropy(logits, labels)

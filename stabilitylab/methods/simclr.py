@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stabilitylab.config import MethodConfig
 from stabilitylab.methods.base import Method
+from stabilitylab.models.collectives import first_row, gather_with_gradient
 from stabilitylab.models.heads import mlp_head
 
 
@@ -17,15 +18,19 @@ class SimCLR(Method):
         layers = 3 if vit else 2
         self.projector = mlp_head(layers, self.features, config.hidden_dim, config.out_dim, bn=config.head_bn)
 
-    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None) -> Tensor:
+    def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
         z1, z2 = (self.projector(h) for h in features)
         return nt_xent(z1, z2, self.config.temperature)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each of the 2N views (N, D) against the other 2N - 1; the positive is its other view."""
-    z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, D)
-    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    n = len(z1)
-    positives = torch.arange(2 * n, device=z.device).roll(n)
+    """Cross-entropy of each of this process's 2n views against the other 2N - 1 of all; the positive of a row (n, D) is
+    its other view."""
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    everyone = torch.cat([gather_with_gradient(z1), gather_with_gradient(z2)])  # (2N, D)
+    n, total = len(z1), len(everyone) // 2
+    own = torch.arange(n, device=z1.device) + first_row(n)
+    own, positives = torch.cat([own, own + total]), torch.cat([own + total, own])
+    logits = torch.cat([z1, z2]) @ everyone.T / temperature  # (2n, 2N)
+    logits = logits.scatter(1, own[:, None], -torch.inf)
     return F.cross_entropy(logits, positives)

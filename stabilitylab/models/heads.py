@@ -6,9 +6,16 @@ from torch import nn
 
 
 def mlp_head(
-    layers: int, in_dim: int, hidden_dim: int, out_dim: int, *, bn: bool = True, last_bn: bool = True
+    layers: int,
+    in_dim: int,
+    hidden_dim: int,
+    out_dim: int,
+    *,
+    bn: bool = True,
+    last_bn: bool = True,
+    activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """An MLP (N, in_dim) -> (N, out_dim). With ``bn``: BN after every layer, no ReLU on the last, whose BN
+    """An MLP (N, in_dim) -> (N, out_dim). With ``bn``: BN after every layer, no activation on the last, whose BN
     (``last_bn``) has no affine parameters. Without: plain layers with biases."""
     widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
     modules: list[nn.Module] = []
@@ -20,5 +27,5 @@ def mlp_head(
         elif bn and last_bn:
             modules.append(nn.BatchNorm1d(widths[index + 1], affine=False))
         if not last:
-            modules.append(nn.ReLU(inplace=True))
+            modules.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
     return nn.Sequential(*modules)

@@ -1,4 +1,4 @@
-"""Writes a report's files whole or not at all."""
+"""Writes the file that a user named: whole or not at all, through links, and into what is not a regular file."""
 
 from __future__ import annotations
 
@@ -38,10 +38,21 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace ``path`` only when the new file is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write ``data`` to ``path``. A regular file is replaced only when the new one is whole, and keeps its permissions.
+    A link stays, its target is written. A pipe, a terminal or another device is written into. Raises OSError."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        with target.open("wb") as out:
+            out.write(data)
+        return
+    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -122,8 +122,9 @@ def _need_gradients(series: RunSeries, status: str) -> None:
 
 
 def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
-    """What changes when a run gains rows: size and time of its database and of its list of segments."""
-    found = []
+    """What changes when a run gains rows or is renamed: its name, size and time of its database and of its list of
+    segments."""
+    found = [(run_dir.absolute().name, 0, 0)]
     for path in (run_dir / DATABASE, run_dir / SEGMENTS / MANIFEST):
         try:
             state = path.stat()
@@ -134,13 +135,13 @@ def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
 
 
 def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
-    """A kept answer about just these rows; None for none, an older one, or one that cannot be read."""
+    """A kept answer about just these rows; None for none, an older one, or one that cannot be read or was changed."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["rows"] != [list(row) for row in rows]:
+        if stored["rows"] != [list(row) for row in rows] or stored["sha256"] != _digest_of(stored["answer"]):
             return None
-        return _FORM.validate_python(stored["answer"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _FORM.validate_python(json.loads(stored["answer"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -148,12 +149,17 @@ def _save(file: Path, rows: list[tuple[str, int, int]], answer: _Kept) -> None:
     whole = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(exist_ok=True)
-        text = json.dumps({"rows": rows, "answer": _FORM.dump_python(answer)}, default=_plain)
+        body = json.dumps(_FORM.dump_python(answer), default=_plain)
+        text = json.dumps({"rows": rows, "sha256": _digest_of(body), "answer": body})
         whole.write_text(text, encoding="utf-8")
         whole.replace(file)
     except OSError:
         with contextlib.suppress(OSError):
             whole.unlink(missing_ok=True)
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -163,4 +169,4 @@ def _plain(value: Any) -> Any:
 
 
 def _digest(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return _digest_of(json.dumps(parts))

@@ -34,7 +34,7 @@ def load_series(reader: RunReader) -> RunSeries:
     choice = reader.config.get("analysis")
     choice = choice if isinstance(choice, dict) else {}
     return RunSeries(
-        reader.run_dir.name,
+        reader.name,
         reader.num_iterations,
         tuple(layers),
         evals,

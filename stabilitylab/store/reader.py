@@ -44,7 +44,7 @@ class RunReader:
     """
 
     def __init__(self, run_dir: Path, *, merge: bool = True) -> None:
-        self.run_dir = run_dir
+        self.run_dir = run_dir.absolute()  # a later chdir does not lead elsewhere
         self._merge = merge
         self.meta: dict[str, str] = {}
         self.problems: list[str] = []
@@ -54,10 +54,15 @@ class RunReader:
         self._con = self._open()
 
     @property
+    def name(self) -> str:
+        """The run's name: its folder's, whatever it was called when it was recorded."""
+        return self.run_dir.name
+
+    @property
     def config(self) -> dict[str, Any]:
         try:
             config = json.loads(self.meta.get("config", "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return config if isinstance(config, dict) else {}
 

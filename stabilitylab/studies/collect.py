@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from stabilitylab.analysis.results import RunSeries
 from stabilitylab.comparison.claims import Verdict, judge
 from stabilitylab.comparison.effects import METRIC
 from stabilitylab.errors import ConfigError
+from stabilitylab.report.writing import write_whole
 from stabilitylab.run.loading import load_run
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.reader import open_run
+from stabilitylab.store.spreadsheet import cell
 from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import NO_METRICS, PlannedRun, Study, look_up
 
@@ -41,10 +44,11 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
     if not rows:
         raise ConfigError(f"study {study.name}: no run in {root} is finished; train them with stablab study")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{key: cell(value) for key, value in row.items()} for row in rows])
+    write_whole(folder / RUNS, text.getvalue().encode())
     about = {
         "study": study.name,
         "command": shlex.join(["stablab", "study", str(study.path)]),
@@ -53,7 +57,7 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
         "trained_at_commits": sorted({item["git_commit"] for item in meta if item["git_commit"]}),
         "summarised_with": provenance(),
     }
-    (folder / PROVENANCE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / PROVENANCE, (json.dumps(about, indent=2) + "\n").encode())
     return rows
 
 

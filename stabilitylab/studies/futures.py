@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import RunSeries
 from stabilitylab.errors import ConfigError
+from stabilitylab.report.writing import write_whole
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
 
@@ -49,8 +51,10 @@ def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
     gradient.set(yscale="log", ylabel=f"gradient norm, {layer}")
     accuracy.set(xlabel="iteration", ylabel="kNN top-1 (%)")
     accuracy.legend(frameon=False, fontsize=8, loc="lower right")
+    drawn = io.BytesIO()
     try:
-        figure.savefig(output, dpi=110)
+        figure.savefig(drawn, format=Path(output).suffix[1:].lower(), dpi=110)
+        write_whole(Path(output), drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stabilitylab.errors import ConfigError
+from stabilitylab.report.writing import write_whole
 
 _COLOURS = ("#8c2d04", "#2166ac", "#1b7837", "#762a83", "#b8860b", "#555555")
 _PANELS = (("final_knn", "final kNN top-1 (%)"), ("max_dip_depth", "deepest dip (points)"))
@@ -46,9 +48,11 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
         axes.spines[["top", "right"]].set_visible(False)
         if len(colours) > 1 and metric == "final_knn":
             axes.legend(frameon=False, fontsize=7)
+    drawn, form = io.BytesIO(), output.suffix[1:].lower()
     try:
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text as text; the same bytes each time
-            figure.savefig(output, dpi=110, metadata={"Date": None} if output.suffix == ".svg" else None)
+            figure.savefig(drawn, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
+        write_whole(output, drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
 

@@ -1,7 +1,7 @@
 """The processes of one training: one a device, each with its slice of every batch.
 
-Backbone features are gathered before the heads, so that every process computes the loss of the whole batch:
-heads with BatchNorm see what one process would see, on any backend.
+Each process takes its own rows through the backbone and the heads; BatchNorms share their moments, and losses gather
+what they need of the other rows (`stabilitylab.models.collectives`), so that the whole is what one process would do.
 """
 
 from __future__ import annotations
@@ -30,19 +30,6 @@ class World:
     def main(self) -> bool:
         """The process that records, evaluates and saves."""
         return self.rank == 0
-
-    def share(self, tensor: Tensor) -> Tensor:
-        """This process's rows of a tensor (N, ...) over the whole batch."""
-        return tensor.chunk(self.size)[self.rank] if self.size > 1 else tensor
-
-    @torch.no_grad()
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all processes (size x n, ...) in order of rank, without gradient."""
-        if self.size == 1:
-            return tensor.detach()
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.detach().contiguous())
-        return torch.cat(parts)
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -1,8 +1,8 @@
 """One step's forward and backward, exact for the whole batch however little of it a device can hold.
 
-The method is cut where features leave the backbone. Above the cut the loss sees the features of all images
-(of all devices); below it each image is on its own, so the backbone may run chunk by chunk and again
-backward, holding only a chunk's activations (gradient caching, arXiv 2101.06983).
+The method is cut where features leave the backbone. Above the cut the loss sees the features of all of the process's
+images, and through collectives what it needs of the others'; below it each image is on its own, so the backbone may run
+chunk by chunk and again backward, holding only a chunk's activations (gradient caching, arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stabilitylab.errors import ConfigError
 from stabilitylab.methods.base import Method, mixes_images
+from stabilitylab.models.batchnorm import share_batch_norms
+from stabilitylab.models.collectives import mean_over_processes
 from stabilitylab.train.distributed import World
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -39,58 +41,52 @@ class CutStep:
 
     def __init__(self, method: Method, world: World, micro_batch: int | None, autocast: Autocast) -> None:
         encoder = method.base_encoder
-        if mixes_images(encoder):
-            name = type(encoder).__name__
-            if micro_batch is not None:
-                raise ConfigError(
-                    f"train.micro_batch: {name} has BatchNorm, whose statistics need the whole batch at once; "
-                    "use a backbone without BatchNorm, or drop micro_batch"
-                )
-            on_cuda = next(encoder.parameters()).is_cuda
-            if world.size > 1 and not on_cuda:
-                raise ConfigError(f"{name} has BatchNorm: torch's SyncBatchNorm needs CUDA, so use one process")
-            if world.size > 1:
-                method.base_encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-                if method.uses_momentum_encoder:
-                    method.momentum_encoder = nn.SyncBatchNorm.convert_sync_batchnorm(method.momentum_encoder)
+        if mixes_images(encoder) and micro_batch is not None:
+            raise ConfigError(
+                f"train.micro_batch: {type(encoder).__name__} has BatchNorm, whose statistics need the whole batch at "
+                "once; use a backbone without BatchNorm, or drop micro_batch"
+            )
+        if world.size > 1:
+            share_batch_norms(method)
         self.method, self.world, self.micro_batch, self.autocast = method, world, micro_batch, autocast
         self._encode: nn.Module = _Encode(method)
         if world.size > 1 and any(p.requires_grad for p in encoder.parameters()):
             self._encode = DistributedDataParallel(self._encode)
 
-    def __call__(self, views: list[Tensor], scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
-        """Accumulate gradients of ``scale(loss)``; returns the unscaled loss, detached."""
+    def __call__(
+        self, views: list[Tensor], scale: Callable[[Tensor], Tensor] = lambda loss: loss, iteration: int = 0
+    ) -> Tensor:
+        """Accumulate gradients of ``scale(loss)`` at ``iteration``; returns the unscaled loss, detached.
+
+        Each process takes the loss of its own rows through its heads, whose BatchNorms share their moments. The mean
+        over processes, of losses and of gradients, is the whole batch's."""
         chunks = self._chunks(views)
         with self.autocast():
             momentum = None
             if self.method.uses_momentum_encoder:
-                momentum = self._joined([self.method.encode_momentum(chunk) for chunk in chunks])
+                momentum = _joined([self.method.encode_momentum(chunk) for chunk in chunks])
             held = self._encode(views) if len(chunks) == 1 else None
             if held is None:
                 with torch.no_grad():
-                    features = self._joined([self.method.encode(chunk) for chunk in chunks])
+                    features = _joined([self.method.encode(chunk) for chunk in chunks])
             else:
-                features = self._joined([held])
-            leaves = [f.requires_grad_() for f in features]
-            loss = self.method.loss(leaves, momentum)
+                features = held
+            leaves = [f.detach().requires_grad_() for f in features]
+            loss = self.method.loss(leaves, momentum, iteration)
         scale(loss).backward()
-        # DDP averages over processes what must be summed: each holds only its own images' part.
-        grads = [self.world.share(leaf.grad) * self.world.size for leaf in leaves if leaf.grad is not None]
+        grads = [leaf.grad for leaf in leaves if leaf.grad is not None]
         if held is not None:
             torch.autograd.backward(held, grads)
         else:
             self._backward_in_chunks(chunks, grads)
         inside = {id(p) for p in self.method.base_encoder.parameters()}
         self.world.average_gradients(p for p in self.method.parameters() if id(p) not in inside)
-        return loss.detach()
+        with torch.no_grad():
+            return mean_over_processes(loss.detach())
 
     def _chunks(self, views: list[Tensor]) -> list[list[Tensor]]:
         size = self.micro_batch or len(views[0])
         return [list(chunk) for chunk in zip(*(view.split(size) for view in views), strict=True)]
-
-    def _joined(self, chunks: list[list[Tensor]]) -> list[Tensor]:
-        """Chunks of features -> one tensor a view over the whole batch of all processes."""
-        return [self.world.gather(torch.cat(parts)) for parts in zip(*chunks, strict=True)]
 
     def _backward_in_chunks(self, chunks: list[list[Tensor]], grads: list[Tensor]) -> None:
         rows = [len(chunk[0]) for chunk in chunks]
@@ -100,3 +96,8 @@ class CutStep:
                 with self.autocast():
                     features = self._encode(chunk)
                 torch.autograd.backward(features, list(parts))
+
+
+def _joined(chunks: list[list[Tensor]]) -> list[Tensor]:
+    """Chunks of features -> one tensor a view over this process's rows."""
+    return [torch.cat(parts) for parts in zip(*chunks, strict=True)]

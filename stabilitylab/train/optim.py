@@ -82,7 +82,7 @@ class LARS(Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        updates = [_scaled(p, group["weight_decay"], group["trust"]) if p.ndim > 1 else p.grad for p in params]
+        updates = [_update_of(p, group["weight_decay"], group["trust"]) for p in params]
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -92,9 +92,12 @@ class LARS(Optimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
-def _scaled(p: Tensor, weight_decay: float, trust: float) -> Tensor:
-    """The decayed gradient of one matrix, scaled. Nothing waits for the device."""
-    update = p.grad.add(p, alpha=weight_decay)  # type: ignore[union-attr]
+def _update_of(p: Tensor, weight_decay: float, trust: float) -> Tensor:
+    """A tensor's gradient; of a matrix, decayed and scaled. Nothing waits for the device."""
+    assert p.grad is not None
+    if p.ndim <= 1:
+        return p.grad
+    update = p.grad.add(p, alpha=weight_decay)
     weight_norm, update_norm = p.norm(), update.norm()
     scale = trust * weight_norm / update_norm
     return update.mul_(torch.where((weight_norm > 0) & (update_norm > 0), scale, torch.ones_like(scale)))

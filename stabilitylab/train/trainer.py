@@ -203,7 +203,7 @@ class Trainer:
             momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
             scalars["ema_momentum"] = momentum
             self.method.update_momentum_encoder(momentum)
-        loss = self.cut_step(views, self.scaler.scale)
+        loss = self.cut_step(views, self.scaler.scale, iteration)
         self.scaler.unscale_(self.optimizer)
         recorder.step(
             iteration,

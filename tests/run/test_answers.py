@@ -141,3 +141,21 @@ def test_a_new_version_asks_anew(tmp_path: Path, counted: list[int], monkeypatch
     monkeypatch.setattr(answers, "VERSION", answers.VERSION + 1)
     assert replace(answer_run(tmp_path / "run_001"), problems=()) == first
     assert len(counted) == 2
+
+
+def test_a_changed_byte_or_another_name_makes_it_new(tmp_path: Path, counted: list[int]) -> None:
+    run = tmp_path / "run_001"
+    write_run(run)
+    first = answer_run(run)
+    (file,) = (run / "analysis").iterdir()
+    whole = file.read_text()
+    digit = next(i for i in range(len(whole) // 2, len(whole)) if whole[i] in "12345")
+    file.write_text(whole[:digit] + "7" + whole[digit + 1 :])
+    assert answer_run(run) == first
+    file.write_text(json.dumps(json.loads(whole) | {"answer": "[" * 100_000}))
+    assert answer_run(run) == first
+    assert len(counted) == 3
+    run.rename(tmp_path / "other")
+    assert answer_run(tmp_path / "other").analysis.run == "other"
+    assert answer_run(tmp_path / "other").summary.run == "other"
+    assert len(counted) == 4
