@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stabilitylab.errors import LogFormatError
-from stabilitylab.store.location import claim_run
+from stabilitylab.store.whole import write_run_whole
 from stabilitylab.store.writer import LayerRow, RunWriter
 
 MAX_ITERATION = 2**31 - 1  # the store's INTEGER
@@ -117,8 +117,8 @@ def write_run(
     order = sorted(range(len(table.layers)), key=table.depths.__getitem__)
     layer_id = {layer: position for position, layer in enumerate(order)}
     rows = [LayerRow(i, table.layers[layer], table.depths[layer], 0, True) for i, layer in enumerate(order)]
-    run_dir = claim_run(runs_dir, name)
-    with RunWriter.create(run_dir, config=config, meta={"source": config["source"]}, layers=rows) as writer:
+
+    def fill(writer: RunWriter) -> None:
         absent = [value is None for value in table.grad_max]
         writer.append(
             "layer_stats",
@@ -130,9 +130,8 @@ def write_run(
             },
         )
         _append_scalars(writer, logged)
-        writer.publish()
-        writer.close("finished")
-    return run_dir
+
+    return write_run_whole(runs_dir, name, fill, config=config, meta={"source": config["source"]}, layers=rows)
 
 
 def _append_scalars(writer: RunWriter, logged: list[Scalar]) -> None:

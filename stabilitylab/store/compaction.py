@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import duckdb
 
-from stabilitylab.errors import RunBroken
-from stabilitylab.store.database import DATABASE, attach_base, stored_problems
+from stabilitylab.errors import RunBroken, StoreError
+from stabilitylab.store.database import DATABASE, LISTED, attach_base, connect, counts_for_list, stored_problems
 from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, try_lock
 from stabilitylab.store.manifest import (
     MANIFEST,
@@ -20,12 +23,15 @@ from stabilitylab.store.manifest import (
     Segment,
     check_segment,
     read_manifest,
+    segment_table,
     sync_folder,
 )
 from stabilitylab.store.schema import ORDER_BY, STORAGE_VERSION, TABLES, create_table, quote, stored_columns
 from stabilitylab.store.segments import column_types, first_value, rows_sql, sync_file
 from stabilitylab.store.verify import find_row_problems
 
+_LEFTOVER = re.compile(rf"\.{re.escape(DATABASE)}\.([0-9]+\.tmp(\.wal)?|spill-\w+)")
+_HALF_WRITTEN = re.compile(r"\.[a-z_]+(-[0-9]+\.parquet|\.json)\.tmp")
 SEGMENTS = "segments"
 DAMAGED = "damaged"
 
@@ -58,7 +64,7 @@ def recover(run_dir: Path) -> bool:
             return True
         finally:
             quiet.release()
-    except (OSError, duckdb.Error):
+    except (OSError, duckdb.Error, StoreError):
         return False
     finally:
         alone.release()
@@ -73,11 +79,7 @@ def compact(run_dir: Path, manifest: Manifest, problems: list[str], *, keep_fold
     """
     folder = run_dir / SEGMENTS
     target = run_dir / DATABASE
-    for leftover in run_dir.glob(f".{DATABASE}.*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    _remove_leftovers(run_dir)
     problems = list(problems)
     bad: list[Segment] = []
     if not _already_compacted(target, manifest):
@@ -101,24 +103,33 @@ def compact(run_dir: Path, manifest: Manifest, problems: list[str], *, keep_fold
 
 
 def _already_compacted(target: Path, manifest: Manifest) -> bool:
-    # A kill between the rename and the removal leaves segments that the file already holds.
+    """Whether the segments are in the file already, as a kill between the rename and their removal leaves it.
+
+    RunBroken where both are there and do not belong together: to merge would destroy one of them.
+    """
     if not target.exists():
         return False
     try:
-        with duckdb.connect(":memory:") as con:
-            return attach_base(con, target).get("segments_id") == manifest.id
+        with connect() as con:
+            same = attach_base(con, target).get("segments_id") == manifest.id
     except RunBroken:
-        # The segments of a first start hold everything, so a broken file beside them may be replaced.
-        if manifest.cut is None:
-            return False
-        raise
+        if manifest.cut is not None or not manifest.origin_known:
+            raise
+        _put_aside(target.parent, target)  # the segments of a first start hold everything
+        return False
+    if not same and manifest.cut is None:
+        raise RunBroken(
+            f"{target} is there, and segments of a run that does not go on from it; both stay as they are: "
+            "move one of them away"
+        )
+    return same
 
 
 def _build(
     temporary: Path, target: Path, manifest: Manifest, files: dict[str, list[Path]], problems: list[str]
 ) -> list[str]:
     spill = tempfile.mkdtemp(prefix=f".{DATABASE}.spill-", dir=temporary.parent)
-    con = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill})
+    con = connect(memory_limit=MEMORY_LIMIT, temp_directory=spill)
     try:
         has_base = manifest.cut is not None
         if has_base:
@@ -142,7 +153,11 @@ def _build(
             con.execute("INSERT INTO out.events VALUES (?, 'problem', ?)", [last, problem])
         problems = problems + found
         con.execute(create_table("meta", "out."))
-        meta = {**manifest.meta, "segments_id": manifest.id, "problems": json.dumps(problems)}
+        iterations, knn = counts_for_list(con, "out.")
+        knn = knn if knn is not None and math.isfinite(knn) else None
+        listed = json.dumps({"iterations": iterations, "knn_top1": knn})
+        own = {"segments_id": manifest.id, "problems": json.dumps(problems), LISTED: listed}
+        meta = {**manifest.meta, **own}
         con.executemany("INSERT INTO out.meta VALUES (?, ?)", list(meta.items()))
         con.execute("CHECKPOINT out")
         con.execute("DETACH out")
@@ -174,23 +189,44 @@ def _insert_by_layer(con: duckdb.DuckDBPyConnection, source: str) -> None:
         )
 
 
+def _remove_leftovers(run_dir: Path) -> None:
+    """What merges that were killed left behind."""
+    for leftover in run_dir.glob(f".{DATABASE}.*"):
+        if not _LEFTOVER.fullmatch(leftover.name):
+            continue  # somebody else's
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _put_aside(run_dir: Path, path: Path) -> None:
+    """Move what is damaged to `damaged/`, under a free name: it is its owner's to look at, not ours to delete."""
+    (run_dir / DAMAGED).mkdir(exist_ok=True)
+    target, number = run_dir / DAMAGED / path.name, 1
+    while target.exists():
+        target, number = run_dir / DAMAGED / f"{path.name}.{number}", number + 1
+    path.rename(target)
+
+
 def _remove_segments(run_dir: Path, bad: list[str], keep_folder: bool) -> None:
     folder = run_dir / SEGMENTS
     for name in bad:
         if (folder / name).exists():
-            # What is left of a damaged segment is its owner's to look at, not ours to delete.
-            (run_dir / DAMAGED).mkdir(exist_ok=True)
-            (folder / name).replace(run_dir / DAMAGED / name)
+            _put_aside(run_dir, folder / name)
     # The manifest goes first: without it the rest is litter, whenever we are killed.
     for name in (MANIFEST, START):
         (folder / name).unlink(missing_ok=True)
     clean_folder(folder)
     if not keep_folder:
-        shutil.rmtree(folder, ignore_errors=True)
+        for name in (WRITER_LOCK, COMPACT_LOCK):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # kept, with what somebody else put there
 
 
 def clean_folder(folder: Path) -> None:
-    """Remove all that lies in a segments folder but its locks, which someone may hold."""
+    """Remove segments and half-written files from a segments folder; its locks, which someone may hold, stay."""
     for path in folder.iterdir():
-        if path.name not in (WRITER_LOCK, COMPACT_LOCK):
+        if segment_table(path.name) or _HALF_WRITTEN.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -1,29 +1,66 @@
-"""Opens run.duckdb: read-only, under the name `base`, with clear words where it cannot."""
+"""Opens run.duckdb: read-only, shut in, under the name `base`, with clear words where it cannot.
+
+A run may have come from someone else. Its file may hold views, macros or generated columns, which run when a table is
+read, with everything that this process may do. So nothing of it is read before each table is known to be a plain table.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
-from stabilitylab.errors import RunBroken
-from stabilitylab.store.schema import SCHEMA_VERSION, quote
+from stabilitylab.errors import RunBroken, StoreError
+from stabilitylab.store.schema import META, SCHEMA_VERSION, TABLES, quote, stored_columns
 
 DATABASE = "run.duckdb"
+LISTED = "listed"
+"""The key of meta under which compaction keeps `counts_for_list`, so that a list of runs reads one table each."""
+_SHUT = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "allow_unsigned_extensions": False,
+}
+_COLUMN = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) (?P<type>[A-Z]+)(?P<required> NOT NULL)?')
+_ROWS, _ROWS_A_BYTE = 1_000_000, 10
+"""A file that holds more rows than this, and more a byte, was made to fill the memory of who reads it: of rows that are
+all equal a byte holds 73, of those of a run less than one."""
+
+
+def check_path(run_dir: Path) -> Path:
+    r"""`run_dir` made absolute. Raises StoreError for a path that DuckDB takes for another: it turns ``\`` into ``/``
+    and cuts at ``?``."""
+    path = run_dir.absolute()
+    bad = next((char for char in "\\?\0" if char in str(path)), None)
+    if bad is not None:
+        raise StoreError(
+            f"DuckDB cannot open a file below {path.parent}: there is a {bad!r} in the path; rename that folder, or "
+            "choose another with --runs-dir"
+        )
+    return path
+
+
+def connect(**config: str | int | bool) -> duckdb.DuckDBPyConnection:
+    """A private DuckDB in memory that neither loads nor installs an extension."""
+    return duckdb.connect(":memory:", config={**_SHUT, **config})
 
 
 def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     """Attach `path` read-only as `base` and return its meta table.
 
-    Raises RunBroken for a file that is damaged or newer than this program.
+    Raises RunBroken for a file that is damaged, newer than this program, or holds anything but a run's plain tables.
     """
+    if path.exists() and not path.is_file():
+        raise RunBroken(f"{path} is not a regular file; remove it, or restore the run from a copy")
     try:
-        con.execute(f"ATTACH {quote(str(path))} AS base (READ_ONLY)")
-        meta = dict(con.execute("SELECT key, value FROM base.meta").fetchall())
-    except (duckdb.CatalogException, duckdb.BinderException):
-        raise RunBroken(f"{path} is not a StabilityLab run: it has no table meta") from None
-    except FileNotFoundError:
+        con.execute(f"ATTACH {quote(str(path))} AS base (TYPE duckdb, READ_ONLY)")
+        _require_plain_tables(con, path)
+        rows = con.execute("SELECT key, value FROM base.main.meta").fetchall()
+    except (FileNotFoundError, RunBroken):
         raise
     except duckdb.Error as error:
         if not path.exists():
@@ -35,21 +72,83 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
                 "upgrade with: pip install -U duckdb"
             ) from None
         raise RunBroken(f"{path} cannot be read: {text}; restore it from a copy") from None
+    except UnicodeDecodeError:
+        raise RunBroken(f"{path} is damaged: its table meta holds text that is not UTF-8") from None
+    meta = {str(key): "" if value is None else str(value) for key, value in rows}
     version = meta.get("schema_version", "")
-    if not version.isdigit() or int(version) > SCHEMA_VERSION:
+    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > SCHEMA_VERSION:
         raise RunBroken(
-            f"{path} has schema version {version or 'none'}, this StabilityLab reads up to {SCHEMA_VERSION}; "
+            f"{path} has schema version {version[:40] or 'none'}, this StabilityLab reads up to {SCHEMA_VERSION}; "
             "upgrade with: pip install -U stabilitylab"
         )
     return meta
 
 
+def _require_plain_tables(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raise RunBroken unless every table of a run is there as this package makes it: no view, no generated column, no
+    expression of any kind."""
+    found = con.execute(
+        "SELECT table_name, sql, estimated_size FROM duckdb_tables() "
+        "WHERE database_name = 'base' AND schema_name = 'main'"
+    ).fetchall()
+    made = {name: (sql, size) for name, sql, size in found}
+    if "meta" not in made:
+        raise RunBroken(f"{path} is not a StabilityLab run: it has no table meta")
+    for table in ("meta", *TABLES):
+        if table not in made:
+            raise RunBroken(f"{path} is not a StabilityLab run: {table} is missing or is not a table")
+        sql, size = made[table]
+        reason = _difference(table, sql)
+        if reason:
+            raise RunBroken(f"{path} is not a StabilityLab run: {table} {reason}")
+        if size > _ROWS + _ROWS_A_BYTE * path.stat().st_size:
+            raise RunBroken(f"{path} is not a StabilityLab run: {table} claims {size:,} rows, too many for its size")
+
+
+def _difference(table: str, sql: str) -> str:
+    """How a CREATE TABLE differs from the schema's; empty where it does not."""
+    inside = re.fullmatch(rf'CREATE TABLE (?:base\.)?(?:main\.)?"?{table}"?\((.*)\);', sql, re.DOTALL)
+    parts = [_COLUMN.fullmatch(part) for part in inside[1].split(", ")] if inside else [None]
+    columns = {part["quoted"] or part["plain"]: (part["type"], bool(part["required"])) for part in parts if part}
+    if len(columns) < len(parts):
+        return "has columns that are more than values"
+    schema = META if table == "meta" else stored_columns(table, [(name, kind) for name, (kind, _) in columns.items()])
+    known = {column.name: (column.type, column.required) for column in schema}
+    for name, given in columns.items():
+        if known.get(name) != given:
+            return f"has another column {name}"
+    lacking = [column.name for column in schema if column.required and column.name not in columns]
+    return f"lacks the column {lacking[0]}" if lacking else ""
+
+
+def counts_for_list(con: duckdb.DuckDBPyConnection, prefix: str) -> tuple[int, float | None]:
+    """One more than the last recorded iteration, and the last kNN accuracy: what a list of runs shows of the rows."""
+    last = con.execute(
+        f"SELECT coalesce(max(i), -1) + 1 FROM (SELECT max(iteration) AS i FROM {prefix}iterations "
+        f"UNION ALL SELECT max(iteration) FROM {prefix}layer_stats)"
+    ).fetchone()
+    knn = con.execute(
+        f"SELECT value FROM {prefix}evals WHERE metric = 'knn_top1' ORDER BY iteration DESC LIMIT 1"
+    ).fetchone()
+    return (last[0] if last else 0), (knn[0] if knn else None)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object that someone may have tampered with; empty for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def stored_problems(meta: dict[str, str]) -> list[str]:
     """What compaction found wrong, as it wrote it down."""
     try:
-        return [str(problem) for problem in json.loads(meta.get("problems", "[]"))]
-    except ValueError:
+        problems = json.loads(meta.get("problems", "[]"))
+    except (ValueError, RecursionError):
         return []
+    return [str(problem) for problem in problems] if isinstance(problems, list) else []
 
 
 def one_line(error: BaseException) -> str:

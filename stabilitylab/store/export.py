@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import duckdb
 
 from stabilitylab.errors import RunBusy, StoreError
 from stabilitylab.store.compaction import SEGMENTS
-from stabilitylab.store.database import DATABASE, one_line, quote
+from stabilitylab.store.database import DATABASE, attach_base, connect, one_line
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
-from stabilitylab.store.schema import TABLES
+from stabilitylab.store.schema import TABLES, quote
+from stabilitylab.store.segments import column_types
+from stabilitylab.store.spreadsheet import cell_sql
 
 FORMATS = ("parquet", "csv")
 
 
 def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]:
     """Write every table with rows to ``folder/<table>.<form>``, NULL kept apart from NaN. Files that exist are not
-    replaced: StoreError. A run that is being written raises RunBusy."""
+    replaced: StoreError. A run that is being written raises RunBusy.
+
+    The files are written elsewhere and moved when all of them are whole. Text in a CSV file that a spreadsheet would
+    run as a formula gets a leading apostrophe.
+    """
     if form not in FORMATS:
         raise StoreError(f"no export format {form!r}; take {' or '.join(FORMATS)}")
     with open_run(run_dir) as reader:  # merges what a crash left
@@ -26,17 +34,45 @@ def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]
             raise RunBusy(f"{run_dir.name} is still being written; export it when it has ended")
     if (run_dir / SEGMENTS / MANIFEST).exists():
         raise StoreError(f"{run_dir} holds rows that could not be merged; make it writable, with room, and try again")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with duckdb.connect(str(run_dir / DATABASE), read_only=True) as con:
-            counts = {t: con.execute(f"SELECT count(*) FROM {t}").fetchall()[0][0] for t in ("meta", *TABLES)}
-            targets = {table: folder / f"{table}.{form}" for table, count in counts.items() if count}
-            taken = [path for path in targets.values() if path.exists()]
+    # Not in `folder`: DuckDB takes a question mark in a path for a pattern, and a kill must not leave a part there.
+    with tempfile.TemporaryDirectory(prefix="stablab-export-") as scratch, connect() as con:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            attach_base(con, run_dir.absolute() / DATABASE)
+            written = [path for table in ("meta", *TABLES) if (path := _write(con, table, Path(scratch), form))]
+            targets = [folder / path.name for path in written]
+            taken = [path for path in targets if path.exists() or path.is_symlink()]
             if taken:
                 raise StoreError(f"{taken[0]} exists; export into another folder")
-            options = "FORMAT parquet, COMPRESSION zstd" if form == "parquet" else "FORMAT csv, HEADER"
-            for table, path in targets.items():
-                con.execute(f"COPY {table} TO {quote(str(path))} ({options})")
-    except (OSError, duckdb.Error) as error:
-        raise StoreError(f"cannot export to {folder}: {one_line(error)}") from None
-    return list(targets.values())
+            for path, target in zip(written, targets, strict=True):
+                _move(path, target)
+        except (OSError, duckdb.Error) as error:
+            raise StoreError(f"cannot export to {folder}: {one_line(error)}") from None
+    return targets
+
+
+def _write(con: duckdb.DuckDBPyConnection, table: str, scratch: Path, form: str) -> Path | None:
+    """The file of a table; None for one without rows."""
+    source = f"base.main.{table}"
+    if con.execute(f"SELECT count(*) FROM {source}").fetchall() == [(0,)]:
+        return None
+    path = scratch / f"{table}.{form}"
+    if form == "parquet":
+        con.execute(f"COPY {source} TO {quote(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+        return path
+    columns = ", ".join(
+        f'{cell_sql(name)} AS "{name}"' if kind == "VARCHAR" else f'"{name}"'
+        for name, kind in column_types(con, source).items()
+    )
+    con.execute(f"COPY (SELECT {columns} FROM {source}) TO {quote(str(path))} (FORMAT csv, HEADER)")
+    return path
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file to where it does not yet exist, whole or not at all, also to another file system."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.copyfile(path, part)
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,16 @@ import duckdb
 
 from stabilitylab.errors import StoreError
 from stabilitylab.store.compaction import SEGMENTS
-from stabilitylab.store.database import DATABASE
-from stabilitylab.store.manifest import MANIFEST
+from stabilitylab.store.database import (
+    DATABASE,
+    LISTED,
+    attach_base,
+    connect,
+    counts_for_list,
+    json_object,
+    one_line,
+    stored_problems,
+)
 from stabilitylab.store.reader import open_run
 
 
@@ -40,36 +47,50 @@ def list_runs(root: Path | str) -> list[RunInfo]:
     if not root.is_dir():
         return []
     folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    found = [_describe(p) for p in folders if _holds_run(p)]
+    with connect(threads=1) as con:  # one for all: to start a DuckDB costs ten times what a look into a file does
+        found = [_describe(con, p) for p in folders if _holds_run(p)]
     return sorted(found, key=lambda run: (run.created_at == "", run.created_at, run.name))
 
 
 def _holds_run(path: Path) -> bool:
-    return any((path / part).exists() for part in (DATABASE, f"{SEGMENTS}/{MANIFEST}", SEGMENTS, "config.toml"))
+    return any((path / part).exists() for part in (DATABASE, SEGMENTS, "config.toml"))
 
 
-def _describe(path: Path) -> RunInfo:
+def _describe(con: duckdb.DuckDBPyConnection, path: Path) -> RunInfo:
     try:
-        with open_run(path, merge=False) as run:
-            config = run.config
-            best = run.query(
-                "SELECT value FROM evals WHERE metric = 'knn_top1' ORDER BY iteration DESC LIMIT 1"
-            ).fetchone()
-            return RunInfo(
-                name=path.name,
-                path=path,
-                status=run.status,
-                created_at=run.meta.get("created_at", ""),
-                iterations=run.num_iterations,
-                method=_text(config, "method", "name"),
-                arch=_text(config, "model", "arch"),
-                data=_text(config, "data", "name"),
-                mitigation=_mitigations(config.get("mitigation")),
-                knn_top1=None if best is None else best[0],
-                problem=run.problems[0] if run.problems else "",
-            )
-    except (StoreError, OSError, duckdb.Error, json.JSONDecodeError) as error:
-        return RunInfo(name=path.name, path=path, status="broken", problem=str(error))
+        if (path / SEGMENTS).exists() or not (path / DATABASE).exists():
+            with open_run(path, merge=False) as run:
+                return _info(path, run.meta | {"status": run.status}, run.problems, run.count_for_list)
+        try:
+            meta = attach_base(con, path.absolute() / DATABASE)
+            return _info(path, meta, stored_problems(meta), lambda: counts_for_list(con, "base.main."))
+        finally:
+            con.execute("DETACH DATABASE IF EXISTS base")
+    except (StoreError, OSError, duckdb.Error, UnicodeError) as error:
+        return RunInfo(name=path.name, path=path, status="broken", problem=one_line(error))
+
+
+def _info(
+    path: Path, meta: Mapping[str, str], problems: list[str], count: Callable[[], tuple[int, float | None]]
+) -> RunInfo:
+    config = json_object(meta.get("config", ""))
+    kept = json_object(meta.get(LISTED, "")) if meta.get("status") != "running" else {}
+    iterations, knn = kept.get("iterations"), kept.get("knn_top1")
+    if not isinstance(iterations, int) or not isinstance(knn, int | float | None):
+        iterations, knn = count()
+    return RunInfo(
+        name=path.name,
+        path=path,
+        status=meta.get("status", "crashed"),
+        created_at=meta.get("created_at", ""),
+        iterations=iterations,
+        method=_text(config, "method", "name"),
+        arch=_text(config, "model", "arch"),
+        data=_text(config, "data", "name"),
+        mitigation=_mitigations(config.get("mitigation")),
+        knn_top1=knn,
+        problem=problems[0] if problems else "",
+    )
 
 
 def _text(config: Mapping[str, Any], section: str, key: str) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from stabilitylab.errors import RunExists, RunNotFound, StoreError
 from stabilitylab.store.compaction import SEGMENTS
-from stabilitylab.store.database import DATABASE
+from stabilitylab.store.database import DATABASE, check_path
 from stabilitylab.store.listing import RunInfo, list_runs
 
 __all__ = ["RunInfo", "claim_run", "find_run", "list_runs", "runs_root"]
 
-_NUMBERED = re.compile(r"run_(\d+)")
+_NUMBERED = re.compile(r"run_([0-9]{1,18})")
 _LONGEST_NAME = 200
 
 
@@ -31,6 +31,7 @@ def claim_run(root: Path | str, name: str | None = None) -> Path:
     """
     root = Path(root)
     try:
+        check_path(root)
         root.mkdir(parents=True, exist_ok=True)
         if name is not None:
             check_name(name)
@@ -39,7 +40,7 @@ def claim_run(root: Path | str, name: str | None = None) -> Path:
             except FileExistsError:
                 raise RunExists(f"run {name!r} already exists in {root}; choose another name") from None
             return root / name
-        number = 1 + max((int(m[1]) for p in root.iterdir() if (m := _NUMBERED.fullmatch(p.name))), default=0)
+        number = next_number(root)
         while True:
             path = root / f"run_{number:03d}"
             try:
@@ -52,6 +53,11 @@ def claim_run(root: Path | str, name: str | None = None) -> Path:
         raise StoreError(
             f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
         ) from None
+
+
+def next_number(root: Path) -> int:
+    """One more than the highest of run_001, run_002, ... in `root`."""
+    return 1 + max((int(m[1]) for p in root.iterdir() if (m := _NUMBERED.fullmatch(p.name))), default=0)
 
 
 def check_name(name: str) -> str:
@@ -84,11 +90,14 @@ def find_run(root: Path | str, name: str | Path) -> Path:
     text = str(name)
     if text and text not in (".", ".."):
         inside = root / text
-        if "/" not in text and inside.is_dir():
-            return inside
-        path = Path(text).expanduser()
-        if path.is_dir() and _looks_like_run(path):
-            return path
+        try:
+            if "/" not in text and inside.is_dir():
+                return inside
+            path = Path(text).expanduser()
+            if path.is_dir() and _looks_like_run(path):
+                return path
+        except (OSError, ValueError, RuntimeError):
+            pass  # a name that no folder can have: too long, with a NUL, of an unknown user's home
     names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     names = [n for n in names if not n.startswith(".")]
     near = difflib.get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[-3:]
@@ -96,7 +105,11 @@ def find_run(root: Path | str, name: str | Path) -> Path:
         hint = f"the nearest: {', '.join(near)}"
     else:
         hint = "there are no runs there; name the folder with --runs-dir, or start one with `stablab train`"
-    raise RunNotFound(f"no run {text!r} in {root}; {hint}")
+    raise RunNotFound(f"no run {_shortened(text)!r} in {root}; {hint}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _looks_like_run(path: Path) -> bool:

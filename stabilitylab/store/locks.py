@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ from stabilitylab.errors import RunBusy, StoreError
 
 WRITER_LOCK = "writer.lock"
 COMPACT_LOCK = "compact.lock"
+_F_GETPATH = 50  # macOS: the path of an open file
 
 _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
@@ -24,6 +26,25 @@ class FolderLock:
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
         _held.add(self)
+
+    def guards(self, path: Path) -> bool:
+        """Whether this is the lock on `path`."""
+        return self._fd is not None and _same_file(self._fd, path)
+
+    def where(self) -> Path | None:
+        """Where the lock file is now, wherever its folder was moved; None where the system cannot tell, or it is
+        gone."""
+        if self._fd is None:
+            return None
+        try:
+            if sys.platform == "darwin":
+                found = fcntl.fcntl(self._fd, _F_GETPATH, bytes(1024)).rstrip(b"\0")
+            else:
+                found = os.fsencode(Path(f"/proc/self/fd/{self._fd}").readlink())
+            path = Path(os.fsdecode(found))
+            return path if _same_file(self._fd, path) else None
+        except OSError:
+            return None
 
     def release(self) -> None:
         if self._fd is not None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from stabilitylab.store.schema import TABLES
+
 MANIFEST = "manifest.json"
 START = "start.json"
+_SEGMENT = re.compile(r"([a-z_]+)-[0-9]+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Manifest:
     meta: dict[str, str]
     cut: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    origin_known: bool = True
+    """False where manifest and start are both damaged: whether an earlier run.duckdb counts too, nobody knows."""
     segments: tuple[Segment, ...] = ()
 
     @property
@@ -60,7 +68,8 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> None:
     """Replace the manifest atomically: a reader sees the old one or the new one, never a part."""
-    body = json.dumps(asdict(manifest), sort_keys=True)
+    fields = {name: value for name, value in asdict(manifest).items() if name != "origin_known"}
+    body = json.dumps(fields, sort_keys=True)
     text = json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
     temporary = folder / f".{name}.tmp"
     with temporary.open("w", encoding="utf-8") as out:
@@ -68,7 +77,8 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> No
         out.flush()
         os.fsync(out.fileno())
     temporary.replace(folder / name)
-    sync_folder(folder)
+    with contextlib.suppress(OSError):  # it is replaced: an error here must not look as if it were not
+        sync_folder(folder)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
@@ -79,21 +89,29 @@ def read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
     """
     path = folder / MANIFEST
     try:
-        return _parse(path.read_bytes()), []
+        return _parse(read_regular(path)), []
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     try:
-        start = _parse((folder / START).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
-        start = Manifest(meta={}, cut=None)
+        start = _parse(read_regular(folder / START))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        start = Manifest(meta={}, cut=None, origin_known=False)
     found = [
         Segment(file=file.name, table=file.name.rpartition("-")[0], rows=-1, sha256="")
         for file in sorted(folder.glob("*.parquet"))
+        if segment_table(file.name)
     ]
     problem = f"{path.name} is damaged: {len(found)} segments are read without checking them"
     return replace(start, segments=tuple(found)), [problem]
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file. OSError for anything else: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path.read_bytes()
 
 
 def _parse(data: bytes) -> Manifest:
@@ -102,8 +120,18 @@ def _parse(data: bytes) -> Manifest:
     if hashlib.sha256(body.encode()).hexdigest() != outer["sha256"]:
         raise ValueError("checksum")
     fields = json.loads(body)
-    fields["segments"] = tuple(Segment(**entry) for entry in fields["segments"])
-    return Manifest(**fields)
+    segments = tuple(Segment(**entry) for entry in fields["segments"])
+    if any(segment_table(segment.file) != segment.table for segment in segments):
+        raise ValueError("a segment that lies elsewhere")
+    meta = {str(key): str(value) for key, value in fields["meta"].items()}
+    cut = None if fields["cut"] is None else int(fields["cut"])
+    return Manifest(meta=meta, cut=cut, id=str(fields["id"]), segments=segments)
+
+
+def segment_table(file: str) -> str | None:
+    """The table that a segment of this name holds; None for a name that no segment has."""
+    match = _SEGMENT.fullmatch(file)
+    return match[1] if match and match[1] in TABLES else None
 
 
 def file_sha256(path: Path) -> str:
@@ -114,7 +142,10 @@ def file_sha256(path: Path) -> str:
 def check_segment(folder: Path, segment: Segment) -> str | None:
     """What is wrong with a segment, in one line with what it would have held; None if it is whole."""
     try:
-        if not segment.sha256:
+        path = folder / segment.file
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # it would lead elsewhere, or never end
+            reason = "is not a regular file"
+        elif not segment.sha256:
             if _is_parquet(folder / segment.file):
                 return None
             reason = "is no Parquet file"
@@ -130,6 +161,8 @@ def check_segment(folder: Path, segment: Segment) -> str | None:
 
 
 def _is_parquet(path: Path) -> bool:
+    if path.stat().st_size < 8:
+        return False
     with path.open("rb") as file:
         head = file.read(4)
         file.seek(-4, os.SEEK_END)

@@ -12,9 +12,10 @@ import duckdb
 
 from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.compaction import SEGMENTS, clean_folder, compact
-from stabilitylab.store.database import DATABASE, attach_base, one_line
+from stabilitylab.store.database import DATABASE, attach_base, connect, one_line
 from stabilitylab.store.locks import FolderLock, lock_for_writing
 from stabilitylab.store.manifest import MANIFEST, Manifest, read_manifest
+from stabilitylab.store.rows import utf8
 from stabilitylab.store.schema import SCHEMA_VERSION, STORAGE_VERSION
 
 
@@ -22,7 +23,7 @@ def first_manifest(run_dir: Path, config: Mapping[str, Any], meta: Mapping[str, 
     """The manifest of a new run, without segments."""
     own = {
         "schema_version": str(SCHEMA_VERSION),
-        "run_id": run_dir.name,
+        "run_id": utf8(run_dir.name),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": _json(config),
     }
@@ -50,7 +51,7 @@ def reopen(
             compact(run_dir, old, problems, keep_folder=True)
         else:
             clean_folder(folder)
-        with duckdb.connect(":memory:") as con:
+        with connect() as con:
             base = attach_base(con, run_dir / DATABASE)
     except (OSError, duckdb.Error) as error:
         lock.release()
@@ -76,4 +77,4 @@ def _json(config: Mapping[str, Any]) -> str:
 
 
 def _texts(meta: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in meta.items()}
+    return {utf8(str(key)): utf8(str(value)) for key, value in meta.items()}

@@ -16,6 +16,12 @@ _COMMENT = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _EXPLAIN = re.compile(rf"^{_COMMENT}*explain\b{_COMMENT}*(?:analyze\b|\([^)]*\))?", re.IGNORECASE | re.DOTALL)
 
 
+def interrupted(error: BaseException) -> None:
+    """Raise KeyboardInterrupt where an error of DuckDB only tells of a Ctrl-C."""
+    if isinstance(error, duckdb.InterruptException) or "interrupt" in str(error).lower()[:40]:
+        raise KeyboardInterrupt from None
+
+
 def require_reading(sql: str) -> None:
     """Raise StoreError unless `sql` is one statement that reads."""
     try:

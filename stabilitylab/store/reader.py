@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,18 +11,17 @@ import duckdb
 import numpy as np
 
 from stabilitylab.errors import RunBroken, StoreError
-from stabilitylab.store.compaction import SEGMENTS, recover
-from stabilitylab.store.database import DATABASE, attach_base, one_line, stored_problems
-from stabilitylab.store.locks import WRITER_LOCK, is_held
-from stabilitylab.store.manifest import MANIFEST, Manifest, Segment, check_segment, read_manifest
-from stabilitylab.store.query import QueryResult, require_reading
-from stabilitylab.store.schema import META, TABLES, EventRow, LayerRow, create_table, quote
-from stabilitylab.store.segments import column_types, first_value, glob_escaped, rows_sql
+from stabilitylab.store.compaction import SEGMENTS
+from stabilitylab.store.database import counts_for_list, json_object, one_line
+from stabilitylab.store.manifest import Segment
+from stabilitylab.store.query import QueryResult, interrupted, require_reading
+from stabilitylab.store.schema import META, TABLES, EventRow, LayerRow
+from stabilitylab.store.segments import column_types
 from stabilitylab.store.series import split_by_layer, without_mask
+from stabilitylab.store.snapshot import ATTEMPTS, take_snapshot
 from stabilitylab.store.verify import find_damage, find_row_problems
 
 _T = TypeVar("_T")
-_ATTEMPTS = 8
 
 
 def open_run(run_dir: Path | str, *, merge: bool = True) -> RunReader:
@@ -60,11 +57,7 @@ class RunReader:
 
     @property
     def config(self) -> dict[str, Any]:
-        try:
-            config = json.loads(self.meta.get("config", "{}"))
-        except (ValueError, RecursionError):
-            return {}
-        return config if isinstance(config, dict) else {}
+        return json_object(self.meta.get("config", ""))
 
     @property
     def status(self) -> str:
@@ -73,16 +66,7 @@ class RunReader:
     @property
     def num_iterations(self) -> int:
         """One more than the last recorded iteration; 0 without any."""
-        return self._read(
-            lambda con: (
-                first_value(
-                    con,
-                    "SELECT coalesce(max(i), -1) FROM (SELECT max(iteration) AS i FROM iterations "
-                    "UNION ALL SELECT max(iteration) FROM layer_stats)",
-                )
-                + 1
-            )
-        )
+        return self._read_whole(lambda con: counts_for_list(con, ""))[0]
 
     def layers(self) -> list[LayerRow]:
         """The layers from input to output."""
@@ -157,17 +141,30 @@ class RunReader:
 
         try:
             return self._read(ask)
-        except duckdb.Error as error:
+        except (duckdb.Error, RuntimeError) as error:  # DuckDB's own word for Ctrl-C is a RuntimeError
+            interrupted(error)
+            if not isinstance(error, duckdb.Error):
+                raise
             raise StoreError(f"SQL: {one_line(error)}") from None
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the run: what is known, damaged blocks, double and missing rows."""
-        problems = list(self.problems)
-        damage = self._read(lambda con: find_damage(con, list(TABLES)))
+        damage = self._read(self._find_damage)
+        problems = list(self.problems)  # after that: a merge meanwhile makes it open the run anew
         if damage:
             return problems + damage
-        rows = self._read(lambda con: find_row_problems(con))
+        rows = self._read(find_row_problems)
         return problems + [problem for problem in rows if problem not in problems]
+
+    def _find_damage(self, con: duckdb.DuckDBPyConnection) -> list[str]:
+        found = find_damage(con, list(TABLES))
+        if found and not self._segments_are_there():
+            raise duckdb.IOException("the segments were merged meanwhile")
+        return found
+
+    def count_for_list(self) -> tuple[int, float | None]:
+        """What a list of runs shows of the rows: see `counts_for_list`."""
+        return self._read(lambda con: counts_for_list(con, ""))
 
     def refresh(self) -> None:
         """Look again: a live run has more rows by now."""
@@ -188,15 +185,25 @@ class RunReader:
         self.close()
 
     def _rows(self, sql: str) -> list[tuple[Any, ...]]:
-        return self._read(lambda con: con.execute(sql).fetchall())
+        return self._read_whole(lambda con: con.execute(sql).fetchall())
 
     def _columns(self, sql: str) -> dict[str, np.ndarray]:
-        fetched: Any = self._read(lambda con: con.execute(sql).fetchnumpy())
+        fetched: Any = self._read_whole(lambda con: con.execute(sql).fetchnumpy())
         return dict(fetched)
+
+    def _read_whole(self, ask: Callable[[duckdb.DuckDBPyConnection], _T]) -> _T:
+        """`_read` our own SQL. RunBroken where a block of the run is damaged."""
+        try:
+            return self._read(ask)
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            interrupted(error)
+            raise RunBroken(
+                f"{self.run_dir} is damaged: {one_line(error)}; restore it from a copy, or export what can be read"
+            ) from None
 
     def _read(self, ask: Callable[[duckdb.DuckDBPyConnection], _T]) -> _T:
         """Run `ask`; if the segments under it were merged away meanwhile, open the run anew and ask again."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             try:
                 return ask(self._con)
             except duckdb.Error:
@@ -211,90 +218,6 @@ class RunReader:
         return all((self.run_dir / SEGMENTS / segment.file).exists() for segment in self._used)
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        """A connection with one view a table. Tries again while a writer or a compaction moves files."""
-        for attempt in range(_ATTEMPTS):
-            con = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False})
-            try:
-                self._connect(con)
-                return con
-            except (FileNotFoundError, duckdb.IOException) as error:
-                con.close()
-                if attempt == _ATTEMPTS - 1:
-                    raise RunBroken(f"{self.run_dir} cannot be read: {one_line(error)}; try again") from None
-                time.sleep(0.02 * 2**attempt)
-            except BaseException:
-                con.close()
-                raise
-        raise AssertionError("unreachable")
-
-    def _connect(self, con: duckdb.DuckDBPyConnection) -> None:
-        folder = self.run_dir / SEGMENTS
-        database = self.run_dir / DATABASE
-        manifest, problems = self._manifest(folder)
-        meta: dict[str, str] = {}
-        has_base = database.exists()
-        if manifest is None or manifest.cut is not None or has_base:
-            if not has_base:
-                raise RunBroken(f"{self.run_dir} holds no run; train into it, or choose another")
-            meta = attach_base(con, database)
-            if manifest is not None and meta.get("segments_id") == manifest.id:
-                manifest, problems = None, []  # merged a moment ago, not yet removed
-            problems = stored_problems(meta) + problems
-        self._used = []
-        if manifest is not None:
-            meta = dict(manifest.meta)
-            for segment in manifest.segments:
-                if segment not in self._checked:
-                    self._checked[segment] = check_segment(folder, segment)
-                problem = self._checked[segment]
-                if problem is None:
-                    self._used.append(segment)
-                else:
-                    problems.append(problem)
-            if len(self._used) < len(manifest.segments):
-                self._require_unchanged(folder, manifest)
-            if manifest.status == "running" and not is_held(folder / WRITER_LOCK):
-                meta["status"] = "crashed"
-        self._make_views(con, folder, manifest, has_base)
-        con.execute(create_table("meta"))
-        if meta:
-            con.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
-        self._shut_in(con, folder)
-        self.meta = meta
-        self.problems = problems
-
-    def _manifest(self, folder: Path) -> tuple[Manifest | None, list[str]]:
-        if not (folder / MANIFEST).exists():
-            return None, []
-        if self._merge and not is_held(folder / WRITER_LOCK) and recover(self.run_dir):
-            return None, []
-        try:
-            return read_manifest(folder)
-        except FileNotFoundError:
-            return None, []
-
-    def _require_unchanged(self, folder: Path, manifest: Manifest) -> None:
-        """A segment that is missing may have been merged since the manifest was read: that is no damage."""
-        now, _ = read_manifest(folder)
-        if now.segments != manifest.segments:
-            self._checked.clear()
-            raise FileNotFoundError("its segments are being merged")
-
-    def _make_views(
-        self, con: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifest | None, has_base: bool
-    ) -> None:
-        for table in TABLES:
-            files = [folder / segment.file for segment in self._used if segment.table == table]
-            base = manifest is None or (has_base and manifest.cut is not None)
-            cut = manifest.cut if manifest is not None else None
-            con.execute(f"CREATE VIEW {table} AS {rows_sql(con, table, base=base, cut=cut, files=files)}")
-
-    def _shut_in(self, con: duckdb.DuckDBPyConnection, folder: Path) -> None:
-        """From here on, SQL reaches the run's own segments and nothing else on this machine."""
-        paths = [folder / segment.file for segment in self._used]
-        allowed = {str(path) for path in paths} | {glob_escaped(path) for path in paths}
-        con.execute("SET python_enable_replacements = false")
-        con.execute(f"SET allowed_paths = [{', '.join(map(quote, sorted(allowed)))}]")
-        con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
-        con.execute("SET enable_external_access = false")
-        con.execute("SET lock_configuration = true")
+        found = take_snapshot(self.run_dir, merge=self._merge, checked=self._checked)
+        self.meta, self.problems, self._used = found.meta, found.problems, found.segments
+        return found.con

@@ -36,6 +36,8 @@ class Rows:
     table: str
     columns: dict[str, Cells]
     count: int
+    notes: tuple[str, ...] = ()
+    """What was repaired or left out, a line each: it would not have been written as it came."""
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +57,8 @@ class Rows:
 def make_rows(table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any]) -> Rows:
     """Copy `columns` (name -> 1-D values of one length, or a scalar for all rows) into rows of `table`.
 
-    None and masked entries become NULL; NaN stays NaN, because a gradient that is not a number was measured.
+    None and masked entries become NULL; NaN stays NaN, because a gradient that is not a number was measured. Text that
+    is not UTF-8, and numbers that the column's type cannot hold, are repaired or left out, with a line in `notes`.
     Raises ValueError for an unknown table or column, a missing required column, or unequal lengths.
     """
     if table not in TABLES:
@@ -71,15 +74,27 @@ def make_rows(table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{table}: columns differ in length: {lengths}")
     count = next(iter(lengths.values()), 1)
-    cells = {name: _cells(table, known[name], columns[name], count) for name in known if name in columns}
-    return Rows(table=table, columns=cells, count=count)
+    notes: list[str] = []
+    cells = {name: _cells(table, known[name], columns[name], count, notes) for name in known if name in columns}
+    lost = np.zeros(count, dtype=bool)
+    for name, cell in cells.items():
+        if known[name].required and cell.null is not None:
+            lost |= cell.null  # only values out of range are left: a missing one was refused
+    if lost.any():
+        notes.append(f"{int(lost.sum())} rows of {table} are left out")
+        keep = ~lost
+        cells = {
+            name: Cells(c.values[keep], None if c.null is None or known[name].required else c.null[keep])
+            for name, c in cells.items()
+        }
+    return Rows(table=table, columns=cells, count=count - int(lost.sum()), notes=tuple(notes))
 
 
 def _is_scalar(values: Any) -> bool:
     return isinstance(values, str) or np.ndim(values) == 0
 
 
-def _cells(table: str, column: Column, values: Any, count: int) -> Cells:
+def _cells(table: str, column: Column, values: Any, count: int, notes: list[str]) -> Cells:
     if _is_scalar(values):
         values = [values] * count
     dtype = _DTYPES[column.type]
@@ -94,7 +109,7 @@ def _cells(table: str, column: Column, values: Any, count: int) -> Cells:
         none = np.array([value is None for value in array], dtype=bool)
         null = none if null is None else null | none
     if dtype is object:
-        typed = np.array([None if v is None else str(v) for v in array], dtype=object)
+        typed = np.array([None if v is None else utf8(str(v)) for v in array], dtype=object)
     else:
         if null is not None and array.dtype == object:
             array = np.where(null, 0, array)
@@ -109,7 +124,35 @@ def _cells(table: str, column: Column, values: Any, count: int) -> Cells:
         null = None
     if column.required and null is not None:
         raise ValueError(f"{table}.{column.name} must have a value in every row")
+    if dtype is not object and array.dtype != typed.dtype and array.dtype.kind in "iuf":
+        typed, outside = _fitted(array, typed, null)
+        if outside.any():
+            what = "are left out" if typed.dtype.kind in "iu" else "are stored as the nearest number that it holds"
+            notes.append(f"{int(outside.sum())} values of {table}.{column.name} do not fit {column.type}, and {what}")
+        if typed.dtype.kind in "iu" and outside.any():
+            null = outside if null is None else null | outside
     return Cells(typed, null)
+
+
+def _fitted(given: np.ndarray, typed: np.ndarray, null: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """``typed``, and which values it cannot hold: those are the nearest that it can, where it is a float."""
+    there = np.ones(len(given), dtype=bool) if null is None else ~null
+    if typed.dtype.kind in "iu":
+        with np.errstate(invalid="ignore"):
+            return typed, there & (given.astype(np.float64) != typed.astype(np.float64))
+    if typed.dtype.kind != "f":
+        return typed, np.zeros(len(given), dtype=bool)
+    limits = np.finfo(typed.dtype)
+    over = there & np.isfinite(given) & np.isinf(typed)
+    under = there & (given != 0) & (typed == 0)
+    typed[over] = np.sign(given[over]) * limits.max
+    typed[under] = np.sign(given[under]) * limits.smallest_subnormal
+    return typed, over | under
+
+
+def utf8(text: str) -> str:
+    """``text`` as it can be stored: what is not UTF-8, as in a file name of another encoding, is written out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _from_sequence(values: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from stabilitylab.store.database import connect
 from stabilitylab.store.manifest import Segment, file_sha256
 from stabilitylab.store.rows import Rows
 from stabilitylab.store.schema import CUT_AT_RESUME, Column, columns_of, empty_select, quote, stored_columns
@@ -17,7 +18,7 @@ from stabilitylab.store.schema import CUT_AT_RESUME, Column, columns_of, empty_s
 
 def writer_connection() -> duckdb.DuckDBPyConnection:
     """A private in-memory DuckDB that only formats Parquet: one thread, so that it does not disturb training."""
-    return duckdb.connect(":memory:", config={"threads": 1})
+    return connect(threads=1)
 
 
 def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, number: int) -> Segment:

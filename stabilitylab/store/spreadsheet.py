@@ -17,6 +17,7 @@ def cell(value: Any) -> Any:
 
 def cell_sql(column: str) -> str:
     """`cell` of a VARCHAR column, in SQL."""
+    column = f'"{column}"'
     starts = " OR ".join(f"starts_with({column}, chr({ord(char)}))" for char in _FORMULA)
     return f"CASE WHEN ({starts}) AND try_cast({column} AS DOUBLE) IS NULL THEN chr(39) || {column} ELSE {column} END"
 

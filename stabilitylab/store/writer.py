@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,20 +14,21 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from stabilitylab.errors import RunExists, StoreError, StoreWarning
+from stabilitylab.errors import RunExists, StoreError
 from stabilitylab.store.compaction import SEGMENTS, compact
-from stabilitylab.store.database import DATABASE, one_line
+from stabilitylab.store.database import DATABASE, check_path, one_line
+from stabilitylab.store.delivery import Delivery
 from stabilitylab.store.locks import FolderLock, lock_for_writing
-from stabilitylab.store.manifest import MANIFEST, Manifest
+from stabilitylab.store.manifest import MANIFEST, Manifest, segment_table
 from stabilitylab.store.opening import first_manifest, reopen
-from stabilitylab.store.outbox import Batch, Loss, Outbox
+from stabilitylab.store.outbox import Loss, Outbox
 from stabilitylab.store.publisher import Publisher, loss_events
 from stabilitylab.store.rows import Rows, make_rows
 from stabilitylab.store.schema import STATUSES, LayerRow
 
 _NEVER = 2**31 - 1  # an iteration that no run reaches
 _BACKLOG = 4  # flushes that wait for the disk before it is said
-_WRITE_ERRORS = (OSError, duckdb.Error, MemoryError)
+_WRITE_ERRORS = (OSError, duckdb.Error, MemoryError, StoreError)
 
 
 class RunWriter:
@@ -51,20 +50,26 @@ class RunWriter:
         publish_seconds: float = 30.0,
         retry_seconds: float = 2.0,
     ) -> None:
-        self.run_dir = run_dir
         self._publisher = publisher
         self._lock = lock
         self._outbox = Outbox(max_buffer_bytes)
-        self._publish_seconds = publish_seconds
-        self._retry_seconds = retry_seconds
-        self._warned: set[str] = set()
+        self._delivery = Delivery(
+            run_dir, self._outbox, publisher, lock, publish_seconds=publish_seconds, retry_seconds=retry_seconds
+        )
+        self._warn = self._delivery.warn
         self._behind = False
         self._closed = False
         self._status_before = ""  # of a run that is added to
+        self.unwritten: list[str] = []  # after `close`: what is not in run.duckdb, a line each
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._write_all, name=f"store {run_dir.name}", daemon=True)
+        self._thread = threading.Thread(target=self._delivery.run, name=f"store {run_dir.name}", daemon=True)
         self._thread.start()
         self._at_exit = _close_at_exit(self)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder, also where it was moved meanwhile."""
+        return self._delivery.run_dir
 
     @classmethod
     def create(
@@ -81,9 +86,10 @@ class RunWriter:
         `meta` adds to, or overrides, the keys the store writes itself. Readers see the run when this returns.
         Raises RunExists if the folder holds a run already, StoreError if nothing can be written there.
         """
-        run_dir = Path(run_dir)
+        run_dir = check_path(Path(run_dir))  # absolute: a later chdir does not lead elsewhere
         folder = run_dir / SEGMENTS
-        if (run_dir / DATABASE).exists() or (folder / MANIFEST).exists():
+        left = any(segment_table(path.name) for path in folder.glob("*.parquet"))
+        if left or (run_dir / DATABASE).exists() or (folder / MANIFEST).exists():
             raise RunExists(f"{run_dir} already holds a run; choose another name, or resume it")
         manifest = first_manifest(run_dir, config, meta)
         lock = lock_for_writing(folder)
@@ -105,7 +111,7 @@ class RunWriter:
         What was recorded at or past it is dropped, events apart. `config`, `meta` and `layers` replace what the run
         holds, where given. Raises RunBusy if the run is being written, RunBroken if there is none to resume.
         """
-        run_dir = Path(run_dir)
+        run_dir = check_path(Path(run_dir))  # absolute: a later chdir does not lead elsewhere
         manifest, lock, was = reopen(run_dir, at_iteration, config, meta or {})
         writer = cls._begin(run_dir, manifest, layers, lock, options)
         writer.event(at_iteration, "resume", f"resumed at iteration {at_iteration}; it was {was}")
@@ -116,7 +122,7 @@ class RunWriter:
     def annotate(cls, run_dir: Path, **options: Any) -> RunWriter:
         """Add to a run that has ended, e.g. an evaluation made later. Nothing is dropped and ``close`` leaves the
         status as it was. Raises RunBusy if the run is being written, RunBroken if there is none."""
-        run_dir = Path(run_dir)
+        run_dir = check_path(Path(run_dir))  # absolute: a later chdir does not lead elsewhere
         manifest, lock, was = reopen(run_dir, _NEVER, None, {})
         writer = cls._begin(run_dir, manifest, None, lock, options)
         writer._status_before = was
@@ -150,7 +156,12 @@ class RunWriter:
         """
         if self._closed:
             raise StoreError(f"the writer of {self.run_dir} is closed; resume the run to add to it")
-        self._add(make_rows(table, columns))
+        rows = make_rows(table, columns)
+        self._add(rows)
+        for note in rows.notes:
+            at = rows.span()[0] or 0
+            self._add(make_rows("events", {"iteration": [at], "kind": ["out-of-range"], "detail": [note]}))
+            self._warn(f"range {table}", f"{self.run_dir}: {note}")
 
     def event(self, iteration: int, kind: str, detail: str = "") -> None:
         """Note that something happened at `iteration`."""
@@ -169,7 +180,8 @@ class RunWriter:
     def close(self, status: str = "finished") -> None:
         """Write what is left, merge all into run.duckdb, remove the segments. Calling it again does nothing.
 
-        Does not raise if the disk refuses: what was written stays in segments, and the next `open_run` merges it.
+        Does not raise if the disk refuses: what was written stays in segments, and the next `open_run` merges it. What
+        could not be written is a StoreWarning and stands in `unwritten`.
         """
         if status not in STATUSES or status == "running":
             raise ValueError(f"status must be finished, stopped or crashed, not {status!r}")
@@ -204,6 +216,7 @@ class RunWriter:
     def _finish(self, status: str) -> None:
         self._outbox.lose_all()
         losses = self._outbox.take_losses()
+        self._delivery.follow()
         try:
             if losses:
                 self._warn_lost(losses)
@@ -211,57 +224,15 @@ class RunWriter:
             self._publisher.set_status(status)
             compact(self.run_dir, self._publisher.manifest, [])
         except _WRITE_ERRORS as error:
-            self._warn(
-                "merge",
-                f"could not merge the segments of {self.run_dir}: {one_line(error)}; "
-                "they are kept, and merged when the run is next opened",
-            )
+            kept = (self.run_dir / SEGMENTS / MANIFEST).exists()
+            what = "they are kept, and merged when the run is next opened" if kept else "its folder is gone"
+            text = f"could not merge the segments of {self.run_dir}: {one_line(error)}; {what}"
+            self.unwritten.append(text)
+            self._warn("merge", text)
 
     def _add(self, rows: Rows) -> None:
         if rows.count and self._outbox.add(rows):
             self._warn("lost", f"{self.run_dir} cannot be written fast enough: the oldest rows are being dropped")
-
-    def _write_all(self) -> None:
-        attempts_left = 3
-        while True:
-            batch = self._next_batch()
-            if batch is None:
-                return
-            nbytes = batch.nbytes
-            losses = self._outbox.take_losses()
-            rows: dict[str, list[Rows]] = dict(batch.rows)
-            if losses:
-                rows["events"] = [*rows.get("events", []), *loss_events(losses)]
-            try:
-                self._publisher.publish(rows)
-            except Exception as error:
-                self._outbox.restore_losses(losses)
-                self._outbox.give_back(batch)
-                self._warn(
-                    "write",
-                    f"cannot write to {self.run_dir}: {one_line(error)}; training goes on, rows wait in memory",
-                )
-                if self._outbox.closing:
-                    attempts_left -= 1
-                    if attempts_left == 0:
-                        return
-                with self._outbox.changed:
-                    self._outbox.changed.wait(0.2 if self._outbox.closing else self._retry_seconds)
-            else:
-                self._outbox.finish(batch, nbytes)
-                with contextlib.suppress(*_WRITE_ERRORS):  # it only tidies; the next batch tries again
-                    self._publisher.gather()
-
-    def _next_batch(self) -> Batch | None:
-        outbox = self._outbox
-        with outbox.changed:
-            while True:
-                batch = outbox.next()
-                if batch is not None or outbox.closing:
-                    return batch
-                outbox.changed.wait(self._publish_seconds / 2)
-                if outbox.age() >= self._publish_seconds:
-                    outbox.seal()
 
     def _note_backlog(self) -> None:
         """A disk that falls behind is an event, once, until it has caught up; training does not wait for it."""
@@ -270,16 +241,9 @@ class RunWriter:
             self.event(self._outbox.newest(), "backlog", f"the disk is slow: {waiting} flushes wait in memory")
         self._behind = waiting >= _BACKLOG or (self._behind and waiting > 0)
 
-    def _warn(self, topic: str, text: str) -> None:
-        if topic in self._warned:
-            return
-        self._warned.add(topic)
-        # Someone may have turned warnings into errors; an error here would end training, or the thread.
-        with contextlib.suppress(StoreWarning):
-            warnings.warn(text, StoreWarning, stacklevel=3)
-
     def _warn_lost(self, losses: Mapping[str, Loss]) -> None:
         rows = sum(loss.rows for loss in losses.values())
+        self.unwritten.append(f"{rows} rows could not be written")
         self._warn("lost", f"{rows} rows of {self.run_dir} could not be written and are lost")
 
 

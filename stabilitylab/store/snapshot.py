@@ -1,0 +1,144 @@
+"""A run at one moment, finished or live: a DuckDB of its own with one view a table, shut in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from stabilitylab.errors import RunBroken
+from stabilitylab.store.compaction import SEGMENTS, recover
+from stabilitylab.store.database import DATABASE, attach_base, check_path, connect, one_line, stored_problems
+from stabilitylab.store.locks import WRITER_LOCK, is_held
+from stabilitylab.store.manifest import MANIFEST, START, Manifest, Segment, check_segment, read_manifest
+from stabilitylab.store.schema import TABLES, create_table, quote
+from stabilitylab.store.segments import column_types, glob_escaped, rows_sql
+
+ATTEMPTS = 8
+MEMORY_LIMIT = "4GB"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`segments`: those under the views. `problems`: each damaged part, and what it would have held."""
+
+    con: duckdb.DuckDBPyConnection
+    meta: dict[str, str]
+    problems: list[str]
+    segments: list[Segment]
+
+
+def take_snapshot(run_dir: Path, *, merge: bool, checked: dict[Segment, str | None]) -> Snapshot:
+    """Open a run; try again while a writer or a compaction moves files.
+
+    `merge`: first merge what a killed writer left. `checked`: what each segment's check said. Raises RunBroken.
+    """
+    check_path(run_dir)
+    for attempt in range(ATTEMPTS):
+        con = connect(memory_limit=MEMORY_LIMIT)
+        try:
+            return _take(con, run_dir, merge, checked)
+        except (FileNotFoundError, duckdb.IOException) as error:
+            con.close()
+            if attempt == ATTEMPTS - 1:
+                raise RunBroken(f"{run_dir} cannot be read: {one_line(error)}; try again") from None
+            time.sleep(0.02 * 2**attempt)
+        except duckdb.Error as error:
+            con.close()
+            raise RunBroken(f"{run_dir} cannot be read: {one_line(error)}; restore it from a copy") from None
+        except BaseException:
+            con.close()
+            raise
+    raise AssertionError("unreachable")
+
+
+def _take(con: duckdb.DuckDBPyConnection, run_dir: Path, merge: bool, checked: dict[Segment, str | None]) -> Snapshot:
+    folder, database = run_dir / SEGMENTS, run_dir / DATABASE
+    manifest, problems = _manifest(run_dir, merge)
+    meta: dict[str, str] = {}
+    has_base = database.exists()
+    if manifest is None or manifest.cut is not None or has_base:
+        if not has_base:
+            raise RunBroken(f"{run_dir} holds no run; train into it, or choose another")
+        meta = attach_base(con, database)
+        if manifest is not None and meta.get("segments_id") == manifest.id:
+            manifest, problems = None, []  # merged a moment ago, not yet removed
+        elif manifest is not None and not manifest.origin_known:
+            count, manifest = len(manifest.segments), None
+            problems = [f"{MANIFEST} and {START} are damaged: {count} segments are kept, and left out here"]
+        elif manifest is not None and manifest.cut is None:
+            problems = [*problems, f"{DATABASE} and the segments are of two runs: the segments are read"]
+        problems = stored_problems(meta) + problems
+    used: list[Segment] = []
+    if manifest is not None:
+        meta = dict(manifest.meta)
+        for segment in manifest.segments:
+            if segment not in checked:
+                checked[segment] = check_segment(folder, segment) or _unreadable(con, folder, segment)
+            problem = checked[segment]
+            if problem is None:
+                used.append(segment)
+            else:
+                problems.append(problem)
+        if len(used) < len(manifest.segments):
+            _require_unchanged(folder, manifest, checked)
+        if manifest.status == "running" and not is_held(folder / WRITER_LOCK):
+            meta["status"] = "crashed"
+    for table in TABLES:
+        files = [folder / segment.file for segment in used if segment.table == table]
+        base = manifest is None or (has_base and manifest.cut is not None)
+        cut = manifest.cut if manifest is not None else None
+        con.execute(f"CREATE VIEW {table} AS {rows_sql(con, table, base=base, cut=cut, files=files)}")
+    con.execute(create_table("meta"))
+    if meta:
+        con.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
+    _shut_in(con, [folder / segment.file for segment in used])
+    return Snapshot(con, meta, problems, used)
+
+
+def _manifest(run_dir: Path, merge: bool) -> tuple[Manifest | None, list[str]]:
+    folder = run_dir / SEGMENTS
+    if not (folder / MANIFEST).exists():
+        return None, []
+    if merge and not is_held(folder / WRITER_LOCK) and recover(run_dir):
+        return None, []
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        return None, []
+    except OSError as error:
+        raise RunBroken(f"{folder / MANIFEST} cannot be read: {error.strerror}") from None
+
+
+def _require_unchanged(folder: Path, manifest: Manifest, checked: dict[Segment, str | None]) -> None:
+    """A segment that is missing may have been merged since the manifest was read: that is no damage."""
+    now, _ = read_manifest(folder)
+    if now.segments != manifest.segments:
+        checked.clear()
+        raise FileNotFoundError("its segments are being merged")
+
+
+def _unreadable(con: duckdb.DuckDBPyConnection, folder: Path, segment: Segment) -> str | None:
+    """What is wrong with a segment that no checksum vouches for; None if DuckDB can read it."""
+    if segment.sha256:
+        return None
+    try:
+        source = f"read_parquet([{quote(glob_escaped(folder / segment.file))}])"
+        column_types(con, source)
+        con.execute(f"SELECT sum(hash(t)) FROM {source} AS t").fetchall()
+    except duckdb.Error as error:
+        return f"segment {segment.file} is damaged ({one_line(error)}): left out {segment.describe()}"
+    return None
+
+
+def _shut_in(con: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> None:
+    """From here on, SQL reaches the run's own segments and nothing else on this machine."""
+    allowed = {str(path) for path in paths} | {glob_escaped(path) for path in paths}
+    con.execute("SET python_enable_replacements = false")
+    con.execute(f"SET allowed_paths = [{', '.join(map(quote, sorted(allowed)))}]")
+    con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")

@@ -1,0 +1,95 @@
+"""A run that appears whole or not at all: an import that fails, or is killed, leaves no run and takes no name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stabilitylab.errors import RunExists, StoreError
+from stabilitylab.store.compaction import SEGMENTS
+from stabilitylab.store.database import DATABASE, check_path
+from stabilitylab.store.location import check_name, next_number
+from stabilitylab.store.locks import WRITER_LOCK, is_held
+from stabilitylab.store.schema import LayerRow
+from stabilitylab.store.writer import RunWriter
+
+_UNFINISHED = re.compile(r"\.import-(?P<pid>[0-9]+)-[0-9a-f]{8}")
+
+
+def write_run_whole(
+    root: Path | str,
+    name: str | None,
+    fill: Callable[[RunWriter], None],
+    *,
+    config: Mapping[str, Any],
+    meta: Mapping[str, str],
+    layers: Sequence[LayerRow],
+) -> Path:
+    """Make a finished run in `root`, as `name` or the next free run_001, run_002, ...; `fill` appends its rows. Returns
+    its folder.
+
+    The run is written under a hidden name and renamed when all of it is on disk. Raises RunExists for a taken name,
+    StoreError where a row could not be written.
+    """
+    root = Path(root)
+    try:
+        check_path(root)
+        root.mkdir(parents=True, exist_ok=True)
+        if name is not None and os.path.lexists(root / check_name(name)):
+            raise RunExists(f"run {name!r} already exists in {root}; choose another name")
+        _remove_unfinished(root)
+        folder = root / f".import-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+    except OSError as error:
+        raise StoreError(
+            f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
+        ) from None
+    try:
+        writer = RunWriter.create(folder, config=config, meta={**meta, "run_id": name or ""}, layers=layers)
+        with writer:
+            fill(writer)
+        if writer.unwritten or not (folder / DATABASE).exists():
+            reason = writer.unwritten[0].replace(str(folder), "it") if writer.unwritten else "it could not be merged"
+            raise StoreError(f"nothing was imported into {root}: {reason}; make room, then try again")
+        return _place(folder, root, name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # made by us above; gone already where the run was placed
+
+
+def _place(folder: Path, root: Path, name: str | None) -> Path:
+    while True:
+        target = root / (name or f"run_{next_number(root):03d}")
+        try:
+            if os.path.lexists(target):  # rename would replace an empty folder
+                raise FileExistsError
+            folder.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise StoreError(f"cannot make a run in {root}: {error.strerror}") from None
+            if name is not None:
+                raise RunExists(f"run {name!r} already exists in {root}; choose another name") from None
+        else:
+            return target
+
+
+def _remove_unfinished(root: Path) -> None:
+    """What imports that were killed left behind; one that is at work holds its lock, or lives."""
+    for path in root.glob(".import-*"):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match and not _lives(int(match["pid"])) and not is_held(path / SEGMENTS / WRITER_LOCK):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
