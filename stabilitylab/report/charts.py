@@ -207,7 +207,9 @@ def finals(runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Compari
             if value is not None:
                 pair = run.named.seed, lr_label(run.named.base_lr)
                 places.setdefault(pair, []).append((x, 100 * value))
-    marks: list[Mark] = [Line(*zip(*points, strict=True), "", role="join") for points in places.values()]
+    marks: list[Mark] = [
+        Line([x for x, _ in points], [y for _, y in points], "", role="join") for points in places.values()
+    ]
     for x, arm in enumerate(arms):
         values = [y for points in places.values() for at, y in points if at == x]
         marks.append(Points([x] * len(values), values, arm.label, "runs", arm.index))

@@ -35,7 +35,7 @@ def official_to_run(source: Path, root: Path, data: str, name: str | None = None
     epoch = int(extra.get("epoch", 0))
     optimizer = build_optimizer(method.parameters(), config.optim)
     state = make_checkpoint(0, method, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    layers = group_layers(method.named_parameters(), config.record.granularity)
+    layers = group_layers(method, config.record.granularity)
     run_dir = claim_run(root, name)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     rows = [LayerRow(i, x.name, x.depth, x.num_params, x.trainable) for i, x in enumerate(layers)]

@@ -153,7 +153,7 @@ def test_every_declared_signal_is_measured_within_its_range() -> None:
     model = build_vit(ModelConfig(img_size=8, embed_dim=16, depth=2, num_heads=2), channels=3)
     optimizer = torch.optim.AdamW(model.parameters())
     sink = MemorySink()
-    layers = group_layers(model.named_parameters())
+    layers = group_layers(model)
     recorder = Recorder(layers, sink, signals=tuple(SIGNALS), model=model, optimizer=optimizer)
     for t in range(3):
         optimizer.zero_grad()

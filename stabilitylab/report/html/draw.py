@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,15 @@ class _Drawing:
         self.in_legend: set[tuple[str, int]] = set()
 
     def add(self, mark: Any) -> None:
-        {Line: self._line, Points: self._points, Heat: self._heat, Outline: self._outline, Bars: self._bars,
-         Band: self._band}[type(mark)](mark)  # fmt: skip
+        ways: dict[type, Callable[[Any], None]] = {
+            Line: self._line,
+            Points: self._points,
+            Heat: self._heat,
+            Outline: self._outline,
+            Bars: self._bars,
+            Band: self._band,
+        }
+        ways[type(mark)](mark)
 
     def _line(self, mark: Line) -> None:
         colour, label = COLOURS[mark.style % 6], text(mark.label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _COLUMNS, _BINS = 400, 500
 _WIDTHS = {"curve": 1.0, "seed": 0.4, "mean": 1.4}
 
 
-def draw(axis: Axes, chart: Chart, *, legend: str | None = None, width: float = 1.0, **options: Any) -> None:
+def draw(axis: Axes, chart: Chart, *, legend: Any = None, width: float = 1.0, **options: Any) -> None:
     """The chart on ``axis``. ``legend``: where it stands, if anywhere; ``options`` go to matplotlib's legend. ``width``
     scales the lines of curves."""
     drawing = _Drawing(axis, chart, width)
@@ -45,8 +46,15 @@ class _Drawing:
         self.handles: dict[tuple[str, int], Any] = {}
 
     def add(self, mark: Any) -> None:
-        {Line: self._line, Points: self._points, Heat: self._heat, Outline: self._outline, Bars: self._bars,
-         Band: self._band}[type(mark)](mark)  # fmt: skip
+        ways: dict[type, Callable[[Any], None]] = {
+            Line: self._line,
+            Points: self._points,
+            Heat: self._heat,
+            Outline: self._outline,
+            Bars: self._bars,
+            Band: self._band,
+        }
+        ways[type(mark)](mark)
 
     def _line(self, mark: Line) -> None:
         colour, dash = COLOURS[mark.style % 6], DASHES[mark.style % 6]
