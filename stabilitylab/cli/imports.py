@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stabilitylab.cli.options import runs_dir
 
+if TYPE_CHECKING:
+    from stabilitylab.importers.write import Imported
+
+MOST_NOTES = 30
+
 
 @click.group(name="import")
 def command() -> None:
-    """Bring in another tool's logs as a run."""
+    """Bring in another tool's logs as a run. `auto` recognises the format of a file or folder."""
+
+
+_name = click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
+_strict = click.option("--strict", is_flag=True, help="Refuse a log with a row that cannot be read.")
+_step = click.option("--step", metavar="COLUMN", help="The column (or key) that holds the step.")
+_grads = click.option(
+    "--grads",
+    "--grad-tag",
+    "grads",
+    metavar="PATTERN",
+    help="Which series are gradient norms: a name in which * stands for the layer, or a regular expression with a "
+    "group (?P<layer>...). Default: names like grad_norm/LAYER, gradients/LAYER, LAYER/grad_norm, grad_norm.",
+)
+_loss = click.option("--loss", metavar="NAME", help="Which series is the training loss.")
+_metric = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME[:percent][:min]",
+    help="A series that is an evaluation curve; repeat it for more. Names with val, eval, test, knn need no option.",
+)
+
+
+@command.command("auto")
+@click.argument("path", metavar="PATH")
+@_name
+@_step
+@_grads
+@_loss
+@_metric
+@click.option(
+    "--pattern",
+    metavar="REGEX",
+    help="How a line of a text log reads: groups (?P<step>...) and one a series, e.g. (?P<grad_norm>...); or "
+    "(?P<layer>...) with (?P<norm>...).",
+)
+@_strict
+@runs_dir
+def auto(path: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
+    """Import a log in whatever format it is: the format is recognised and named.
+
+    \b
+    TensorBoard, Weights & Biases (CSV, JSON lines, offline runs), Hugging Face (trainer_state.json, a folder of
+    checkpoints), Lightning (metrics.csv), MLflow, Comet, Neptune, Aim, ClearML, trackio, text logs (Megatron-LM,
+    llm.c, modded-nanogpt, DINO, MAE, Swin), CSV, Parquet, JSON lines.
+
+    What cannot be trusted is said at the end, and kept in the run's events.
+    """
+    _import(Path(path), None, name, runs_dir, said)
 
 
 @command.command("csv")
@@ -20,62 +75,82 @@ def command() -> None:
 @click.option(
     "--scalars", metavar="FILE", help="iteration,name,value[,num_samples]; knn_top1 and loss are known names."
 )
-@click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
+@_name
 @runs_dir
 def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | None) -> None:
-    """Import gradient norms, and scalars if any, from CSV files."""
+    """Import gradient norms, and scalars if any, from CSV files. A fault in them is an error; `auto` reads more
+    kinds of CSV and leaves bad rows out."""
     from stabilitylab.importers.csv import import_csv
+    from stabilitylab.store.location import runs_root
 
-    _bring_in(lambda root: import_csv(root, Path(grads), Path(scalars) if scalars else None, name), runs_dir)
-
-
-_grad_tag = click.option(
-    "--grad-tag",
-    metavar="REGEX",
-    help="Which tags are gradient norms, with a group (?P<layer>...). Default: grad*/LAYER.",
-)
-_name = click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
+    path = import_csv(runs_root(runs_dir), Path(grads), Path(scalars) if scalars else None, name)
+    click.echo(f"imported as {path.name}")
+    _next(path.name, runs_dir)
 
 
 @command.command("tensorboard")
 @click.argument("folder", metavar="DIR")
-@_grad_tag
+@_grads
 @_name
+@_loss
+@_metric
+@_strict
 @runs_dir
-def from_tensorboard(folder: str, grad_tag: str | None, name: str | None, runs_dir: str | None) -> None:
-    """Import the scalars of TensorBoard's event files under DIR."""
-    from stabilitylab.importers.tags import GRAD_TAG, import_tags, read_tensorboard
-
-    def bring(root: Path) -> Path:
-        tags = read_tensorboard(Path(folder))
-        return import_tags(root, tags, source="tensorboard", grad_tag=grad_tag or GRAD_TAG, name=name)
-
-    _bring_in(bring, runs_dir)
+def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
+    """Import TensorBoard's event files under DIR: scalars, and histograms of gradients."""
+    _import(Path(folder), "tensorboard", name, runs_dir, said)
 
 
 @command.command("wandb")
 @click.argument("file", metavar="FILE")
-@_grad_tag
+@_grads
 @_name
+@_step
+@_loss
+@_metric
+@_strict
 @runs_dir
-def from_wandb(file: str, grad_tag: str | None, name: str | None, runs_dir: str | None) -> None:
-    """Import a Weights & Biases export: a CSV with a step column, or history as JSON lines (.jsonl)."""
-    from stabilitylab.importers.tags import GRAD_TAG, import_tags, read_wandb
-
-    def bring(root: Path) -> Path:
-        return import_tags(root, read_wandb(Path(file)), source="wandb", grad_tag=grad_tag or GRAD_TAG, name=name)
-
-    _bring_in(bring, runs_dir)
+def from_wandb(file: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
+    """Import from Weights & Biases: CSV from the page, history as CSV or JSON lines, an offline run (.wandb)."""
+    _import(Path(file), "wandb", name, runs_dir, said)
 
 
-def _bring_in(bring: Callable[[Path], Path], runs_dir: str | None) -> None:
-    """Import, then name the run and the next command."""
-    from stabilitylab.errors import LogFormatError
+def _import(path: Path, format: str | None, name: str | None, root: str | None, said: dict[str, Any]) -> None:
+    """Import, then say what was taken as what, what cannot be trusted, and the next command."""
+    from stabilitylab.importers.options import Options, parse_metric
+    from stabilitylab.importers.registry import IMPORTERS, import_log
     from stabilitylab.store.location import runs_root
 
-    try:
-        path = bring(runs_root(runs_dir))
-    except LogFormatError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(f"imported as {path.name}")
-    click.echo(f"next: stablab analyze {path.name}" + (f" --runs-dir {runs_dir}" if runs_dir else ""))
+    metrics = tuple(parse_metric(text) for text in said.pop("metrics"))
+    made = import_log(runs_root(root), path, Options(metrics=metrics, **said), format=format, name=name)
+    click.echo(f"{path.name}: {IMPORTERS[made[0].format].title}" + (f", {len(made)} runs" if len(made) > 1 else ""))
+    for run in made:
+        _tell(run)
+    _next(made[0].path.name, root)
+
+
+def _tell(run: Imported) -> None:
+    click.echo(f"imported as {run.path.name}" + (f" ({run.run})" if run.run else ""))
+    layers = f"{_count(len(run.layers), 'layer')} ({_some(run.layers)})" if run.layers else "no layers"
+    click.echo(f"  {layers}, {run.rows:,} rows, {run.iterations:,} iterations")
+    parts = [f"loss: {run.loss}" if run.loss else "", f"metrics: {_some(run.metrics)}" if run.metrics else ""]
+    parts.append(f"{_count(run.scalars, 'other series')}" if run.scalars else "")
+    if any(parts):
+        click.echo("  " + "; ".join(part for part in parts if part))
+    for note in run.notes[:MOST_NOTES]:
+        click.echo(f"  note ({note.kind}): {note.text}")
+    if len(run.notes) > MOST_NOTES:
+        click.echo(f"  {len(run.notes) - MOST_NOTES} more notes are in the run's events")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 or what.endswith("s") else "s")
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few names, else the first and the last."""
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])} ... {names[-1]}"
+
+
+def _next(name: str, root: str | None) -> None:
+    click.echo(f"next: stablab analyze {name}" + (f" --runs-dir {root}" if root else ""))

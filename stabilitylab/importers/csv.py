@@ -1,24 +1,25 @@
-"""Import gradient norms and scalars that another tool logged as CSV.
+"""Import gradient norms and scalars from the two CSV files of this package's own form.
 
-Everything is read and checked before a run is claimed, so a bad file leaves nothing behind.
+A fault in them is an error that names its line. Everything is read and checked before a run is written, so a bad file
+leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from stabilitylab.errors import LogFormatError
-from stabilitylab.store.whole import write_run_whole
-from stabilitylab.store.writer import LayerRow, RunWriter
-
-MAX_ITERATION = 2**31 - 1  # the store's INTEGER
-_MAX_LAYERS = 2**15 - 1  # its SMALLINT
+from stabilitylab.importers.long_tables import LongColumns, long_logs
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.series import MAX_ITERATION, Log, Series
+from stabilitylab.importers.tables import open_table
+from stabilitylab.importers.write import write_logs
 
 
 @dataclass
@@ -101,59 +102,91 @@ def read_scalars(path: Path) -> list[Scalar]:
 
 
 def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: str | None = None) -> Path:
-    """Write the files as a finished run under ``runs_dir`` and return its folder."""
-    table = read_grads(grads)
-    logged = read_scalars(scalars) if scalars is not None else []
-    source = {"source": "csv", "grads": grads.name, "scalars": scalars.name if scalars else ""}
-    return write_run(runs_dir, table, logged, config=source, name=name)
+    """Write the files as a finished run under ``runs_dir`` and return its folder. Layers take their depth from the
+    column ``depth``, else from their first appearance. Raises LogFormatError at the first fault, RunExists for a name
+    that is taken."""
+    log = _grads_log(grads)
+    if scalars is not None:
+        found = _scalars(scalars)
+        log.series.update({tag if tag not in log.series else f"{tag} (scalar)": one for tag, one in found.items()})
+    return write_logs(runs_dir, [log], Options(), name)[0].path
 
 
-def write_run(
-    runs_dir: Path, table: GradsTable, logged: list[Scalar], *, config: dict[str, str], name: str | None
-) -> Path:
-    """Checked logs as a finished run. Returns its folder."""
-    if len(table.layers) > _MAX_LAYERS:
-        raise LogFormatError(f"{len(table.layers):,} layers; a run holds up to {_MAX_LAYERS:,}: name fewer as layers")
-    order = sorted(range(len(table.layers)), key=table.depths.__getitem__)
-    layer_id = {layer: position for position, layer in enumerate(order)}
-    rows = [LayerRow(i, table.layers[layer], table.depths[layer], 0, True) for i, layer in enumerate(order)]
+def _grads_log(path: Path) -> Log:
+    """The layers of a grads.csv. DuckDB reads it; a file with a fault is read again row by row, to name the fault."""
+    try:
+        log = _read_fast(path, ("iteration", "layer", "grad_norm"), is_layer=True)
+    except LogFormatError:
+        log = None
+    if log is None:
+        table = read_grads(path)
+        log = Log("csv", path)
+        layer, step = np.array(table.layer, np.int64), np.array(table.iteration, np.int64)
+        norm = np.array(table.grad_norm)
+        largest = np.array([np.nan if value is None else value for value in table.grad_max])
+        given = np.array([value is not None for value in table.grad_max], dtype=bool)
+        for place, layer_name in enumerate(table.layers):
+            rows = np.flatnonzero(layer == place)
+            _add_layer(log, layer_name, Series(layer_name, step[rows], norm[rows], rows), table.depths[place])
+            rows = rows[given[rows]]
+            if len(rows):
+                tag = f"{layer_name} (largest)"
+                log.series[tag] = Series(tag, step[rows], largest[rows], rows)
+                log.maxima[tag] = layer_name
+        return log
+    depths = [log.depths.get(layer, place) for place, layer in enumerate(log.layers)]
+    for place, layer_name in enumerate(log.layers):
+        log.depths[layer_name] = depths[place]
+    return log
 
-    def fill(writer: RunWriter) -> None:
-        absent = [value is None for value in table.grad_max]
-        writer.append(
-            "layer_stats",
-            {
-                "iteration": np.array(table.iteration, np.int32),
-                "layer_id": np.array([layer_id[layer] for layer in table.layer], np.int16),
-                "grad_norm": np.array(table.grad_norm),
-                "grad_max": np.ma.masked_array([0.0 if v is None else v for v in table.grad_max], absent),
-            },
-        )
-        _append_scalars(writer, logged)
 
-    return write_run_whole(runs_dir, name, fill, config=config, meta={"source": config["source"]}, layers=rows)
+def _add_layer(log: Log, name: str, series: Series, depth: int) -> None:
+    log.series[name] = series
+    log.layers[name] = name
+    log.depths[name] = depth
 
 
-def _append_scalars(writer: RunWriter, logged: list[Scalar]) -> None:
-    kinds: dict[str, Callable[[Scalar], bool]] = {
-        "evals": lambda s: s.name == "knn_top1",
-        "iterations": lambda s: s.name == "loss",
-        "scalars": lambda s: s.name not in ("knn_top1", "loss"),
-    }
-    for table, belongs in kinds.items():
-        chosen = [s for s in logged if belongs(s)]
-        if not chosen:
-            continue
-        iteration, value = [s.iteration for s in chosen], [s.value for s in chosen]
-        if table == "iterations":
-            writer.append(table, {"iteration": iteration, "loss": value})
-        elif table == "scalars":
-            writer.append(table, {"iteration": iteration, "name": [s.name for s in chosen], "value": value})
-        else:
-            samples = [s.num_samples for s in chosen]
-            columns = {"iteration": iteration, "metric": [s.name for s in chosen], "value": value}
-            unknown = [n is None for n in samples]
-            writer.append(table, {**columns, "num_samples": np.ma.masked_array([n or 0 for n in samples], unknown)})
+def _scalars(path: Path) -> dict[str, Series]:
+    try:
+        log = _read_fast(path, ("iteration", "name", "value"), is_layer=False)
+    except LogFormatError:
+        log = None
+    if log is not None:
+        return log.series
+    rows: dict[str, list[Scalar]] = {}
+    for scalar in read_scalars(path):
+        rows.setdefault(scalar.name, []).append(scalar)
+    found = {}
+    for name, scalars in rows.items():
+        samples = np.array([-1 if s.num_samples is None else s.num_samples for s in scalars], np.int64)
+        steps = np.array([s.iteration for s in scalars], np.int64)
+        values = np.array([s.value for s in scalars])
+        found[name] = Series(name, steps, values, np.arange(len(scalars)), num_samples=samples)
+    return found
+
+
+def _read_fast(path: Path, needed: tuple[str, str, str], *, is_layer: bool) -> Log | None:
+    """The file through DuckDB, or None (or LogFormatError) for one that needs a closer look."""
+    table = open_table(path, Options(strict=True), "csv")
+    if not set(needed) <= set(table.columns) or table.delimiter != "," or not table.rows:
+        return None
+    if "depth" in table.columns and is_layer:
+        return None  # whether depths agree is checked row by row
+    step, name, value = needed
+    columns = LongColumns(step, name, value, is_layer=is_layer, largest="grad_max", num_samples="num_samples")
+    found = long_logs(table, columns)
+    if len(found) != 1:
+        return None
+    log = found[0]
+    if sum(len(series) for tag, series in log.series.items() if tag not in log.maxima) != table.rows:
+        return None
+    for series in log.series.values():
+        wrong = series.value < 0
+        if not is_layer:
+            wrong = (wrong | (series.value > 1)) & (series.name == "knn_top1")
+        if wrong.any() or len(np.unique(series.step)) < len(series):
+            return None
+    return log
 
 
 def _rows(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -1,0 +1,65 @@
+"""What a user can say about a log, and the patterns that select series by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stabilitylab.errors import LogFormatError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A series that the user names as an evaluation curve. ``percent``: its values are percentages."""
+
+    name: str
+    percent: bool | None = None
+    goal: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """``step``: the column of the steps. ``grads``: which series are gradient norms. ``loss``: which is the training
+    loss. ``metrics``: which are evaluation curves. ``pattern``: how a line of a text log reads. ``strict``: refuse a
+    log with a row that cannot be read."""
+
+    step: str | None = None
+    grads: str | None = None
+    loss: str | None = None
+    metrics: tuple[Metric, ...] = ()
+    pattern: str | None = None
+    strict: bool = False
+
+
+def parse_metric(text: str) -> Metric:
+    """``val_acc:percent:max`` -> a Metric. A colon inside the name is kept."""
+    percent: bool | None = None
+    goal: str | None = None
+    name = text
+    while True:
+        head, colon, word = name.rpartition(":")
+        if not colon or not head or word not in ("percent", "min", "max"):
+            break
+        name = head
+        if word == "percent":
+            percent = True
+        else:
+            goal = word
+    if not name.strip():
+        raise LogFormatError(f"--metric {text!r} names no series; write NAME[:percent][:min]")
+    return Metric(name, percent, goal)
+
+
+def layer_pattern(text: str, option: str = "--grads") -> re.Pattern[str]:
+    """A regular expression with a group ``layer``, or a name in which ``*`` stands for the layer."""
+    if "(?P<" not in text and not text.endswith(")") and "(" not in text:
+        head, star, tail = text.partition("*")
+        layer = "(?P<layer>.+)" if star else "(?P<layer>)"
+        return re.compile(re.escape(head) + layer + re.escape(tail).replace(r"\*", ".*"))
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise LogFormatError(f"{option} {text!r} is not a valid regular expression: {error}") from None
+    if "layer" not in pattern.groupindex:
+        raise LogFormatError(f"{option} {text!r} needs a group named layer: (?P<layer>.+)")
+    return pattern

@@ -1,0 +1,185 @@
+"""Logs of records: one dictionary a step, as W&B's history, a Trainer's state, JSON lines hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stabilitylab.errors import LogFormatError
+from stabilitylab.importers import names
+from stabilitylab.importers.histograms import histogram_norm
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.series import Log, Points, Refused, plain_number, shortened, whole_step, why_no_step
+
+Record = tuple[int, dict[str, Any]]
+"""The line (or place) of a record, and the record."""
+
+STEPS = (
+    "trainer/global_step",
+    "train/global_step",
+    "global_step",
+    "train/step",
+    "step",
+    "Step",
+    "iteration",
+    "iter",
+    "Iteration",
+    "iters",
+    "global_iter",
+    "num_updates",
+    "update",
+    "updates",
+    "_step",
+)
+EPOCHS = ("epoch", "Epoch")
+_INTERNAL = ("_runtime", "_timestamp", "_wandb", "timestamp", "time", "wall_time", "datetime")
+
+
+def log_of_records(
+    records: Iterable[Record],
+    path: Path,
+    options: Options,
+    *,
+    format: str,
+    run: str = "",
+    refused: Refused | None = None,
+    stepless_is_normal: bool = False,
+) -> Log:
+    """Named series from records. The step is the first of ``STEPS`` that the records hold, or ``--step``; without one,
+    the epoch; without that, the records are numbered, if any of them holds a gradient norm.
+
+    ``stepless_is_normal``: records without a step are no faults of the file, so they are counted and not refused.
+    """
+    records = list(records)
+    log = Log(format, path, run=run)
+    refused = refused if refused is not None else Refused(path, options.strict)
+    key = _step_key(records, options, path)
+    steps = _steps(records, key, log)
+    points = Points()
+    skipped: dict[str, None] = {}
+    stepless: list[str] = []
+    for (line, record), step in zip(records, steps, strict=True):
+        if step is None:
+            found = [name for name, _ in flat(record)]
+            if stepless_is_normal:
+                stepless += found[-1:]
+            elif any(plain_number(value) is not None for _, value in flat(record)):
+                refused.add(line, why_no_step(record.get(key) if key else None))
+            continue
+        points.row += 1
+        for name, value in flat(record):
+            if name == key or name in STEPS or name in _INTERNAL or name.startswith("_"):
+                continue
+            number = plain_number(value)
+            if number is not None:
+                points.add(name, step, number)
+            elif isinstance(value, dict | str) and (norm := histogram_norm(value)) is not None:
+                points.add(name, step, norm, approximate=True)
+            elif value is not None and value != "":
+                skipped.setdefault(name)
+    log.series = points.series()
+    if stepless:
+        log.note(
+            "no_step", f"{len(stepless)} records without a step were left out ({shortened(dict.fromkeys(stepless))})"
+        )
+    refused.tell(log)
+    texts = [name for name in skipped if name not in log.series]
+    if texts:
+        log.note("skipped", f"{len(texts)} entries that are no numbers were skipped ({shortened(texts)})")
+    if key in EPOCHS:
+        log.axis = "epoch"
+        log.note("axis", "the log has no step: its axis is the epoch, so each row stands for a whole epoch")
+    return log
+
+
+def flat(record: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of every entry; ``{"val": {"acc": 1}}`` gives ``val.acc``."""
+    for name, value in record.items():
+        whole = f"{before}{name}"
+        if isinstance(value, dict) and "_type" not in value and before.count(".") < 8:
+            yield from flat(value, f"{whole}.")
+        else:
+            yield whole, value
+
+
+def json_lines(path: Path, refused: Refused) -> Iterator[Record]:
+    """The objects of a file of JSON lines. Lines that are none are refused."""
+    try:
+        with path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                if not raw.strip():
+                    continue
+                try:
+                    record = json.loads(raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+                except UnicodeDecodeError:
+                    refused.add(line, "not UTF-8 text")
+                except (ValueError, RecursionError) as error:
+                    refused.add(line, f"not JSON: {str(error)[:80]}")
+                else:
+                    if isinstance(record, dict):
+                        yield line, record
+                    else:
+                        refused.add(line, "not a JSON object")
+    except OSError as error:
+        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _step_key(records: Sequence[Record], options: Options, path: Path) -> str:
+    """The entry that holds the step; empty for none."""
+    if options.step is not None:
+        if not any(options.step in record for _, record in records):
+            raise LogFormatError(f"{path} has no column {options.step!r} for --step; it has {_entries(records)}")
+        return options.step
+    for name in (*STEPS, *EPOCHS):
+        count = sum(whole_step(record.get(name)) is not None for _, record in records)
+        other = sum(record.get(name) is not None for _, record in records)
+        if count and count >= 0.5 * other:
+            return name
+    return ""
+
+
+def _steps(records: Sequence[Record], key: str, log: Log) -> list[int | None]:
+    """The step of each record; None where it has none."""
+    if not key:
+        if not any(_is_gradient(name) for _, record in records[:1000] for name, _ in flat(record)):
+            raise LogFormatError(
+                f"{log.path} has no step column (one of {', '.join(dict.fromkeys(STEPS))}); say which with --step"
+            )
+        log.note("row_numbers", "the log has no step: its rows are numbered from 0")
+        return list(range(len(records)))
+    steps = [whole_step(record.get(key)) for _, record in records]
+    if key == "_step":
+        return steps
+    # W&B writes some records without the step of the trainer: it lies between those of its neighbours.
+    known = [(whole_step(record.get("_step")), step) for (_, record), step in zip(records, steps, strict=True)]
+    pairs = [(own, step) for own, step in known if own is not None and step is not None]
+    holes = [
+        i for i, (own, step) in enumerate(known) if own is not None and step is None and _holds_numbers(records[i])
+    ]
+    if not pairs or not holes:
+        return steps
+    pairs.sort()
+    own, trained = np.array(pairs).T
+    for i in holes:
+        place = known[i][0]
+        assert place is not None
+        after = int(np.searchsorted(own, place))
+        steps[i] = int(trained[min(after, len(own) - 1)])
+    log.note("borrowed_steps", f"{len(holes)} records have no {key}: they take that of the next record that has one")
+    return steps
+
+
+def _holds_numbers(record: Record) -> bool:
+    return any(not name.startswith(("_", "system")) for name, _ in flat(record[1]))
+
+
+def _is_gradient(name: str) -> bool:
+    return names.total_section(name) is not None or names.layer_of(name) is not None
+
+
+def _entries(records: Sequence[Record]) -> str:
+    return shortened(dict.fromkeys(name for _, record in records[:100] for name in record), 8)

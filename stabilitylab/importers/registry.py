@@ -1,0 +1,120 @@
+"""Every format that can be imported, and the recognition of a file's format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stabilitylab.errors import LogFormatError
+from stabilitylab.importers import (
+    aim,
+    clearml,
+    comet,
+    huggingface,
+    jsonlines,
+    lightning,
+    mlflow,
+    neptune,
+    table,
+    tensorboard,
+    text,
+    trackio,
+    wandb,
+)
+from stabilitylab.importers.formats import Format, Sample
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.series import Log
+from stabilitylab.importers.write import Imported, write_logs
+
+IMPORTERS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (
+        tensorboard,
+        huggingface,
+        trackio,
+        mlflow,
+        neptune,
+        aim,
+        comet,
+        lightning,
+        wandb,
+        clearml,
+        jsonlines,
+        table,
+        text,
+    )
+}
+"""name -> format, in the order in which a file is held against them: the special before the general."""
+
+NEAREST = 3
+
+
+def import_log(
+    root: Path, path: Path, options: Options | None = None, *, format: str | None = None, name: str | None = None
+) -> list[Imported]:
+    """Import a file or folder as runs below ``root``, as ``format`` or as whatever it is recognised as.
+
+    Nothing is written unless everything could be read. Raises LogFormatError for a file of no known kind, with the
+    nearest formats, and for one that holds no run; StoreError where nothing can be written.
+
+    Example:
+        >>> import_log(Path("runs"), Path("trainer_state.json"), name="finetune")  # doctest: +SKIP
+    """
+    options = options or Options()
+    chosen = IMPORTERS[format] if format is not None else recognise(path, options)
+    return write_logs(root, read_logs(path, options, chosen), options, name)
+
+
+def read_logs(path: Path, options: Options, format: Format) -> list[Log]:
+    if not path.exists():
+        raise LogFormatError(f"cannot read {path}: No such file or directory")
+    logs = format.read(path, options)
+    if not logs:
+        raise LogFormatError(f"{path} holds no run of the format {format.name}; nothing was imported")
+    return logs
+
+
+def recognise(path: Path, options: Options | None = None) -> Format:
+    """The format of a file or folder. Raises LogFormatError with what it looks like and the nearest formats."""
+    if not path.exists():
+        raise LogFormatError(f"cannot read {path}: No such file or directory")
+    if options is not None and options.pattern is not None:
+        return IMPORTERS["text"]
+    sample = Sample(path)
+    for format in IMPORTERS.values():
+        if format.recognises(sample):
+            return format
+    if options is not None and options.step is not None and options.step in sample.columns:
+        return IMPORTERS["table"]
+    near = "; ".join(f"{format.name}: {format.title}" for format in nearest(sample))
+    raise LogFormatError(f"{path} is {looks_like(sample)}, and no log of a known kind. The nearest: {near}")
+
+
+def nearest(sample: Sample, count: int = NEAREST) -> Sequence[Format]:
+    """The formats whose marks a file holds most of, in its name or its beginning."""
+    inside = sample.path.name.lower() + "\n" + sample.head
+    if sample.is_folder:
+        inside += "\n".join(file.name for file in list(sample.path.iterdir())[:200])
+
+    def held(format: Format) -> float:
+        return sum(mark in inside for mark in format.marks) / max(len(format.marks), 1)
+
+    return sorted(IMPORTERS.values(), key=held, reverse=True)[:count]
+
+
+def looks_like(sample: Sample) -> str:
+    """What a file is, as far as its beginning tells."""
+    if sample.is_folder:
+        found = sum(1 for _ in sample.path.iterdir())
+        return f"a folder of {found} entries" if found else "an empty folder"
+    if not sample.raw.strip():
+        return "an empty file"
+    if not sample.head:
+        return "a binary file"
+    if sample.records:
+        return "JSON"
+    if sample.head.lstrip().startswith(("{", "[")):
+        return "JSON"
+    if len(sample.columns) > 1:
+        return f"a table with the columns {', '.join(sample.columns[:6])}"
+    return f"a text file that begins {sample.lines[0].strip()[:60]!r}"

@@ -1,0 +1,247 @@
+"""Tables in files, read by DuckDB: CSV, TSV and Parquet, column by column."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from stabilitylab.errors import LogFormatError
+from stabilitylab.importers.formats import Sample, delimiter_of
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.series import Refused
+from stabilitylab.store.database import one_line
+from stabilitylab.store.schema import quote
+
+_MISSING = "('', 'None', 'none', 'null', 'NULL', 'NA', 'N/A', '<NA>', '-')"
+_MEMORY = "400MB"
+COLUMNS_AT_A_TIME = 8
+
+
+class Table:
+    """The columns of a file. ``rows``: how many rows were read. ``refused``: those that were not.
+
+    A number comes with its state: 0 where the cell is empty, 1 for a number (NaN and infinity are numbers), 2 for text.
+    """
+
+    def __init__(self, path: Path, format: str, refused: Refused, columns: list[str], source: str) -> None:
+        self.path, self.format, self.refused, self.columns = path, format, refused, columns
+        self._source = source
+        self._con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY})
+        self._con.execute("SET enable_progress_bar = false")
+        self._told: set[str] = set()
+        self.rows = 0
+        self.delimiter = ","
+
+    def numbers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """(value float64 (rows,), state uint8 (rows,)) of one column."""
+        return self.many_numbers([column])[column]
+
+    def many_numbers(self, columns: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The numbers of several columns, in one pass over the file."""
+        parts = []
+        for place, column in enumerate(columns):
+            text = self._text(column)
+            parts.append(f"coalesce(TRY_CAST({text} AS DOUBLE), 'NaN'::DOUBLE) AS v{place}")
+            parts.append(
+                f"(CASE WHEN {text} IS NULL OR {text} IN {_MISSING} THEN 0 "
+                f"WHEN TRY_CAST({text} AS DOUBLE) IS NULL THEN 2 ELSE 1 END)::UTINYINT AS s{place}"
+            )
+        found = self._fetch(f"SELECT {', '.join(parts)} FROM {self._source}")
+        return {column: (found[f"v{i}"], found[f"s{i}"]) for i, column in enumerate(columns)}
+
+    def codes(self, columns: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        """(code int32 (rows,), what each code stands for) of text columns together, numbered by first appearance."""
+        texts = [f"coalesce({self._text(column)}, '')" for column in columns]
+        joined = " || chr(31) || ".join(texts)
+        kinds = self._con.execute(f"SELECT DISTINCT {joined} FROM {self._source}").fetchall()
+        values = [row[0] for row in kinds]
+        if not values:
+            return np.zeros(0, np.int32), []
+        # An ENUM keeps the rows in their order and costs two bytes a row.
+        listed = ", ".join(quote(value) for value in values)
+        self._con.execute("DROP TYPE IF EXISTS listed")
+        self._con.execute(f"CREATE TYPE listed AS ENUM ({listed})")
+        found = self._fetch(f"SELECT enum_code(({joined})::listed)::INTEGER AS code FROM {self._source}")["code"]
+        first = np.full(len(values), len(found), np.int64)
+        np.minimum.at(first, found, np.arange(len(found)))
+        order = np.argsort(first, kind="stable")
+        place = np.empty(len(values), np.int32)
+        place[order] = np.arange(len(values), dtype=np.int32)
+        return place[found], [tuple(values[i].split("\x1f")) for i in order]
+
+    def texts(self, column: str, most: int | None = None) -> list[str]:
+        """The cells of a column as text; '' where there is none."""
+        limit = f" LIMIT {most}" if most is not None else ""
+        rows = self._con.execute(f"SELECT coalesce({self._text(column)}, '') FROM {self._source}{limit}").fetchall()
+        return [row[0] for row in rows]
+
+    def looks_like_text(self, column: str) -> bool:
+        """Whether most of the first cells of a column that are not empty are no numbers."""
+        cells = [cell for cell in self.texts(column, 2000) if cell and cell not in _MISSING]
+        return bool(cells) and sum(not _reads_as_number(cell) for cell in cells) > 0.5 * len(cells)
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows as dictionaries of text, with the line of each."""
+        cells = [self.texts(column) for column in self.columns]
+        for place, row in enumerate(zip(*cells, strict=True)):
+            yield place + 2, dict(zip(self.columns, row, strict=True))
+
+    def refuse_text(self, column: str, state: np.ndarray) -> None:
+        """Refuse the rows in which a column of numbers holds text."""
+        text = np.flatnonzero(state == 2)
+        if len(text) == 0 or column in self._told:
+            return
+        self._told.add(column)
+        self.refuse_rows(state == 2, column, "is not a number")
+
+    def refuse_rows(self, bad: np.ndarray, column: str, why: str) -> None:
+        """Refuse rows for what one of their cells holds, which is shown."""
+        rows = np.flatnonzero(bad)
+        if len(rows) == 0:
+            return
+        row = int(rows[0])
+        cell = self._con.execute(f"SELECT {self._text(column)} FROM {self._source} LIMIT 1 OFFSET {row}").fetchone()
+        shown = "" if cell is None or cell[0] is None else str(cell[0])[:40]
+        self.refused.add(self.line(row), f"{column} {shown!r} {why}", len(rows))
+
+    def line(self, row: int) -> int:
+        """The line of the file on which a row (from 0) ends."""
+        if self.path.suffix.lower() in (".parquet", ".pq"):
+            return row + 1
+        with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.reader(file, delimiter=self.delimiter)
+            place = -1
+            try:
+                next(reader, None)
+                for cells in reader:
+                    if len(cells) == len(self.columns) and (len(cells) > 1 or cells[0].strip()):
+                        place += 1
+                    if place == row:
+                        break
+            except csv.Error:
+                pass
+            return reader.line_num
+
+    def keep(self, condition: str) -> None:
+        """Read only the rows that an SQL condition on `cell`s selects."""
+        self._source = f"(SELECT * FROM {self._source} WHERE {condition})"
+        count = self._con.execute(f"SELECT count(*) FROM {self._source}").fetchone()
+        self.rows = 0 if count is None else int(count[0])
+
+    def cell(self, column: str) -> str:
+        """A column, as SQL."""
+        return f"c{self.columns.index(column)}"
+
+    def _text(self, column: str) -> str:
+        return f"trim(c{self.columns.index(column)}::VARCHAR)"
+
+    def _fetch(self, sql: str) -> dict[str, Any]:
+        try:
+            return dict(self._con.execute(sql).fetchnumpy())
+        except duckdb.Error as error:
+            raise LogFormatError(f"{self.path} is not readable as a table: {one_line(error)[:200]}") from None
+
+
+def open_table(path: Path, options: Options, format: str) -> Table:
+    """A CSV, TSV or Parquet file. LogFormatError for a file that is none."""
+    refused = Refused(path, options.strict)
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return _parquet([path], path, format, refused)
+    sample = Sample(path)
+    if not sample.raw.strip():
+        raise LogFormatError(f"{path} is empty")
+    if not sample.head:
+        raise LogFormatError(f"{path} is not a text file")
+    header = sample.lines[0]
+    columns = _unique(sample.columns)
+    delimiter = delimiter_of(header)
+    names = ", ".join(f"{quote(f'c{i}')}: 'VARCHAR'" for i in range(len(columns)))
+    skipped = sample.head[: sample.head.index(header)].count("\n")
+
+    def source(store: str) -> str:
+        return (
+            f"read_csv({quote(_escaped(path))}, auto_detect=false, header=true, skip={skipped}, "
+            f"delim={quote(delimiter)}, quote='\"', escape='\"', all_varchar=true, ignore_errors=true, "
+            f"max_line_size=16000000, {store}"
+            f"columns={{{names}}})"
+        )
+
+    table = Table(path, format, refused, columns, source(""))
+    table.delimiter = delimiter
+    con = table._con
+    try:
+        # Every column is asked for: DuckDB does not look for faults in columns that a query leaves out.
+        every = ", ".join(f"count(c{i})" for i in range(len(columns)))
+        count = con.execute(f"SELECT count(*), {every} FROM {source('store_rejects=true, ')}").fetchall()[0]
+        lines = _rejected(con)
+    except duckdb.Error as error:
+        raise LogFormatError(f"{path} is not readable as CSV: {one_line(error)[:200]}") from None
+    table.rows = int(count[0])
+    if any(kind == "INVALID ENCODING" for _, kind in lines):
+        # Each query must leave out the same rows, so each looks at every cell.
+        cells = ", ".join(f"c{i}" for i in range(len(columns)))
+        table.keep(f"hash({cells}) IS NOT NULL")
+    if lines:
+        why = {"MISSING COLUMNS": "too few cells", "TOO MANY COLUMNS": "too many cells"}
+        why["INVALID ENCODING"] = "not UTF-8 text"
+        refused.add(int(lines[0][0]), why.get(lines[0][1], str(lines[0][1]).lower()), len(lines))
+    return table
+
+
+def _rejected(con: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+    """(line, kind of fault) of the lines that DuckDB left out."""
+    sql = "SELECT line, any_value(error_type::VARCHAR) FROM reject_errors GROUP BY line ORDER BY line"
+    try:
+        return con.execute(sql).fetchall()
+    except duckdb.CatalogException:  # the table comes with the first fault
+        return []
+
+
+def open_parquet_folder(files: Sequence[Path], path: Path, options: Options, format: str) -> Table:
+    """Several Parquet files with the same columns, one after the other."""
+    return _parquet(files, path, format, Refused(path, options.strict))
+
+
+def _parquet(files: Sequence[Path], path: Path, format: str, refused: Refused) -> Table:
+    listed = ", ".join(quote(_escaped(file)) for file in files)
+    source = f"read_parquet([{listed}], union_by_name=true)"
+    with duckdb.connect(":memory:") as con:
+        try:
+            columns = [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+            count = con.execute(f"SELECT count(*) FROM {source}").fetchone()
+        except duckdb.Error as error:
+            raise LogFormatError(f"{path} is not readable as Parquet: {one_line(error)[:200]}") from None
+    named = ", ".join(f'"{column.replace(chr(34), chr(34) * 2)}" AS c{i}' for i, column in enumerate(columns))
+    table = Table(path, format, refused, _unique(columns), f"(SELECT {named} FROM {source})")
+    table.rows = 0 if count is None else int(count[0])
+    return table
+
+
+def _unique(columns: Sequence[str]) -> list[str]:
+    """Column names, each once; a column without a name is called by its place."""
+    seen: dict[str, int] = {}
+    found = []
+    for place, column in enumerate(columns):
+        name = column or f"column {place + 1}"
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def _escaped(path: Path) -> str:
+    """A path without the characters that DuckDB takes for a pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def _reads_as_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""Text logs: Megatron-LM, llm.c, modded-nanogpt, nanoGPT, MetricLogger (DeiT, MAE, DINO), Swin, torchtitan, and any
+other through ``--pattern``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from stabilitylab.errors import LogFormatError
+from stabilitylab.importers import names
+from stabilitylab.importers.formats import Format, Sample
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.series import MAX_ITERATION, Log, Points, Refused, plain_number, whole_step, why_no_step
+from stabilitylab.importers.text_lines import parse_line
+
+_LEAST_LINES = 3
+_LONGEST_LINE = 20_000
+
+
+def recognises(sample: Sample) -> bool:
+    if sample.is_folder or not sample.lines:
+        return False
+    parsed = [parse_line(line) for line in sample.lines[:3000] if len(line) < _LONGEST_LINE]
+    stepped = [line for line in parsed if line is not None and line.step is not None]
+    trained = [
+        line
+        for line in stepped
+        if any(
+            names.is_loss(name) or names.is_training_loss(name) or names.total_section(name) is not None
+            for name in line.values
+        )
+    ]
+    if len(trained) >= min(_LEAST_LINES, len(sample.lines)) and len({line.step for line in trained}) > 1:
+        return True
+    # The Trainer prints dictionaries without a step.
+    plain = [line for line in parsed if line is not None and line.step is None and "grad_norm" in line.values]
+    return len(plain) >= _LEAST_LINES
+
+
+def read(path: Path, options: Options) -> list[Log]:
+    """One run. A line that names no step but an evaluation belongs to the last step before it."""
+    refused = Refused(path, options.strict)
+    if options.pattern is not None:
+        return [_read_pattern(path, options.pattern, refused)]
+    log = Log("text", path)
+    points = Points()
+    step, counts, smoothed, numbered = -1, [0, 0], 0, 0
+    for line, text in _lines(path, refused):
+        parsed = parse_line(text)
+        if parsed is None:
+            continue
+        if parsed.step is None and "grad_norm" in parsed.values:
+            step += 1
+            numbered += 1
+        elif parsed.step is not None:
+            if parsed.step > MAX_ITERATION:
+                refused.add(line, why_no_step(parsed.step))
+                continue
+            step = parsed.step
+        elif step < 0:
+            continue
+        training = any(names.total_section(name) is not None for name in parsed.values)
+        if training:
+            counts[min(parsed.counts_from, 1)] += 1
+        smoothed += parsed.smoothed
+        points.row = line
+        for name, value in parsed.values.items():
+            points.add(name, step, value)
+    log.series = points.series()
+    log.counts_from = 1 if counts[1] > counts[0] else 0
+    if not log.series:
+        raise LogFormatError(f"{path} has no line with a step and a number; say how a line reads with --pattern")
+    if smoothed:
+        log.note("means", f"{smoothed:,} lines hold medians or means over a window of iterations, not single values")
+    if numbered:
+        log.note("row_numbers", "the lines name no step: those with a gradient norm are numbered from 0")
+    refused.tell(log)
+    return [log]
+
+
+def _read_pattern(path: Path, text: str, refused: Refused) -> Log:
+    """Lines in which a regular expression is found. Its groups: ``step``; ``name`` (or ``layer``) with ``value`` (or
+    ``norm``); or one group a series, called like it."""
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise LogFormatError(f"--pattern {text!r} is not a valid regular expression: {error}") from None
+    groups = set(pattern.groupindex)
+    if "step" not in groups or len(groups) < 2:
+        raise LogFormatError(
+            f"--pattern {text!r} needs the group (?P<step>...) and one a series, e.g. (?P<grad_norm>...)"
+        )
+    named = next((name for name in ("name", "layer") if name in groups), None)
+    valued = next((name for name in ("value", "norm", "grad_norm") if name in groups), None)
+    log = Log("text", path)
+    points = Points()
+    matched = 0
+    for line, text in _lines(path, refused):
+        match = pattern.search(text)
+        if match is None:
+            continue
+        matched += 1
+        step = whole_step(match["step"])
+        if step is None:
+            refused.add(line, why_no_step(match["step"]))
+            continue
+        points.row = line
+        if named is not None and valued is not None:
+            pairs = [(match[named], match[valued])]
+            if named == "layer" and match[named]:
+                log.layers[match[named]] = match[named]
+        else:
+            pairs = [(name, match[name]) for name in groups - {"step"}]
+        for name, cell in pairs:
+            value = plain_number((cell or "").strip())
+            if value is not None and name:
+                points.add(name, step, value)
+            elif cell:
+                refused.add(line, f"{name} {cell[:40]!r} is not a number")
+    if not matched:
+        raise LogFormatError(f"--pattern {text!r} matches no line of {path}")
+    log.series = points.series()
+    refused.tell(log)
+    return log
+
+
+def _lines(path: Path, refused: Refused) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers. Progress bars write many over one another in one line."""
+    try:
+        with path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                if len(raw) > 50 * _LONGEST_LINE:
+                    refused.add(line, f"longer than {50 * _LONGEST_LINE:,} bytes")
+                    continue
+                for part in raw.decode("utf-8", errors="replace").replace("\r", "\n").split("\n"):
+                    if part.strip() and len(part) <= _LONGEST_LINE:
+                        yield line, part
+    except OSError as error:
+        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+
+
+FORMAT = Format(
+    "text", "a text log with a step and a loss or gradient norm on its lines", recognises, read,
+    (".log", ".txt", ".out", "iteration", "step", "loss", "grad norm", "grad_norm", "norm:"),
+)  # fmt: skip

@@ -1,0 +1,143 @@
+"""One line of a training log: its step and its numbers, whichever trainer wrote it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
+_WORD = r"[A-Za-z_][\w@./\-]*"
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+# MetricLogger (DeiT, MAE, DINO), Swin, MoCo v3, timm, mmengine: the step counts within an epoch.
+_IN_EPOCH = re.compile(
+    r"(?P<what>\w*)(?:\(\w+\))?:?\s*\[?\s*(?P<epoch>\d+)(?:\s*/\s*\d+)?\s*\]?\s*\[\s*(?P<place>\d+)\s*/\s*(?P<length>\d+)\b"
+)
+_STEP = re.compile(
+    r"(?:^|[^\w.])(?:global[_ ]step|train[_ ]step|iteration|iter|num_updates|update|step|s)"
+    r"(?:\(train\))?\s*[:=\[]?\s*(?P<step>\d+)(?![\d.])(?:\s*/\s*\d+)?",
+    re.IGNORECASE,
+)
+_AT_ITERATION = re.compile(
+    r"(?P<what>validation|test|eval\w*) loss at (?:the end of training|iteration (?P<step>\d+))", re.I
+)
+_PAIR = re.compile(
+    rf"(?P<name>{_WORD}(?: {_WORD}){{0,3}}?)(?: \(ms\))?\s*[:=]\s*\[?(?P<value>{_NUMBER})(?![\w:/])", re.I
+)
+_LOOSE = re.compile(
+    rf"(?<![\w:=./])(?P<name>(?:(?:val|valid|validation|train|test|eval|lm|mlm|grad|total)[ _])?"
+    rf"(?:\w*loss|\w*norm|lr|learning rate|acc\w*(?:@\d+)?|top-?\d|ppl|accuracy))\s+\(?(?P<value>{_NUMBER})(?![\w:/])",
+    re.IGNORECASE,
+)
+_EVALUATED = re.compile(r"acc@\d|val(?:id|idation)?[ _]|test[ _]|hellaswag|eval[ _]", re.IGNORECASE)
+_RENAMED = {
+    "norm": "grad_norm",  # llm.c
+    "trl": "train_loss",
+    "tel": "val_loss",
+    "eval": "val_accuracy",
+    "gnorm": "grad_norm",
+}
+_NO_SERIES = re.compile(
+    r"(?:.*[ _])?(?:step|s|iter|iteration|eta|time|data|mem|memory|epoch|rank|consumed samples|consumed tokens"
+    r"|elapsed time per iteration|num_updates|max mem|train_time|step_avg|tok/s|tps|mfu|seed|pid|gpu)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a line says. ``step``: None where it names none. ``counts_from``: what its trainer calls the first update.
+    ``smoothed``: its numbers are medians or means over a window."""
+
+    step: int | None
+    values: dict[str, float]
+    counts_from: int = 0
+    smoothed: bool = False
+
+
+def parse_line(text: str) -> Line | None:
+    """The step and the numbers of a line; None for a line without numbers of a series."""
+    text = _ANSI.sub("", text).strip()
+    if not any(c.isdigit() for c in text) and "nan" not in text.lower():
+        return None
+    inner = _dictionary(text)
+    if inner is not None:
+        return (
+            None if not inner else Line(_whole(inner), {k: v for k, v in inner.items() if not _NO_SERIES.fullmatch(k)})
+        )
+    at = _AT_ITERATION.search(text)
+    if at is not None:
+        values = {f"{at['what'].lower()} {k.removesuffix(' value')}": v for k, v in _pairs(text[at.end() :]).items()}
+        return Line(int(at["step"]) if at["step"] else None, values, counts_from=1) if values else None
+    epoch = _IN_EPOCH.search(text)
+    if epoch is not None and int(epoch["length"]) > 0:
+        if epoch["what"].lower() in ("test", "val", "validate", "eval"):
+            return None
+        values = _values(text[epoch.end() :])
+        step = int(epoch["epoch"]) * int(epoch["length"]) + int(epoch["place"])
+        return Line(step, values, smoothed="(" in text) if values else None
+    found = _STEP.search(text)
+    values = _values(text if found is None else text[: found.start()] + " " + text[found.end() :])
+    if not values:
+        return None
+    if found is None:
+        shown = {k if re.match("val|test|eval", k, re.I) else f"val_{k}": v for k, v in values.items()}
+        return Line(None, shown) if _EVALUATED.search(text) else None
+    one_based = re.search(r"iteration\s+\d+\s*/|^step\s+\d+/\d+", text, re.IGNORECASE) is not None
+    return Line(int(found["step"]), values, counts_from=1 if one_based else 0)
+
+
+def _values(text: str) -> dict[str, float]:
+    loose = {_name(m["name"]): float(m["value"]) for m in _LOOSE.finditer(text)}
+    values = {**loose, **_pairs(text)}
+    return {name: value for name, value in values.items() if not _NO_SERIES.fullmatch(name)}
+
+
+def _pairs(text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for match in _PAIR.finditer(text):
+        name = _name(match["name"])
+        if not _NO_SERIES.fullmatch(name):
+            found.setdefault(name, float(match["value"]))
+    return found
+
+
+def _name(name: str) -> str:
+    name = name.strip().strip("|*").strip()
+    return _RENAMED.get(name, name)
+
+
+def _dictionary(text: str) -> dict[str, float] | None:
+    """The numbers of a line that is, or ends in, a dictionary as Python or JSON writes it; None for other lines."""
+    start = text.find("{")
+    if start < 0 or not text.endswith("}"):
+        return None
+    body = text[start:]
+    try:
+        found: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        try:
+            found = ast.literal_eval(re.sub(r"(?<=[:,\[] )(nan|inf|-inf)\b", r"'\1'", body))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    if not isinstance(found, dict):
+        return None
+    numbers: dict[str, float] = {}
+    for name, value in found.items():
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                numbers[str(name)] = float(value)
+            except (ValueError, OverflowError):
+                continue
+    return numbers
+
+
+def _whole(values: dict[str, float]) -> int | None:
+    for name in ("step", "global_step", "iteration", "iter", "num_updates"):
+        value = values.get(name)
+        if value is not None and value == int(value):
+            return int(value)
+    return None

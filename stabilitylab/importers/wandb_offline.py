@@ -1,0 +1,105 @@
+"""W&B's offline runs: ``run-ID.wandb``, a log of protocol buffers. The messages are read with wandb's own classes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stabilitylab.errors import LogFormatError
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.records import log_of_records
+from stabilitylab.importers.series import Log, Refused
+
+_BLOCK = 32 * 1024
+_FILE_HEADER = 7
+_RECORD = struct.Struct("<IHB")  # checksum, length, type
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def offline_files(folder: Path) -> Iterator[Path]:
+    """The offline runs of a ``wandb`` folder or of the folder of one run; ``latest-run`` is a link to one of them."""
+    for pattern in ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb"):
+        yield from (file for file in folder.glob(pattern) if not file.parent.is_symlink())
+
+
+def read_offline(path: Path, options: Options) -> Log:
+    """An offline run. A file that was torn when its run was killed gives what it holds."""
+    try:
+        from wandb.proto import wandb_internal_pb2 as messages
+    except ImportError:
+        raise LogFormatError(f"reading {path.name} needs: pip install 'stabilitylab[logs]'") from None
+    from google.protobuf.message import DecodeError
+
+    refused = Refused(path, options.strict)
+    records: list[tuple[int, dict[str, Any]]] = []
+    run = path.stem.removeprefix("run-")
+    for place, raw in enumerate(_messages(path, refused), 1):
+        record: Any = messages.Record()
+        try:
+            record.ParseFromString(raw)
+        except DecodeError:
+            refused.add(f"record {place}", "not a record of W&B")
+            continue
+        kind = record.WhichOneof("record_type")
+        if kind == "run" and record.run.display_name:
+            run = record.run.display_name
+        elif kind == "history":
+            records.append((place, _items(record.history)))
+    return log_of_records(records, path, options, format="wandb", run=run, refused=refused)
+
+
+def _items(history: Any) -> dict[str, Any]:
+    """The record of one step. What was logged as a dictionary, histograms among it, is written a leaf at a time."""
+    found: dict[str, Any] = {}
+    for item in history.item:
+        keys = [item.key] if item.key else list(item.nested_key)
+        try:
+            value = json.loads(item.value_json)
+        except (ValueError, RecursionError):
+            continue
+        inside = found
+        for key in keys[:-1]:
+            below = inside.setdefault(key, {})
+            inside = below if isinstance(below, dict) else {}
+        if keys:
+            inside[keys[-1]] = value
+    if "_step" not in found and history.HasField("step"):
+        found["_step"] = history.step.num
+    return found
+
+
+def _messages(path: Path, refused: Refused) -> Iterator[bytes]:
+    """The messages of the file. The frame is LevelDB's log format: blocks of 32 KiB, in which a message is one record
+    or several. Wandb's own reader of it was removed from its Python package."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+    if data[:4] != b":W&B":
+        raise LogFormatError(f"{path} is not an offline run of W&B")
+    place = _FILE_HEADER
+    parts: list[bytes] = []
+    while place + _RECORD.size <= len(data):
+        left = _BLOCK - place % _BLOCK
+        if left < _RECORD.size:
+            place += left
+            continue
+        _, length, kind = _RECORD.unpack_from(data, place)
+        if kind == 0 and length == 0:
+            place += left
+            continue
+        start = place + _RECORD.size
+        if kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST) or length > left - _RECORD.size:
+            refused.add(f"byte {place}", "damaged; what follows cannot be read")
+            return
+        if start + length > len(data):
+            refused.add(f"byte {place}", "the last record is torn, as a killed run leaves it")
+            return
+        parts = [data[start : start + length]] if kind in (_WHOLE, _FIRST) else [*parts, data[start : start + length]]
+        if kind in (_WHOLE, _LAST):
+            yield b"".join(parts)
+            parts = []
+        place = start + length

@@ -1,0 +1,190 @@
+"""Named series become a run: the one function behind every importer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stabilitylab.errors import LogFormatError
+from stabilitylab.importers.choose import Chosen, choose
+from stabilitylab.importers.options import Options
+from stabilitylab.importers.restarts import drop_superseded
+from stabilitylab.importers.series import MAX_ITERATION, Log, Note, Series
+from stabilitylab.importers.trust import examine
+from stabilitylab.store.schema import LayerRow
+from stabilitylab.store.staging import Staging, stage_runs
+from stabilitylab.store.writer import RunWriter
+
+MAX_LAYERS = 2**15 - 1  # the store's SMALLINT
+ROWS_AT_A_TIME = 500_000
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run that was imported: its folder, what was taken as what, and what the reader should know."""
+
+    path: Path
+    format: str
+    run: str
+    layers: tuple[str, ...]
+    rows: int
+    iterations: int
+    loss: str
+    metrics: tuple[str, ...]
+    scalars: int
+    notes: tuple[Note, ...]
+
+
+def write_logs(root: Path, logs: Sequence[Log], options: Options, name: str | None = None) -> list[Imported]:
+    """Write each log as a finished run below ``root``: all of them, or none if one fails. ``name``: of a single run;
+    several runs are called ``name-RUN``. Raises LogFormatError for a log that makes no run."""
+    prepared = [(log, _prepare(log, options)) for log in logs]
+    with stage_runs(root) as staging:
+        made = [
+            _write(staging, log, chosen, _name_of(name, log, place, len(logs)))
+            for place, (log, chosen) in enumerate(prepared)
+        ]
+        paths = staging.publish()
+    return [
+        Imported(
+            path=path,
+            format=log.format,
+            run=log.run,
+            layers=tuple(layer.name for layer in chosen.layers),
+            rows=sum(len(layer.norm) for layer in chosen.layers),
+            iterations=iterations,
+            loss="" if chosen.loss is None else chosen.loss.name,
+            metrics=tuple(series.name for series, _ in chosen.metrics),
+            scalars=len(chosen.scalars),
+            notes=tuple(log.notes),
+        )
+        for path, iterations, (log, chosen) in zip(paths, made, prepared, strict=True)
+    ]
+
+
+def _prepare(log: Log, options: Options) -> Chosen:
+    drop_superseded(log)
+    chosen = choose(log, options)
+    if not chosen.layers and not chosen.metrics and chosen.loss is None and not chosen.scalars:
+        raise LogFormatError(f"{log.path} holds no numbers by step; nothing was imported")
+    if len(chosen.layers) > MAX_LAYERS:
+        raise LogFormatError(f"{len(chosen.layers):,} layers; a run holds up to {MAX_LAYERS:,}: name fewer as layers")
+    if not chosen.layers:
+        log.note("no_gradients", "no series is a gradient norm: spikes and lags are not judged; name them with --grads")
+    _count_from_zero(log, chosen)
+    examine(log, chosen)
+    return chosen
+
+
+def _count_from_zero(log: Log, chosen: Chosen) -> None:
+    """Where every update is logged and the first is called 1, it is iteration 0. An evaluation's step is the number of
+    updates made before it, which is an iteration already."""
+    norms = [layer.norm for layer in chosen.layers]
+    if not log.counts_from or not norms:
+        return
+    steps = max((series.step for series in norms), key=len)
+    if len(steps) < 2 or steps[0] < log.counts_from or np.median(np.diff(steps)) > 1:
+        return
+    training = [chosen.total, chosen.loss, chosen.lr, chosen.epoch, *norms, *chosen.scalars]
+    training += [layer.largest for layer in chosen.layers]
+    for series in {id(series): series for series in training if series is not None}.values():
+        series.step = np.maximum(series.step - log.counts_from, 0)
+    log.note(
+        "counts_from", f"the log calls its first update step {log.counts_from}: iteration = step - {log.counts_from}"
+    )
+
+
+def _name_of(name: str | None, log: Log, place: int, count: int) -> str | None:
+    if name is None or count == 1:
+        return name
+    tail = "".join(c if c.isalnum() or c in "._-" else "-" for c in log.run).strip("-") or str(place + 1)
+    return f"{name}-{tail}"
+
+
+def _write(staging: Staging, log: Log, chosen: Chosen, name: str | None) -> int:
+    """Write one run; returns the number of its iterations."""
+    series = [s for s, _ in _all_series(chosen)]
+    worst = max((int(s.step.max()) for s in series if len(s)), default=0)
+    if worst > MAX_ITERATION:
+        raise LogFormatError(f"{log.path}: step {worst} is larger than {MAX_ITERATION}")
+    depths = [log.depths.get(layer.name, depth) for depth, layer in enumerate(chosen.layers)]
+    rows = [LayerRow(i, layer.name, depths[i], 0, True) for i, layer in enumerate(chosen.layers)]
+    config = {"source": log.format, "file": log.path.name, "run": log.run}
+    with RunWriter.create(staging.new(name), config=config, meta={"source": log.format}, layers=rows) as writer:
+        for place, layer in enumerate(chosen.layers):
+            _append(writer, "layer_stats", _layer_columns(place, layer.norm, layer.largest))
+        _append(writer, "iterations", _iteration_columns(chosen))
+        for metric, said in chosen.metrics:
+            _append(writer, "evals", _metric_columns(metric, said.name))
+        for scalar in chosen.scalars:
+            _append(writer, "scalars", {"iteration": scalar.step, "name": scalar.name, "value": scalar.value})
+        for note in log.notes:
+            writer.event(note.iteration, note.kind, note.text)
+        writer.publish()
+        writer.close("finished")
+    ends = [s.step[-1] for s, iterates in _all_series(chosen) if iterates and len(s)]
+    return int(max(ends, default=-1)) + 1
+
+
+def _all_series(chosen: Chosen) -> Iterator[tuple[Series, bool]]:
+    """Every series, and whether its steps count as iterations of the run."""
+    for layer in chosen.layers:
+        yield layer.norm, True
+    for series in (chosen.total, chosen.loss, chosen.lr, chosen.epoch):
+        if series is not None:
+            yield series, True
+    for series in (*(metric for metric, _ in chosen.metrics), *chosen.scalars):
+        yield series, False
+
+
+def _layer_columns(place: int, norm: Series, largest: Series | None) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "iteration": norm.step.astype(np.int32),
+        "layer_id": np.full(len(norm), place, np.int16),
+        "grad_norm": norm.value,
+    }
+    if largest is not None and len(largest):
+        columns["grad_max"] = _at(norm.step, largest)
+    return columns
+
+
+def _iteration_columns(chosen: Chosen) -> dict[str, Any]:
+    named = {"epoch": chosen.epoch, "loss": chosen.loss, "lr": chosen.lr, "grad_norm": chosen.total}
+    there = {column: series for column, series in named.items() if series is not None and len(series)}
+    if not there:
+        return {}
+    steps = np.unique(np.concatenate([series.step for series in there.values()]))
+    return {"iteration": steps.astype(np.int32), **{column: _at(steps, series) for column, series in there.items()}}
+
+
+def _metric_columns(metric: Series, name: str) -> dict[str, Any]:
+    columns: dict[str, Any] = {"iteration": metric.step, "metric": name, "value": metric.value}
+    if metric.num_samples is not None:
+        unknown = metric.num_samples < 0
+        columns["num_samples"] = np.ma.masked_array(np.where(unknown, 0, metric.num_samples), unknown)
+    return columns
+
+
+def _at(steps: np.ndarray, series: Series) -> np.ma.MaskedArray[Any, Any]:
+    """The values of a series at ``steps`` (sorted), masked where it has none."""
+    place = np.searchsorted(series.step, steps)
+    inside = place < len(series)
+    there = np.zeros(len(steps), dtype=bool)
+    there[inside] = series.step[place[inside]] == steps[inside]
+    values = np.zeros(len(steps))
+    values[there] = series.value[place[there]]
+    return np.ma.masked_array(values, ~there)
+
+
+def _append(writer: RunWriter, table: str, columns: dict[str, Any]) -> None:
+    """Hand rows over a part at a time, so that memory does not hold them twice."""
+    count = len(columns["iteration"]) if columns else 0
+    for start in range(0, count, ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        writer.append(table, {k: v if isinstance(v, str) else v[part] for k, v in columns.items()})
+        if count > ROWS_AT_A_TIME:
+            writer.publish(wait=True)
