@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "attach": ("signals", "recording", "models.layers", "store", "run.provenance"),
     "integrations": ("attach",),
-    "importers": ("signals", "recording", "models.layers", "store", "run.provenance"),
+    "importers": ("signals", "recording", "models.layers", "store", "run.provenance", "metrics"),
     "studies": ("*",),
     "cause": ("*",),
     "cli": ("*",),

@@ -52,6 +52,7 @@ def history_log(
     records = [(place, r) for place, r in history if not any(name in r for name in _CLOSING)]
     log = log_of_records(records, path, options, format=format, stepless_is_normal=True, refused=refused)
     log.counts_from = 1
+    log.rows = "sampled"
     closing = len(history) - len(records)
     if closing:
         log.note("closing", f"{closing} summary {'row' if closing == 1 else 'rows'} at the end of training left out")

@@ -66,7 +66,6 @@ _MEASURE = re.compile(
     r"|ppl|perplexity|wer|cer|psnr|ssim|fid|exact_match)(?:$|[/_.\- ])",
     re.IGNORECASE,
 )
-_FRACTION = re.compile(r"(?:^|[/_.\-@ ])(?:knn|acc|accuracy|top)[\w@\-]*", re.IGNORECASE)
 
 LOSSES = (
     "loss",
@@ -176,8 +175,3 @@ def is_metric(name: str) -> bool:
     if is_evaluation(name):
         return True
     return _MEASURE.search(name) is not None and _TRAIN.search(name) is None
-
-
-def is_fraction(name: str) -> bool:
-    """Whether a metric is an accuracy, which lies between 0 and 1, or 0 and 100 as percent."""
-    return _FRACTION.search(name) is not None and "loss" not in name.lower()

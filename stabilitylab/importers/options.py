@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from stabilitylab.errors import LogFormatError
+from stabilitylab.metrics import check_goal
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def parse_metric(text: str) -> Metric:
             goal = word
     if not name.strip():
         raise LogFormatError(f"--metric {text!r} names no series; write NAME[:percent][:min]")
+    check_goal(name, goal)
     return Metric(name, percent, goal)
 
 

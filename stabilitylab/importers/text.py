@@ -72,6 +72,7 @@ def read(path: Path, options: Options) -> list[Log]:
     if not log.series:
         raise LogFormatError(f"{path} has no line with a step and a number; say how a line reads with --pattern")
     if smoothed:
+        log.rows = "mean"
         log.note("means", f"{smoothed:,} lines hold medians or means over a window of iterations, not single values")
     if numbered:
         log.note("row_numbers", "the lines name no step: those with a gradient norm are numbered from 0")

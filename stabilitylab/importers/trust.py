@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabilitylab.importers import names
 from stabilitylab.importers.choose import Chosen
 from stabilitylab.importers.series import Log, Series, shortened
+from stabilitylab.metrics import scale_of
 
 CAP_SHARE = 0.05
 """From this share of values at the maximum on, and CAP_COUNT of them, a norm counts as cut off there."""
@@ -24,12 +24,15 @@ def examine(log: Log, chosen: Chosen) -> None:
         _approximate(log, norms)
         for series in norms:
             _cap(log, series)
+            if series.high is not None:
+                series.value = np.fmax(series.value, series.high)
+                log.rows = "bucket"
     buckets = [s for s in log.series.values() if s.low is not None or s.high is not None]
     if buckets:
         log.note(
             "buckets",
             f"{len(buckets)} series hold a minimum and a maximum for each row: the export groups several steps into "
-            f"one row, so each value stands for a bucket ({shortened(s.name for s in buckets)})",
+            f"one row ({shortened(s.name for s in buckets)}); of gradient norms the maximum is kept",
         )
     _percent(log, chosen)
 
@@ -106,9 +109,9 @@ def _cap(log: Log, series: Series) -> None:
 
 
 def is_percent(series: Series) -> bool:
-    """Whether an accuracy is given in percent: it reaches above 1 and stays within 100."""
+    """Whether an accuracy or error rate is given in percent: it reaches above 1 and stays within 100."""
     finite = series.value[np.isfinite(series.value)]
-    return len(finite) > 0 and names.is_fraction(series.name) and 1 < float(finite.max()) <= 100
+    return len(finite) > 0 and scale_of(series.name, finite) == "percent"
 
 
 def _percent(log: Log, chosen: Chosen) -> None:

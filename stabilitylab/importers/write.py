@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from stabilitylab.errors import LogFormatError
 from stabilitylab.importers.choose import Chosen, choose
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.restarts import drop_superseded
-from stabilitylab.importers.series import MAX_ITERATION, Log, Note, Series
+from stabilitylab.importers.series import Log, Note, Series
 from stabilitylab.importers.trust import examine
 from stabilitylab.store.schema import LayerRow
-from stabilitylab.store.staging import Staging, stage_runs
+from stabilitylab.store.whole import WholeRun, write_runs_whole
 from stabilitylab.store.writer import RunWriter
 
 MAX_LAYERS = 2**15 - 1  # the store's SMALLINT
@@ -43,12 +44,8 @@ def write_logs(root: Path, logs: Sequence[Log], options: Options, name: str | No
     """Write each log as a finished run below ``root``: all of them, or none if one fails. ``name``: of a single run;
     several runs are called ``name-RUN``. Raises LogFormatError for a log that makes no run."""
     prepared = [(log, _prepare(log, options)) for log in logs]
-    with stage_runs(root) as staging:
-        made = [
-            _write(staging, log, chosen, _name_of(name, log, place, len(logs)))
-            for place, (log, chosen) in enumerate(prepared)
-        ]
-        paths = staging.publish()
+    runs = [_whole(log, chosen, _name_of(name, log, place, len(logs))) for place, (log, chosen) in enumerate(prepared)]
+    paths = write_runs_whole(root, runs)
     return [
         Imported(
             path=path,
@@ -56,13 +53,13 @@ def write_logs(root: Path, logs: Sequence[Log], options: Options, name: str | No
             run=log.run,
             layers=tuple(layer.name for layer in chosen.layers),
             rows=sum(len(layer.norm) for layer in chosen.layers),
-            iterations=iterations,
+            iterations=_iterations(chosen),
             loss="" if chosen.loss is None else chosen.loss.name,
             metrics=tuple(series.name for series, _ in chosen.metrics),
             scalars=len(chosen.scalars),
             notes=tuple(log.notes),
         )
-        for path, iterations, (log, chosen) in zip(paths, made, prepared, strict=True)
+        for path, (log, chosen) in zip(paths, prepared, strict=True)
     ]
 
 
@@ -105,16 +102,11 @@ def _name_of(name: str | None, log: Log, place: int, count: int) -> str | None:
     return f"{name}-{tail}"
 
 
-def _write(staging: Staging, log: Log, chosen: Chosen, name: str | None) -> int:
-    """Write one run; returns the number of its iterations."""
-    series = [s for s, _ in _all_series(chosen)]
-    worst = max((int(s.step.max()) for s in series if len(s)), default=0)
-    if worst > MAX_ITERATION:
-        raise LogFormatError(f"{log.path}: step {worst} is larger than {MAX_ITERATION}")
+def _whole(log: Log, chosen: Chosen, name: str | None) -> WholeRun:
     depths = [log.depths.get(layer.name, depth) for depth, layer in enumerate(chosen.layers)]
     rows = [LayerRow(i, layer.name, depths[i], 0, True) for i, layer in enumerate(chosen.layers)]
-    config = {"source": log.format, "file": log.path.name, "run": log.run}
-    with RunWriter.create(staging.new(name), config=config, meta={"source": log.format}, layers=rows) as writer:
+
+    def fill(writer: RunWriter) -> None:
         for place, layer in enumerate(chosen.layers):
             _append(writer, "layer_stats", _layer_columns(place, layer.norm, layer.largest))
         _append(writer, "iterations", _iteration_columns(chosen))
@@ -124,9 +116,17 @@ def _write(staging: Staging, log: Log, chosen: Chosen, name: str | None) -> int:
             _append(writer, "scalars", {"iteration": scalar.step, "name": scalar.name, "value": scalar.value})
         for note in log.notes:
             writer.event(note.iteration, note.kind, note.text)
-        writer.publish()
-        writer.close("finished")
-    ends = [s.step[-1] for s, iterates in _all_series(chosen) if iterates and len(s)]
+        for _, said in chosen.metrics:
+            if said.goal is not None or said.percent is not None:
+                scale = "percent" if said.percent else None
+                writer.event(0, "metric", json.dumps({"name": said.name, "goal": said.goal, "scale": scale}))
+
+    meta = {"source": log.format} | ({"rows": log.rows} if log.rows else {})
+    return WholeRun(name, fill, {"source": log.format, "file": log.path.name, "run": log.run}, meta, rows)
+
+
+def _iterations(chosen: Chosen) -> int:
+    ends = [series.step[-1] for series, iterates in _all_series(chosen) if iterates and len(series)]
     return int(max(ends, default=-1)) + 1
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ from stabilitylab.store.schema import LayerRow
 from stabilitylab.store.writer import RunWriter
 
 _UNFINISHED = re.compile(r"\.import-(?P<pid>[0-9]+)-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """A run to be written whole: its name, or None for the next free number, and what `RunWriter.create` takes.
+    `fill` appends its rows."""
+
+    name: str | None
+    fill: Callable[[RunWriter], None]
+    config: Mapping[str, Any]
+    meta: Mapping[str, str]
+    layers: Sequence[LayerRow]
 
 
 def write_run_whole(
@@ -36,29 +49,45 @@ def write_run_whole(
     The run is written under a hidden name and renamed when all of it is on disk. Raises RunExists for a taken name,
     StoreError where a row could not be written.
     """
+    return write_runs_whole(root, [WholeRun(name, fill, config, meta, layers)])[0]
+
+
+def write_runs_whole(root: Path | str, runs: Sequence[WholeRun]) -> list[Path]:
+    """Make several runs in `root`: none gets its name before all are on disk, so a failure leaves none of them."""
     root = Path(root)
+    folders: list[Path] = []
     try:
-        check_path(root)
-        root.mkdir(parents=True, exist_ok=True)
-        if name is not None and os.path.lexists(root / check_name(name)):
-            raise RunExists(f"run {name!r} already exists in {root}; choose another name")
-        _remove_unfinished(root)
-        folder = root / f".import-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir()
-    except OSError as error:
-        raise StoreError(
-            f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
-        ) from None
-    try:
-        writer = RunWriter.create(folder, config=config, meta={**meta, "run_id": name or ""}, layers=layers)
-        with writer:
-            fill(writer)
-        if writer.unwritten or not (folder / DATABASE).exists():
-            reason = writer.unwritten[0].replace(str(folder), "it") if writer.unwritten else "it could not be merged"
-            raise StoreError(f"nothing was imported into {root}: {reason}; make room, then try again")
-        return _place(folder, root, name)
+        try:
+            check_path(root)
+            root.mkdir(parents=True, exist_ok=True)
+            for run in runs:
+                if run.name is not None and os.path.lexists(root / check_name(run.name)):
+                    raise RunExists(f"run {run.name!r} already exists in {root}; choose another name")
+            _remove_unfinished(root)
+            for _ in runs:
+                folder = root / f".import-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+                folder.mkdir()
+                folders.append(folder)
+        except OSError as error:
+            raise StoreError(
+                f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
+            ) from None
+        for run, folder in zip(runs, folders, strict=True):
+            _write(run, folder, root)
+        return [_place(folder, root, run.name) for run, folder in zip(runs, folders, strict=True)]
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # made by us above; gone already where the run was placed
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)  # made by us above; gone already where the run was placed
+
+
+def _write(run: WholeRun, folder: Path, root: Path) -> None:
+    meta = {**run.meta, "run_id": run.name or ""}
+    writer = RunWriter.create(folder, config=run.config, meta=meta, layers=run.layers)
+    with writer:
+        run.fill(writer)
+    if writer.unwritten or not (folder / DATABASE).exists():
+        reason = writer.unwritten[0].replace(str(folder), "it") if writer.unwritten else "it could not be merged"
+        raise StoreError(f"nothing was imported into {root}: {reason}; make room, then try again")
 
 
 def _place(folder: Path, root: Path, name: str | None) -> Path:
