@@ -95,22 +95,8 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     values = read_toml(path)
     for key in values:
         _known(path, "a study", key, _KEYS)
-    base = read_base(path, values.get("base", {}))
-    grids = values.get("grid", [{}])
-    grids = [grids] if isinstance(grids, Mapping) else grids
-    if not (isinstance(grids, list) and grids and all(isinstance(grid, Mapping) for grid in grids)):
-        raise ConfigError(f"{path}: grid is a table, or several [[grid]] tables")
-    axes = [_axes(path, grid) for grid in grids]
     looks = _looks(path, values.get("sequential"))
-    if looks:
-        if any("train.seed" in grid for grid in axes):
-            raise ConfigError(f"{path}: a sequential study chooses its seeds itself; leave seed out of the grid")
-        axes = [{**grid, "train.seed": list(range(looks[-1]))} for grid in axes]
-    size = sum(_size(grid) for grid in axes)
-    if size > MOST_RUNS and not yes:
-        raise ConfigError(f"{path}: the grid holds {size} runs, more than {MOST_RUNS}; go on with --yes")
-    runs = _plan(base, axes)
-    _check_mitigations(path, runs)
+    runs = planned_runs(path, values, looks=looks, yes=yes)
     claims = values.get("claim", [])
     if not isinstance(claims, list):
         raise ConfigError(f"{path}: claims are [[claim]] tables")
@@ -142,6 +128,28 @@ def _looks(path: Path, values: Any) -> tuple[int, ...]:
     if not MIN_SEEDS <= first <= most:
         raise ConfigError(f"{path}: sequential needs {MIN_SEEDS} <= first <= most, not first = {first}, most = {most}")
     return (*range(first, most, step), most)
+
+
+def planned_runs(
+    path: Path, values: Mapping[str, Any], *, looks: tuple[int, ...] = (), yes: bool = False
+) -> tuple[PlannedRun, ...]:
+    """The runs of a study's ``base`` and ``grid``, each configuration checked; ``looks`` as `_looks` gives them."""
+    base = read_base(path, values.get("base", {}))
+    grids = values.get("grid", [{}])
+    grids = [grids] if isinstance(grids, Mapping) else grids
+    if not (isinstance(grids, list) and grids and all(isinstance(grid, Mapping) for grid in grids)):
+        raise ConfigError(f"{path}: grid is a table, or several [[grid]] tables")
+    axes = [_axes(path, grid) for grid in grids]
+    if looks:
+        if any("train.seed" in grid for grid in axes):
+            raise ConfigError(f"{path}: a sequential study chooses its seeds itself; leave seed out of the grid")
+        axes = [{**grid, "train.seed": list(range(looks[-1]))} for grid in axes]
+    size = sum(_size(grid) for grid in axes)
+    if size > MOST_RUNS and not yes:
+        raise ConfigError(f"{path}: the grid holds {size} runs, more than {MOST_RUNS}; go on with --yes")
+    runs = _plan(base, axes)
+    _check_mitigations(path, runs)
+    return runs
 
 
 def _known(path: Path, where: str, key: str, keys: Sequence[str]) -> None:

@@ -1,0 +1,279 @@
+"""Kick one layer once and watch the others: two futures on the same batches, one of them kicked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stabilitylab.cause.replay import Replay, ReplayCheck, Trace
+from stabilitylab.cause.responses import Response, directions, respond
+from stabilitylab.errors import ConfigError, NoDataError
+from stabilitylab.models.layers import group_layers
+from stabilitylab.recording.recorder import NullSink, Recorder
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Impulse:
+    """The responses of every layer in ``order``, and of the loss, to kicks in some of them.
+
+    ``differences`` maps a kicked layer to (K, T, R) twin differences on the log scale: K kicks, T iterations from the
+    kick on, R layers of ``order`` and the loss. ``metric`` maps it to {iterations after the kick: (K,) differences of
+    the metric}. ``size``: of a kick relative to the weights, or, ``of`` the gradient, to the gradient.
+    """
+
+    order: tuple[str, ...]
+    size: float
+    of: str
+    at: tuple[int, ...]
+    differences: dict[str, np.ndarray]
+    metric: dict[str, dict[int, np.ndarray]]
+    check: ReplayCheck | None = None
+
+    @property
+    def responses(self) -> list[Response]:
+        """A response a pair of kicked and responding layer."""
+        names = (*self.order, LOSS)
+        return [r for layer, values in self.differences.items() for r in respond(layer, names, values)]
+
+    @property
+    def kicks(self) -> int:
+        """Kicks a layer."""
+        return min(len(values) for values in self.differences.values())
+
+    def sentence(self) -> str:
+        """The result in words."""
+        of = "its weights" if self.of == "weights" else "its gradient"
+        responses = self.responses
+        text = f"{self.kicks} kicks of {self.size:g} of {of} a layer. "
+        if responses[0].reached is None:
+            return text + "Too few to judge what they reach: 6 kicks a layer are needed."
+        ways = directions(responses, self.order)
+        told = [f"{hit} of {judged} layers {way}" for way, (hit, judged) in ways.items() if judged]
+        if told:
+            text += f"They reached {' and '.join(told)}. "
+        reached = [r for r in responses if r.reached and r.responding in self.order and r.responding != r.kicked]
+        if reached:
+            r = max(reached, key=lambda r: abs(r.peak))
+            low, high = np.exp(r.peak_ci95)
+            text += (
+                f"The largest response: {r.kicked} to {r.responding}, x{np.exp(r.peak):.2f} [{low:.2f}, {high:.2f}] "
+                f"after {_count(r.peak_at)}"
+            )
+            text += f", decaying over {_decay(r)}." if r.decay is not None else "."
+        return text.strip()
+
+
+def _count(iterations: int) -> str:
+    return f"{iterations} iteration{'s' if iterations != 1 else ''}"
+
+
+def _decay(r: Response) -> str:
+    assert r.decay is not None
+    assert r.decay_ci95 is not None
+    if np.isinf(r.decay):
+        return "more iterations than were watched"
+    return f"{r.decay:.0f} [{r.decay_ci95[0]:.0f}, {r.decay_ci95[1]:.0f}] iterations"
+
+
+@torch.no_grad()
+def kick(parameters: Sequence[nn.Parameter], size: float, generator: torch.Generator) -> None:
+    """Move each trained tensor in a random direction by ``size`` times its own norm."""
+    for p in parameters:
+        if p.requires_grad:
+            way = torch.randn(p.shape, generator=generator)
+            p.add_((way * (size / way.norm())).to(p) * p.norm())
+
+
+def layer_norms(model: nn.Module) -> dict[str, float]:
+    """Gradient norm of each layer of ``model`` now, between ``backward()`` and the optimizer's step; 0 without one."""
+    layers = group_layers(model.named_parameters())
+    measured = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()[0]
+    return {layer.name: max(value, 0.0) for layer, value in zip(layers, measured.tolist(), strict=True)}
+
+
+def impulse(
+    step_fn: Callable[[int], Mapping[str, float | Tensor]],
+    state_fn: Callable[[int], object],
+    model: nn.Module,
+    *,
+    layers: Sequence[str],
+    at: Sequence[int],
+    size: float = 0.5,
+    kicks: int = 8,
+    horizon: int = 60,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Impulse:
+    """Kicks in any training loop.
+
+    ``state_fn(t)`` restores everything that iteration ``t`` depends on: weights, optimizer, random numbers.
+    ``step_fn(t)`` makes iteration ``t`` on its own batch and returns ``loss`` and the gradient norm of each layer, as
+    `layer_norms` gives them. ``layers``: the layers of ``model`` to kick, each before every iteration of ``at``, in
+    ``kicks`` random directions. Raises ConfigError for an unknown layer, and where two futures without a kick differ:
+    then ``state_fn`` does not restore all.
+
+    >>> def step(t):
+    ...     loss = criterion(model(x[t]), y[t])
+    ...     loss.backward()
+    ...     norms = sl.cause.layer_norms(model)
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     return {"loss": loss, **norms}
+    >>> sl.cause.impulse(step, restore, model, layers=["fc1"], at=[400]).sentence()  # doctest: +SKIP
+    """
+    grouped = {layer.name: layer for layer in group_layers(model.named_parameters())}
+    for name in layers:
+        if name not in grouped or not grouped[name].trainable:
+            raise ConfigError(f"the model has no layer {name!r} that is trained; its layers: {', '.join(grouped)}")
+    order = tuple(grouped)
+
+    def future(start: int, prepare: Callable[[], None] | None, steps: int = horizon) -> Trace:
+        state_fn(start)
+        if prepare is not None:
+            prepare()
+        rows = [{k: float(v) for k, v in step_fn(t).items()} for t in range(start, start + steps)]
+        missing = [name for name in (LOSS, *order) if name not in rows[0]]
+        if missing:
+            raise ConfigError(f"step_fn gave no {missing[0]!r}; it returns the loss and each layer's norm by name")
+        return Trace(np.array([[row[n] for n in order] for row in rows]), np.array([row[LOSS] for row in rows]), {})
+
+    first, again = (future(at[0], None, min(horizon, 2)) for _ in range(2))
+    if not np.array_equal(first.norms, again.norms, equal_nan=True):
+        raise ConfigError(
+            f"two futures from iteration {at[0]} differ without a kick: state_fn must restore weights, optimizer, "
+            "learning rate, random numbers and the data's position"
+        )
+    done, total = 0, len(at) * (1 + len(layers) * kicks)
+    found: dict[str, list[Trace]] = {name: [] for name in layers}
+    controls = {}
+    for start in at:
+        controls[start] = future(start, None)
+        for index, name in enumerate(layers):
+            for k in range(kicks):
+                generator = _generator(seed, index, start, k)
+                parameters = grouped[name].parameters
+                kicked = future(start, lambda p=parameters, g=generator: kick(p, size, g))  # type: ignore[misc]
+                found[name].append(_against(kicked, controls[start]))
+                done += 1
+                progress(done, total)
+    return _gathered(order, size, "weights", at, found, None)
+
+
+def impulse_run(
+    run_dir: Path | Replay,
+    *,
+    layers: Sequence[str],
+    at: Sequence[int],
+    size: float = 0.5,
+    of: str = "weights",
+    kicks: int = 8,
+    horizon: int = 60,
+    seed: int = 0,
+    metric_every: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Impulse:
+    """Kicks in a recorded run, from its checkpoints, on its own batches; the run is not changed.
+
+    ``at``: iterations before which a layer is kicked. ``of`` ``weights``: the update before is displaced in a random
+    direction by ``size`` times the weights, tensor by tensor; ``gradient``: the layer's gradient at that iteration is
+    multiplied by 1 + ``size``, once an iteration of ``at``. ``metric_every``: evaluate the metric after so many
+    iterations; 0: never. Raises ConfigError where the run cannot be replayed.
+    """
+    replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
+    replay.require(at, horizon)
+    parameters = [replay.layer(name).parameters for name in layers]
+    check = replay.check(min(at))
+    metric_at = range(metric_every, horizon + 1, metric_every) if metric_every else ()
+    found: dict[str, list[Trace]] = {name: [] for name in layers}
+    done, total = 0, planned_futures(layers, at, kicks, of)
+    for start in at:
+        state = replay.state_at(start)
+        control = replay.future(state, horizon, metric_at=metric_at)
+        done += 1
+        for index, name in enumerate(layers):
+            for k in range(1 if of == "gradient" else kicks):
+                chosen, generator = parameters[index], _generator(seed, index, start, k)
+
+                def prepare(p: Sequence[nn.Parameter] = chosen, g: torch.Generator = generator) -> None:
+                    kick(p, size, g)
+
+                def scale(t: int, p: Sequence[nn.Parameter] = chosen, first: int = start) -> None:
+                    if t == first:
+                        torch._foreach_mul_([x.grad for x in p if x.grad is not None], 1 + size)
+
+                kicked = replay.future(
+                    state,
+                    horizon,
+                    prepare=prepare if of == "weights" else None,
+                    on_gradient=scale if of == "gradient" else None,
+                    metric_at=metric_at,
+                )
+                found[name].append(_against(kicked, control))
+                done += 1
+                progress(done, total)
+    return _gathered(tuple(replay.names), size, of, at, found, check)
+
+
+def planned_futures(layers: Sequence[str], at: Sequence[int], kicks: int, of: str = "weights") -> int:
+    """How many futures `impulse_run` trains: a scaled gradient has no directions to repeat."""
+    return len(at) * (1 + len(layers) * (1 if of == "gradient" else kicks))
+
+
+def pool(found: Sequence[Impulse]) -> Impulse:
+    """Kicks of several runs together, for example of several seeds. NoDataError where they do not fit together."""
+    first = found[0]
+    for other in found[1:]:
+        if (other.order, other.size, other.of) != (first.order, first.size, first.of):
+            raise NoDataError("impulses of other layers, another size or another kind cannot be pooled")
+    layers = [name for name in first.differences if all(name in x.differences for x in found)]
+    length = min(values.shape[1] for x in found for values in x.differences.values())
+    differences = {name: np.concatenate([x.differences[name][:, :length] for x in found]) for name in layers}
+    metric = {
+        name: {
+            t: np.concatenate([x.metric[name][t] for x in found])
+            for t in first.metric.get(name, {})
+            if all(t in x.metric.get(name, {}) for x in found)
+        }
+        for name in layers
+    }
+    return Impulse(first.order, first.size, first.of, first.at, differences, metric)
+
+
+def _generator(seed: int, *key: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _against(kicked: Trace, control: Trace) -> Trace:
+    """Twin differences: log ratios of norms and loss, differences of the metric."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norms, loss = np.log(kicked.norms / control.norms), np.log(np.abs(kicked.loss / control.loss))
+    norms[~np.isfinite(norms)] = np.nan
+    loss[~np.isfinite(loss)] = np.nan
+    return Trace(norms, loss, {t: value - control.metric[t] for t, value in kicked.metric.items()})
+
+
+def _gathered(
+    order: tuple[str, ...],
+    size: float,
+    of: str,
+    at: Sequence[int],
+    found: Mapping[str, Sequence[Trace]],
+    check: ReplayCheck | None,
+) -> Impulse:
+    differences = {
+        name: np.stack([np.concatenate([t.norms, t.loss[:, None]], 1) for t in traces])
+        for name, traces in found.items()
+    }
+    metric = {
+        name: {t: np.array([trace.metric[t] for trace in traces]) for t in traces[0].metric}
+        for name, traces in found.items()
+    }
+    return Impulse(order, size, of, tuple(at), differences, metric, check)

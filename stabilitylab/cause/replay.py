@@ -1,0 +1,284 @@
+"""A recorded run, replayed: restored at a checkpoint and stepped on its own batches. Nothing is written to the run."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stabilitylab.config import from_dict, read_toml
+from stabilitylab.data.batches import BatchOrder
+from stabilitylab.errors import ConfigError
+from stabilitylab.models.layers import Layer
+from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.run.provenance import provenance
+from stabilitylab.store.reader import open_run
+from stabilitylab.train.checkpoint import Checkpoint, checkpoints, iteration_of, load_checkpoint
+from stabilitylab.train.trainer import Trainer
+
+TOLERATED = 1e-3
+"""Relative difference of a replayed norm that another processor explains. Other data or augmentation gives more."""
+CHECKED = 2
+"""Iterations that are replayed and compared: the second one has an update of the optimizer behind it."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Some iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN where there is none;
+    ``loss`` (T,); ``metric`` maps a number of iterations made to the monitor's value."""
+
+    norms: np.ndarray
+    loss: np.ndarray
+    metric: dict[int, float]
+
+
+@dataclass(frozen=True)
+class ReplayCheck:
+    """How far replayed norms are from the recorded ones. ``largest``: the largest relative difference, at ``layer``
+    (or the loss) and ``iteration``; 0 is bit for bit. ``differs``: what has changed since the run was recorded."""
+
+    iterations: tuple[int, ...]
+    largest: float
+    layer: str
+    iteration: int
+    differs: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        return self.largest == 0
+
+    def __str__(self) -> str:
+        where = ", ".join(map(str, self.iterations))
+        if self.exact:
+            return f"replay check: iterations {where} give the recorded norms bit for bit"
+        since = f" ({'; '.join(self.differs)})" if self.differs else ""
+        return (
+            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, most at "
+            f"iteration {self.iteration} in {self.layer}{since}; futures are compared with one another, replayed here"
+        )
+
+
+class NormRecorder(Recorder):
+    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient`` is called with the iteration after
+    the norms are taken and before the gradient is used."""
+
+    def __init__(self, layers: Sequence[Layer], on_gradient: Callable[[int], None] | None = None) -> None:
+        super().__init__(layers, NullSink(), signals=("grad_norm",))
+        self.on_gradient = on_gradient
+        self._norms: list[Tensor] = []
+        self._losses: list[Tensor] = []
+
+    def step(self, iteration: int, **given: Any) -> None:
+        self._norms.append(self.measure()[0])
+        self._losses.append(given["loss"])
+        if self.on_gradient is not None:
+            self.on_gradient(iteration)
+
+    def trace(self, metric: dict[int, float]) -> Trace:
+        norms = torch.stack(self._norms).double().cpu().numpy()
+        norms[norms < 0] = np.nan
+        return Trace(norms, torch.stack(self._losses).double().cpu().numpy(), metric)
+
+
+class Replay:
+    """The training of a run of ours, ready to be restored and stepped. ConfigError where the run has no configuration
+    or no checkpoint."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        if not (run_dir / "config.toml").is_file():
+            raise ConfigError(
+                f"run {run_dir.name} cannot be replayed: it was not trained by `stablab train`, so it has no "
+                "configuration; stabilitylab.cause.impulse takes your own functions that step and restore"
+            )
+        folder = run_dir / "checkpoints"
+        self.checkpoints = sorted(map(iteration_of, checkpoints(folder)))
+        if not self.checkpoints:
+            raise ConfigError(f"run {run_dir.name} cannot be replayed: {KEEP} (there is no checkpoint in {folder})")
+        self.trainer = Trainer(from_dict(read_toml(run_dir / "config.toml")))
+        self.trainer.method.train()
+        self.layers = self.trainer.layers()
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded layers, from input to output."""
+        return [layer.name for layer in self.layers]
+
+    def layer(self, name: str) -> Layer:
+        """ConfigError for a layer that is not there or has no weights that are trained."""
+        found = [layer for layer in self.layers if layer.name == name]
+        if not found:
+            raise ConfigError(f"run {self.run_dir.name} has no layer {name!r}; its layers: {', '.join(self.names)}")
+        if not found[0].trainable:
+            raise ConfigError(
+                f"layer {name!r} of run {self.run_dir.name} has no weights that are trained; name another"
+            )
+        return found[0]
+
+    def require(self, at: Sequence[int], steps: int = 1) -> None:
+        """ConfigError where an iteration has no checkpoint at or before it, or too few iterations after it."""
+        there = ", ".join(map(str, self.checkpoints))
+        for iteration in at:
+            if iteration < self.checkpoints[0]:
+                raise ConfigError(
+                    f"run {self.run_dir.name} has no checkpoint at or before iteration {iteration} "
+                    f"(there: {there}); {KEEP}"
+                )
+            if iteration + steps > self.trainer.total:
+                raise ConfigError(
+                    f"run {self.run_dir.name} has {self.trainer.total} iterations: {steps} from iteration {iteration} "
+                    "on are too many; name an earlier iteration or fewer iterations"
+                )
+
+    def distance(self, at: int) -> int:
+        """Iterations from the last checkpoint at or before ``at`` to ``at``."""
+        return at - max(t for t in self.checkpoints if t <= at)
+
+    def state_at(self, at: int) -> Checkpoint:
+        """The state before iteration ``at``: the last checkpoint at or before it, stepped on to it."""
+        self.trainer.restore(load_checkpoint(self.run_dir / "checkpoints", at))
+        start = self.trainer.start
+        if start < at:
+            self.run(start, at - start)
+        return copy.deepcopy(self.trainer.state(at))
+
+    def future(
+        self,
+        state: Checkpoint,
+        steps: int,
+        *,
+        batches: int | None = None,
+        prepare: Callable[[], None] | None = None,
+        on_gradient: Callable[[int], None] | None = None,
+        metric_at: Sequence[int] = (),
+    ) -> Trace:
+        """``steps`` iterations from ``state``, with its schedules, on its own batches or on those from ``batches`` on.
+        ``prepare`` changes the restored state; ``metric_at``: evaluate after so many iterations."""
+        self.trainer.restore(state)
+        if prepare is not None:
+            prepare()
+        return self.run(state["iteration"], steps, batches=batches, on_gradient=on_gradient, metric_at=metric_at)
+
+    def run(
+        self,
+        start: int,
+        steps: int,
+        *,
+        batches: int | None = None,
+        on_gradient: Callable[[int], None] | None = None,
+        metric_at: Sequence[int] = (),
+    ) -> Trace:
+        """Go on from the trainer's present state."""
+        recorder = NormRecorder(self.layers, on_gradient)
+        metric: dict[int, float] = {}
+        first = start if batches is None else batches
+        for offset, views in enumerate(self.views(first, steps)):
+            self.trainer.step(recorder, start + offset, views)
+            if offset + 1 in metric_at:
+                metric[offset + 1] = float(self.trainer.monitor(self.trainer.method.base_encoder))
+        return recorder.trace(metric)
+
+    def views(self, start: int, steps: int) -> Iterator[list[Tensor]]:
+        """The views of batches ``start`` to ``start + steps`` - 1."""
+        return self.trainer.batches.iterate(start, start + steps)
+
+    @property
+    def order(self) -> BatchOrder:
+        """Which images are in which batch."""
+        return self.trainer.batches.order
+
+    @cached_property
+    def recorded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(iterations (T,), norms (T, L) of the replay's layers, loss (T,)); NaN where nothing was recorded."""
+        with open_run(self.run_dir) as reader:
+            table = reader.table("iterations")
+            ids = {row.name: row.layer_id for row in reader.layers()}
+            series = reader.layer_series()
+        iterations, last = np.unique(table["iteration"][::-1], return_index=True)
+        loss = table["loss"].astype(float)[::-1][last]
+        norms = np.full((len(iterations), len(self.layers)), np.nan)
+        for column, name in enumerate(self.names):
+            if ids.get(name) in series:
+                t, values = series[ids[name]]
+                place = np.searchsorted(iterations, t)
+                known = (place < len(iterations)) & np.isin(t, iterations)
+                norms[place[known], column] = values[known]
+        return iterations, norms, loss
+
+    def check(self, at: int | None = None) -> ReplayCheck:
+        """Replay the first recorded iterations from the last checkpoint at or before ``at``, and compare their norms
+        (the loss where no norms were recorded). ConfigError where they differ by more than another processor explains.
+        """
+        iterations, norms, loss = self.recorded
+        usable = [t for t in self.checkpoints if (at is None or t <= at) and t in iterations]
+        if not usable:
+            raise ConfigError(
+                f"run {self.run_dir.name} cannot be checked: no iteration after a checkpoint was recorded; record "
+                "every iteration, and keep a checkpoint before the last one"
+            )
+        start = usable[-1]
+        trace = self.future(
+            load_checkpoint(self.run_dir / "checkpoints", start), min(CHECKED, self.trainer.total - start)
+        )
+        names = [*self.names, "the loss"]
+        worst = ReplayCheck((), 0.0, names[0], start)
+        compared: list[int] = []
+        for offset in range(len(trace.loss)):
+            row = np.flatnonzero(iterations == start + offset)
+            if not len(row):
+                continue
+            was = np.array([*norms[row[0]], loss[row[0]]], np.float32)
+            now = np.array([*trace.norms[offset], trace.loss[offset]], np.float32)
+            apart = np.abs(now - was) / np.maximum(np.abs(was), 1e-30)
+            apart[~np.isfinite(was) & ~np.isfinite(now)] = 0.0
+            apart[np.isnan(was)] = 0.0  # not recorded
+            apart = np.nan_to_num(apart, nan=np.inf)
+            compared.append(start + offset)
+            if apart.max() > worst.largest:
+                worst = ReplayCheck((), float(apart.max()), names[int(apart.argmax())], start + offset)
+        check = ReplayCheck(tuple(compared), worst.largest, worst.layer, worst.iteration, self._differences())
+        if check.largest > TOLERATED:
+            since = "; ".join(check.differs) or "other data, or another machine"
+            raise ConfigError(
+                f"run {self.run_dir.name} cannot be replayed here: at iteration {check.iteration} the gradient norm of "
+                f"{check.layer} differs from the recorded one by {check.largest:.1e} of its size ({since}); replay it "
+                "with the versions, the data and the device of the run"
+            )
+        return check
+
+    def _differences(self) -> tuple[str, ...]:
+        with open_run(self.run_dir) as reader:
+            meta = reader.meta
+        now = provenance() | {"device": str(self.trainer.device), "processes": "1"}
+        names = [name for name in now if name.endswith("_version") or name in ("device", "processes", "git_commit")]
+        return tuple(
+            f"{name.removesuffix('_version').replace('_', ' ')} {meta[name]} then, {now[name]} now"
+            for name in names
+            if meta.get(name) and meta[name] != now[name]
+        )
+
+    def seconds_per_step(self, at: int) -> float:
+        """Time of one iteration, measured: the fastest half of six, from the last checkpoint at or before ``at``."""
+        self.trainer.restore(load_checkpoint(self.run_dir / "checkpoints", at))
+        start = min(self.trainer.start, max(self.trainer.total - 6, 0))
+        times = []
+        for offset in range(6):
+            began = time.perf_counter()
+            self.run(start + offset, 1)
+            times.append(time.perf_counter() - began)
+        return float(np.median(times[1:]))
+
+
+KEEP = (
+    "keep checkpoints next time: stablab train --keep-before-spikes, or --set train.checkpoint_every=N "
+    "--set train.checkpoint_keep=N"
+)
+"""What a run that cannot be replayed is told."""

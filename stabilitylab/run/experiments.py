@@ -1,0 +1,139 @@
+"""Experiments on a run (`stablab cause`), kept beside it: ``cause/impulse-001.json``, a picture and arrays of its name.
+
+They are read without torch, so that a report can show them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stabilitylab.errors import StoreError
+
+FOLDER = "cause"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment. ``sentence``: its result with the interval; ``verdict``: in a word, or empty; ``next``: commands
+    to try. ``settings`` and ``results`` are what JSON holds; ``path`` is the JSON file."""
+
+    kind: str
+    sentence: str
+    verdict: str
+    settings: dict[str, Any]
+    results: dict[str, Any]
+    next: tuple[str, ...]
+    created_at: str
+    path: Path
+
+    @property
+    def picture(self) -> Path | None:
+        """The picture, if it was drawn."""
+        path = self.path.with_suffix(".png")
+        return path if path.is_file() else None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The raw numbers, if they were kept."""
+        path = self.path.with_suffix(".npz")
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+
+
+def load_experiments(run_dir: Path) -> list[Experiment]:
+    """The experiments made on a run, oldest first. Files that are none of ours are passed over."""
+    found = []
+    for path in sorted((run_dir / FOLDER).glob("*-[0-9][0-9][0-9].json")):
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found.append(
+                Experiment(
+                    kind=str(stored["kind"]),
+                    sentence=str(stored["sentence"]),
+                    verdict=str(stored.get("verdict", "")),
+                    settings=dict(stored.get("settings", {})),
+                    results=dict(stored.get("results", {})),
+                    next=tuple(map(str, stored.get("next", ()))),
+                    created_at=str(stored.get("created_at", "")),
+                    path=path,
+                )
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda e: (e.created_at, e.path.name))
+
+
+def save_experiment(
+    run_dir: Path,
+    kind: str,
+    sentence: str,
+    *,
+    verdict: str = "",
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    next_commands: Sequence[str] = (),
+    arrays: Mapping[str, np.ndarray] | None = None,
+    draw: Callable[[Path], None] | None = None,
+) -> Experiment:
+    """Keep an experiment beside the run, under the next free number: nothing is overwritten."""
+    folder = run_dir / FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        path = _claim(folder, kind)
+        if arrays is not None:
+            np.savez_compressed(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+        if draw is not None:
+            draw(path.with_suffix(".png"))
+        experiment = Experiment(
+            kind,
+            sentence,
+            verdict,
+            dict(settings),
+            dict(results),
+            tuple(next_commands),
+            datetime.now(UTC).isoformat(),
+            path,
+        )
+        stored = {"schema": SCHEMA, **{k: v for k, v in asdict(experiment).items() if k != "path"}}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(_plain(stored), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot keep the experiment in {folder}: {error.strerror or error}") from None
+    return experiment
+
+
+def _claim(folder: Path, kind: str) -> Path:
+    number = 1
+    while True:
+        path = folder / f"{kind}-{number:03d}.json"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: arrays as lists, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value
