@@ -190,19 +190,7 @@ class Trainer:
     def step(self, recorder: Recorder, iteration: int, views: list[Tensor]) -> Tensor:
         """One update. The order is the paper's: EMA before keys; gradients are recorded before any clipping."""
         started = time.perf_counter()
-        lr = learning_rate(iteration, self.total, self.peak_lr, self.warmup, self.config.optim.schedule)
-        set_learning_rate(self.optimizer, lr)
-        decay = self.config.optim
-        if decay.weight_decay_end is not None:
-            set_weight_decay(
-                self.optimizer, weight_decay(iteration, self.total, decay.weight_decay, decay.weight_decay_end)
-            )
-        scalars: dict[str, Any] = {"lr": lr}
-        if self.method.uses_momentum_encoder:
-            settings = self.config.method
-            momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
-            scalars["ema_momentum"] = momentum
-            self.method.update_momentum_encoder(momentum)
+        scalars = self.before_gradient(iteration)
         loss = self.cut_step(views, self.scaler.scale, iteration)
         self.scaler.unscale_(self.optimizer)
         recorder.step(
@@ -222,6 +210,26 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         return loss
+
+    def learning_rate(self, iteration: int) -> float:
+        """The rate of the update of ``iteration``."""
+        return learning_rate(iteration, self.total, self.peak_lr, self.warmup, self.config.optim.schedule)
+
+    def before_gradient(self, iteration: int) -> dict[str, Any]:
+        """What the schedules change before the gradient of ``iteration`` is taken: returns the values to record."""
+        scalars: dict[str, Any] = {"lr": self.learning_rate(iteration)}
+        set_learning_rate(self.optimizer, scalars["lr"])
+        decay = self.config.optim
+        if decay.weight_decay_end is not None:
+            set_weight_decay(
+                self.optimizer, weight_decay(iteration, self.total, decay.weight_decay, decay.weight_decay_end)
+            )
+        if self.method.uses_momentum_encoder:
+            settings = self.config.method
+            momentum = ema_momentum(iteration, self.total, settings.ema_momentum, settings.ema_schedule)
+            scalars["ema_momentum"] = momentum
+            self.method.update_momentum_encoder(momentum)
+        return scalars
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.method.parameters() if p.grad is not None]

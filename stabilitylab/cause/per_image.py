@@ -1,0 +1,163 @@
+"""What each image of a batch contributes to the gradient of one layer.
+
+``rows``: the gradient that flows through an image's own rows. In a backbone that treats images one by one the layer's
+gradient is the sum over images, and so it is split exactly: per-sample gradients with ``torch.func``, given the
+gradient of the loss with respect to each image's features. In the heads, a linear layer's gradient is the sum over
+rows of (gradient of its output) x (its input).
+
+``leave-one-out``: the layer's gradient with the image taken out of the batch, negatives and BatchNorm statistics
+included. One pass an image; it works for every model and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stabilitylab.errors import ConfigError
+from stabilitylab.methods.base import Method, mixes_images
+
+HOW = ("rows", "leave-one-out")
+CHUNK = 16
+"""Images whose gradients are held at once."""
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """``norm`` (N,): size of each image's part, relative to the batch's gradient. ``share`` (N,): its part along the
+    batch's gradient; under ``rows`` they sum to 1, under ``leave-one-out`` it is the fall of the norm without it."""
+
+    how: str
+    norm: Tensor
+    share: Tensor
+
+
+def contributions(
+    method: Method, views: Sequence[Tensor], parameters: Sequence[nn.Parameter], how: str
+) -> Contributions:
+    """Of each image to the gradient of ``parameters``, a layer. ``views``: one (N, C, H, W) a view. The method's
+    weights and buffers are left as they are."""
+    buffers = {name: b.clone() for name, b in method.named_buffers()}
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            if how == "rows":
+                return _rows(method, list(views), parameters)
+            return _leave_one_out(method, list(views), parameters)
+    finally:
+        with torch.no_grad():
+            for name, b in method.named_buffers():
+                b.copy_(buffers[name])
+
+
+def default_way(method: Method, parameters: Sequence[nn.Parameter]) -> str:
+    """``rows`` where it splits the layer's gradient exactly, else ``leave-one-out``."""
+    inside = {id(p) for p in method.base_encoder.parameters()}
+    if all(id(p) in inside for p in parameters):
+        return "leave-one-out" if mixes_images(method.base_encoder) else "rows"
+    return "rows" if _linears(method, parameters) else "leave-one-out"
+
+
+def _features(method: Method, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
+    momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
+    return method.encode(views), momentum
+
+
+def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter]) -> Contributions:
+    inside = {id(p) for p in method.base_encoder.parameters()}
+    within = [id(p) in inside for p in parameters]
+    if all(within) and mixes_images(method.base_encoder):
+        raise ConfigError(
+            f"{type(method.base_encoder).__name__} has BatchNorm, so its gradient is not a sum over images; use "
+            "--how leave-one-out"
+        )
+    with torch.no_grad():
+        features, momentum = _features(method, views)
+    leaves = [f.detach().requires_grad_() for f in features]
+    if all(within):
+        delta = torch.autograd.grad(method.loss(leaves, momentum), leaves)
+        parts = _encoder_parts(method.base_encoder, views, delta, parameters)
+    else:
+        parts = _head_parts(method, leaves, momentum, parameters)
+    whole = parts.sum(0)
+    size = whole.norm()
+    return Contributions("rows", parts.norm(dim=1) / size, parts @ whole / size**2)
+
+
+def _encoder_parts(
+    encoder: nn.Module, views: list[Tensor], delta: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+) -> Tensor:
+    """(N, P) each image's gradient of a layer of the backbone, all views together."""
+    wanted = {id(p) for p in parameters if p.requires_grad}
+    chosen = {name: p.detach() for name, p in encoder.named_parameters() if id(p) in wanted}
+
+    def along(weights: dict[str, Tensor], image: Tensor, way: Tensor) -> Tensor:
+        output: Tensor = functional_call(encoder, weights, (image[None],))
+        return (output[0] * way).sum()
+
+    each = vmap(grad(along), in_dims=(None, 0, 0), chunk_size=CHUNK, randomness="different")
+    total: Tensor | None = None
+    for view, way in zip(views, delta, strict=False):  # a method may encode fewer views than there are
+        found = each(chosen, view, way)
+        part = torch.cat([g.flatten(1) for g in found.values()], 1)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _linears(method: Method, parameters: Sequence[nn.Parameter]) -> list[nn.Linear]:
+    wanted = {id(p) for p in parameters}
+    return [m for m in method.modules() if isinstance(m, nn.Linear) and id(m.weight) in wanted]
+
+
+def _head_parts(
+    method: Method, leaves: list[Tensor], momentum: list[Tensor] | None, parameters: Sequence[nn.Parameter]
+) -> Tensor:
+    """(N, P) the rows' parts of the gradient of a head's linear layers."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen.append((inputs[0].detach(), output))
+
+    linears = _linears(method, parameters)
+    if not linears:
+        raise ConfigError("this layer has no linear part whose rows are images; use --how leave-one-out")
+    hooks = [linear.register_forward_hook(note) for linear in linears]
+    try:
+        loss = method.loss(leaves, momentum)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    deltas = torch.autograd.grad(loss, [output for _, output in seen])
+    # A linear layer is called once a view; its calls belong to the same weights.
+    parts: dict[torch.Size, Tensor] = {}
+    per_call = [torch.einsum("no,ni->noi", d, x).flatten(1) for d, (x, _) in zip(deltas, seen, strict=True)]
+    calls = len(per_call) // len(linears)
+    del parts
+    by_view = [torch.cat(per_call[c * len(linears) : (c + 1) * len(linears)], 1) for c in range(calls)]
+    return torch.stack(by_view).sum(0)
+
+
+def _leave_one_out(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter]) -> Contributions:
+    trained = [p for p in parameters if p.requires_grad]
+
+    def gradient(kept: Tensor) -> Tensor:
+        features, momentum = _features(method, [view[kept] for view in views])
+        found = torch.autograd.grad(method.loss(features, momentum), trained, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, trained, strict=True)]
+        )
+
+    everything = torch.arange(len(views[0]), device=views[0].device)
+    whole = gradient(everything)
+    norms, shares = [], []
+    for i in range(len(everything)):
+        without = gradient(everything[everything != i])
+        norms.append((whole - without).norm() / whole.norm())
+        shares.append(1 - without.norm() / whole.norm())
+    return Contributions("leave-one-out", torch.stack(norms), torch.stack(shares))

@@ -1,0 +1,219 @@
+"""Is the loss too curved for the learning rate? Curvature at kept checkpoints, against the edge of stability.
+
+Gradient descent is unstable along a direction whose curvature exceeds 2 / lr. Adam is unstable where the largest
+eigenvalue of the preconditioned Hessian, P^-1/2 H P^-1/2 with P = sqrt(v) + eps, exceeds
+(2 + 2 beta1) / (1 - beta1) / lr: 38 / lr at beta1 0.9 (arXiv 2207.14484).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stabilitylab.cause.replay import Replay, ReplayCheck
+from stabilitylab.errors import ConfigError
+
+STEPS = 40
+"""Lanczos steps: their number is fixed, so the cost is known; the error says whether they were enough."""
+ALL = "all layers"
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Curvature of the loss of batch ``iteration`` in the weights of ``layer`` before it.
+
+    ``directional``: g'Hg / |g|^2, against ``gradient_edge`` 2 / lr. ``eigenvalue``: the largest of the preconditioned
+    Hessian (of the plain one without a preconditioner), with the residual ``error``: an eigenvalue lies within it.
+    ``edge``: where the optimizer becomes unstable; None for an optimizer whose edge is not known.
+    """
+
+    iteration: int
+    layer: str
+    lr: float
+    directional: float
+    eigenvalue: float
+    error: float
+    gradient_edge: float
+    edge: float | None
+
+    @property
+    def verdict(self) -> str:
+        """``above`` or ``below`` the edge; ``not resolved`` within the error; ``not judged`` without an edge."""
+        if self.edge is None or not math.isfinite(self.eigenvalue):
+            return "not judged"
+        if abs(self.eigenvalue - self.edge) <= self.error:
+            return "not resolved"
+        return "above" if self.eigenvalue > self.edge else "below"
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The curvatures of a run, in order of iteration, whole and by layer."""
+
+    curvatures: tuple[Curvature, ...]
+    check: ReplayCheck | None = None
+
+    def sentence(self) -> str:
+        """The result in words."""
+        whole = [c for c in self.curvatures if c.layer == ALL]
+        above = [c for c in whole if c.verdict == "above"]
+        worst = max(whole, key=lambda c: c.eigenvalue / (c.edge or 1))
+        text = f"Sharpness {worst.eigenvalue:.3g} +- {worst.error:.1g} at iteration {worst.iteration}"
+        if worst.edge is None:
+            return f"{text}; the edge of stability of this optimizer is not known."
+        where = "above" if worst.verdict == "above" else worst.verdict
+        text += f", {worst.eigenvalue / worst.edge:.2f} of the optimizer's edge {worst.edge:.3g} ({where} it)"
+        return f"{text}; above the edge at {len(above)} of {len(whole)} iterations measured."
+
+
+def lanczos(
+    matvec: Callable[[np.ndarray], np.ndarray], size: int, steps: int = STEPS, seed: int = 0
+) -> tuple[float, float]:
+    """The largest eigenvalue of a symmetric matrix (size, size) by its products, and the residual |A v - lambda v|.
+
+    Fully reorthogonalised, in double precision. An eigenvalue of the matrix lies within the residual.
+    """
+    steps = min(steps, size)
+    rng = np.random.default_rng(seed)
+    basis = np.zeros((steps, size))
+    alpha, beta = np.zeros(steps), np.zeros(steps)
+    vector = rng.standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    used = 0
+    for k in range(steps):
+        basis[k], used = vector, k + 1
+        product = np.asarray(matvec(vector), float)
+        if not np.isfinite(product).all():
+            return math.nan, math.inf
+        alpha[k] = vector @ product
+        for _ in range(2):  # twice is enough (Kahan)
+            product = product - basis[:used].T @ (basis[:used] @ product)
+        beta[k] = np.linalg.norm(product)
+        if beta[k] <= 1e-10 * max(abs(alpha[k]), 1e-300):
+            break
+        vector = product / beta[k]
+    small = np.diag(alpha[:used]) + np.diag(beta[: used - 1], 1) + np.diag(beta[: used - 1], -1)
+    values, vectors = np.linalg.eigh(small)
+    return float(values[-1]), float(beta[used - 1] * abs(vectors[-1, -1]))
+
+
+def curvature(
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    scale: Sequence[Tensor] | None = None,
+    steps: int = STEPS,
+) -> tuple[float, float, float]:
+    """(g'Hg / |g|^2, largest eigenvalue of S H S, its error) in ``parameters``, with S the diagonal ``scale``.
+
+    The graph of ``loss`` is kept, so that several layers can be asked in turn.
+    """
+    grads = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    pairs = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None and g.requires_grad]
+    if not pairs:
+        return 0.0, 0.0, 0.0
+    kept, slopes = [p for p, _ in pairs], [g for _, g in pairs]
+    known = {id(p): s for p, s in zip(parameters, scale or (), strict=True)} if scale else {}
+    flat_scale = torch.cat([known[id(p)].flatten() for p in kept]).double() if known else None
+
+    def product(way: Tensor) -> Tensor:
+        parts = [
+            part.view_as(p)
+            for part, p in zip(way.to(kept[0].dtype).split([p.numel() for p in kept]), kept, strict=True)
+        ]
+        found = torch.autograd.grad(slopes, kept, parts, retain_graph=True, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if f is None else f).flatten() for f, p in zip(found, kept, strict=True)]
+        ).double()
+
+    g = torch.cat([s.detach().flatten() for s in slopes]).double()
+    square = float(g @ g)
+    directional = float(g @ product(g)) / square if square else 0.0
+
+    def matvec(vector: np.ndarray) -> np.ndarray:
+        way = torch.from_numpy(vector).to(g)
+        way = way if flat_scale is None else way * flat_scale
+        found = product(way)
+        result: np.ndarray = (found if flat_scale is None else found * flat_scale).cpu().numpy()
+        return result
+
+    return directional, *lanczos(matvec, len(g), steps)
+
+
+def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+    """P^-1/2 of an Adam, tensor by tensor, bias-corrected; None for an optimizer without a second moment."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    found = []
+    for p in parameters:
+        state = optimizer.state.get(p) or {}
+        if "exp_avg_sq" not in state:
+            return None
+        group = groups[id(p)]
+        corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+        found.append((corrected.sqrt() + group["eps"]).rsqrt())
+    return found
+
+
+def edge_of_stability(name: str, lr: float, beta: float) -> float | None:
+    """The eigenvalue above which an optimizer is unstable on a quadratic; None where the formula does not hold."""
+    if name == "sgd":
+        return (2 + 2 * beta) / lr
+    if name in ("adamw", "stableadamw"):
+        return (2 + 2 * beta) / (1 - beta) / lr
+    return None
+
+
+def sharpness_run(
+    run_dir: Path | Replay,
+    *,
+    at: Sequence[int],
+    by_layer: bool = True,
+    steps: int = STEPS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sharpness:
+    """The curvature before each iteration of ``at``, on that iteration's batch; the momentum encoder's features are
+    constants. Raises ConfigError where the run cannot be replayed or its learning rate is 0 there."""
+    replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
+    replay.require(at)
+    check = replay.check(min(at))
+    trainer, method = replay.trainer, replay.trainer.method
+    settings = trainer.config.optim
+    flat = [t for t in at if trainer.learning_rate(t) == 0]
+    if flat:
+        raise ConfigError(
+            f"the learning rate is 0 at iteration {flat[0]}, where no curvature is too large; name another"
+        )
+    done, total = 0, len(at) * (1 + by_layer * sum(layer.trainable for layer in replay.layers))
+    found: list[Curvature] = []
+    for iteration in at:
+        trainer.restore(replay.state_at(iteration))
+        lr = trainer.learning_rate(iteration)
+        trainer.before_gradient(iteration)
+        (views,) = replay.views(iteration, 1)
+        beta = settings.momentum if settings.name == "sgd" else settings.beta1
+        with sdpa_kernel(SDPBackend.MATH):
+            momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
+            loss = method.loss(method.encode(views), momentum)
+            every = [p for layer in replay.layers for p in layer.parameters if p.requires_grad]
+            parts = [(ALL, every)]
+            parts += [
+                (layer.name, [p for p in layer.parameters if p.requires_grad])
+                for layer in replay.layers
+                if by_layer and layer.trainable
+            ]
+            for name, parameters in parts:
+                scale = preconditioner(trainer.optimizer, parameters)
+                directional, value, error = curvature(loss, parameters, scale, steps)
+                edge = edge_of_stability(settings.name, lr, beta)
+                if settings.name != "sgd" and scale is None:
+                    edge = None
+                found.append(Curvature(iteration, name, lr, directional, value, error, 2 / lr, edge))
+                done += 1
+                progress(done, total)
+    return Sharpness(tuple(found), check)
