@@ -117,10 +117,10 @@ def probe_run(
     is not written again. ``shares``: of the labels, for linear classifiers."""
     from stabilitylab.data.datasets import load_data
     from stabilitylab.train.checkpoint import load_checkpoint, restore_method
+    from stabilitylab.train.device import pick_device
     from stabilitylab.train.mitigations import configured
     from stabilitylab.train.mitigations.applied import build_mitigated
     from stabilitylab.train.probe import knn_probe, linear_probe
-    from stabilitylab.train.trainer import pick_device
 
     with open_run(run_dir) as reader:
         if reader.status == "running":

@@ -17,7 +17,6 @@ from torch import Tensor
 from stabilitylab.config import Config
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, load_data
-from stabilitylab.errors import ConfigError
 from stabilitylab.methods.base import Method
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
@@ -27,6 +26,7 @@ from stabilitylab.train.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from stabilitylab.train.device import pick_device
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.large_batch import CutStep
@@ -59,21 +59,6 @@ class TrainResult:
     iterations: int
     knn_top1: float | None
     stopped: str = ""
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU. On CUDA each process takes the device of its local rank."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = found.type if found is not None else "cpu"
-    if name == "cuda" and torch.cuda.is_available():
-        name = f"cuda:{local_rank % torch.cuda.device_count()}"  # Slurm may show each task its own device alone
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:
