@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.cause.impulse import Impulse
-from stabilitylab.cause.pictures import draw_matrices
+from stabilitylab.cause.blame import Blame, draw_contact_sheet
+from stabilitylab.cause.impulses import Impulse
+from stabilitylab.cause.pictures import draw_matrices, draw_sharpness, draw_swap
+from stabilitylab.cause.sharpness import Sharpness
+from stabilitylab.cause.swap import Swap
 from stabilitylab.run.experiments import Experiment, load_experiments, save_experiment
 
 
@@ -73,3 +76,79 @@ def load_impulse(run_dir: Path, settings: Mapping[str, Any]) -> Impulse | None:
             order, at = tuple(results["order"]), tuple(results["at"])
             return Impulse(order, results["size"], results["of"], at, arrays, metric)
     return None
+
+
+def save_swap(run_dir: Path, swap: Swap, settings: Mapping[str, Any]) -> Experiment:
+    """Keep a two by two of data and state."""
+    name, at = run_dir.name, settings["at"]
+    commands = {
+        "data": [f"stablab cause blame {name} --at {swap.peak}"],
+        "state": [
+            f"stablab cause sharpness {name} --at {swap.state_at}",
+            f"stablab branch {name} --at {at} --mitigation zclip",
+        ],
+        "inconclusive": [f"stablab cause swap {name} --at {at} --repeats {2 * settings['repeats']}"],
+    }.get(swap.verdict, [f"stablab branch {name} --at {at} --mitigation zclip"])
+    results = {
+        "layer": swap.layer,
+        "peak": swap.peak,
+        "height": swap.height,
+        "state_at": swap.state_at,
+        "cells": [vars(cell) for cell in swap.cells],
+        "replay_check": str(swap.check),
+    }
+    return save_experiment(
+        run_dir,
+        "swap",
+        swap.sentence(),
+        verdict=swap.verdict,
+        settings=settings,
+        results=results,
+        next_commands=commands,
+        draw=lambda path: draw_swap(swap, path),
+    )
+
+
+def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any]) -> Experiment:
+    """Keep a ranking of images, its contact sheet beside it."""
+    results = {
+        "iteration": blame.iteration,
+        "layer": blame.layer,
+        "how": blame.how,
+        "by": blame.by,
+        "typical": blame.typical,
+        "images": [vars(image) for image in blame.images],
+        "replay_check": str(blame.check),
+    }
+    commands = [
+        f"stablab cause blame {run_dir.name} --at {blame.iteration} -o skip.txt",
+        "stablab train --skip-list skip.txt",
+    ]
+    return save_experiment(
+        run_dir,
+        "blame",
+        blame.sentence(),
+        settings=settings,
+        results=results,
+        next_commands=commands if blame.stands_out else [f"stablab cause swap {run_dir.name} --at {blame.iteration}"],
+        draw=lambda path: draw_contact_sheet(blame, path),
+    )
+
+
+def save_sharpness(run_dir: Path, sharpness: Sharpness, settings: Mapping[str, Any]) -> Experiment:
+    """Keep curvatures, drawn against the edge of stability."""
+    results = {
+        "curvatures": [vars(c) | {"verdict": c.verdict} for c in sharpness.curvatures],
+        "replay_check": str(sharpness.check) if sharpness.check else None,
+    }
+    above = any(c.verdict == "above" for c in sharpness.curvatures)
+    last = max(c.iteration for c in sharpness.curvatures)
+    return save_experiment(
+        run_dir,
+        "sharpness",
+        sharpness.sentence(),
+        settings=settings,
+        results=results,
+        next_commands=[f"stablab branch {run_dir.name} --at {last} --mitigation zclip"] if above else [],
+        draw=lambda path: draw_sharpness(run_dir, sharpness, path),
+    )

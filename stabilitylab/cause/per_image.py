@@ -7,6 +7,10 @@ rows of (gradient of its output) x (its input).
 
 ``leave-one-out``: the layer's gradient with the image taken out of the batch, negatives and BatchNorm statistics
 included. One pass an image; it works for every model and loss.
+
+Under both an image also has a ``novelty``: how much of its part's direction no other image of the batch shares. In a
+self-supervised loss an odd image (blank, saturated) need not have a large gradient, for its two views agree easily;
+but its gradient points where no other does.
 """
 
 from __future__ import annotations
@@ -31,11 +35,22 @@ CHUNK = 16
 @dataclass(frozen=True)
 class Contributions:
     """``norm`` (N,): size of each image's part, relative to the batch's gradient. ``share`` (N,): its part along the
-    batch's gradient; under ``rows`` they sum to 1, under ``leave-one-out`` it is the fall of the norm without it."""
+    batch's gradient; under ``rows`` they sum to 1, under ``leave-one-out`` it is the fall of the norm without it.
+    ``novelty`` (N,) between 0 and 1: squared sine of the angle between its part and the span of the others'."""
 
     how: str
     norm: Tensor
     share: Tensor
+    novelty: Tensor
+
+
+def novelty(parts: Tensor) -> Tensor:
+    """(N,) of ``parts`` (N, P), from their cosines: 1 / diag(C^-1), slightly regularised."""
+    rows = parts.double()
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    cosines = rows @ rows.T
+    ridge = 1e-6 * torch.eye(len(rows), dtype=torch.float64, device=rows.device)
+    return (1 / torch.linalg.inv(cosines + ridge).diagonal()).float()
 
 
 def contributions(
@@ -86,7 +101,7 @@ def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter
         parts = _head_parts(method, leaves, momentum, parameters)
     whole = parts.sum(0)
     size = whole.norm()
-    return Contributions("rows", parts.norm(dim=1) / size, parts @ whole / size**2)
+    return Contributions("rows", parts.norm(dim=1) / size, parts @ whole / size**2, novelty(parts))
 
 
 def _encoder_parts(
@@ -135,10 +150,8 @@ def _head_parts(
             hook.remove()
     deltas = torch.autograd.grad(loss, [output for _, output in seen])
     # A linear layer is called once a view; its calls belong to the same weights.
-    parts: dict[torch.Size, Tensor] = {}
     per_call = [torch.einsum("no,ni->noi", d, x).flatten(1) for d, (x, _) in zip(deltas, seen, strict=True)]
     calls = len(per_call) // len(linears)
-    del parts
     by_view = [torch.cat(per_call[c * len(linears) : (c + 1) * len(linears)], 1) for c in range(calls)]
     return torch.stack(by_view).sum(0)
 
@@ -155,9 +168,10 @@ def _leave_one_out(method: Method, views: list[Tensor], parameters: Sequence[nn.
 
     everything = torch.arange(len(views[0]), device=views[0].device)
     whole = gradient(everything)
-    norms, shares = [], []
+    parts, shares = [], []
     for i in range(len(everything)):
         without = gradient(everything[everything != i])
-        norms.append((whole - without).norm() / whole.norm())
+        parts.append(whole - without)
         shares.append(1 - without.norm() / whole.norm())
-    return Contributions("leave-one-out", torch.stack(norms), torch.stack(shares))
+    stacked = torch.stack(parts)
+    return Contributions("leave-one-out", stacked.norm(dim=1) / whole.norm(), torch.stack(shares), novelty(stacked))

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from stabilitylab.cause.impulse import LOSS, Impulse
+from stabilitylab.cause.impulses import LOSS, Impulse
+from stabilitylab.cause.sharpness import ALL, Sharpness
+from stabilitylab.cause.swap import Swap
+from stabilitylab.store.reader import open_run
 
 
 def draw_matrices(impulses: Mapping[str, Impulse], path: Path) -> None:
@@ -47,4 +50,54 @@ def draw_matrices(impulses: Mapping[str, Impulse], path: Path) -> None:
         bar = figure.colorbar(image, ax=grid, shrink=0.8)
         bar.set_label(f"log ratio of gradient norm ({LOSS}: of the loss)", fontsize=7)
         bar.ax.tick_params(labelsize=6)
+    figure.savefig(path, dpi=110)
+
+
+def draw_swap(swap: Swap, path: Path) -> None:
+    """A column of points a cell: how far the norm rose in each repeat; the dashed line is half of the height."""
+    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for place, cell in enumerate(swap.cells):
+        heights = np.exp(np.minimum(cell.heights, 50))
+        spread = np.linspace(-0.18, 0.18, len(heights)) if len(heights) > 1 else np.zeros(1)
+        axes.plot(place + spread, heights, "o", ms=4, alpha=0.8, color="#8c2d04" if place in (0, 1) else "#2166ac")
+    axes.axhline(np.exp(swap.cells[0].heights[0] / 2), color="0.4", lw=0.8, ls="--")
+    axes.set_xticks(range(4), [f"{c.state},\n{c.data}\n{c.spiked} of {len(c.heights)}" for c in swap.cells], fontsize=7)
+    axes.set(yscale="log")
+    axes.set_ylabel(f"largest norm of {swap.layer},\ntimes usual", fontsize=7)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_sharpness(run_dir: Path, sharpness: Sharpness, path: Path) -> None:
+    """The largest eigenvalue over the edge of stability, whole (thick) and by layer, and below it the gradient norms of
+    the first and the last layer of the run."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    layers = list(dict.fromkeys(c.layer for c in sharpness.curvatures))
+    for name in layers:
+        chosen = [c for c in sharpness.curvatures if c.layer == name]
+        values = np.array([c.eigenvalue / (c.edge or 1) for c in chosen])
+        errors = np.array([c.error / (c.edge or 1) for c in chosen])
+        style = {"color": "k", "lw": 1.6, "zorder": 3} if name == ALL else {"lw": 0.7, "alpha": 0.8}
+        top.errorbar([c.iteration for c in chosen], values, errors, marker=".", ms=4, label=name, **style)  # type: ignore[arg-type]
+    if any(c.edge for c in sharpness.curvatures):
+        top.axhline(1, color="#8c2d04", lw=0.9, ls="--")
+        top.set_ylabel("largest eigenvalue\n/ edge of stability", fontsize=8)
+    else:
+        top.set_ylabel("largest eigenvalue", fontsize=8)
+    top.set_yscale("symlog", linthresh=0.1)
+    top.legend(frameon=False, fontsize=6, ncols=4)
+    with open_run(run_dir) as reader:
+        series, rows = reader.layer_series(), [row for row in reader.layers() if row.trainable]
+    for row in (rows[0], rows[-1]) if rows else ():
+        if row.layer_id in series:
+            bottom.plot(*series[row.layer_id], lw=0.7, label=row.name)
+    bottom.set(yscale="log", xlabel="iteration")
+    bottom.set_ylabel("gradient norm", fontsize=8)
+    bottom.legend(frameon=False, fontsize=6)
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
     figure.savefig(path, dpi=110)

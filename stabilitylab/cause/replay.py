@@ -77,14 +77,14 @@ class NormRecorder(Recorder):
         self._losses: list[Tensor] = []
 
     def step(self, iteration: int, **given: Any) -> None:
-        self._norms.append(self.measure()[0])
+        found = self.measure()
+        self._norms.append(torch.where(found.measured[0], found.values[0], torch.nan))
         self._losses.append(given["loss"])
         if self.on_gradient is not None:
             self.on_gradient(iteration)
 
     def trace(self, metric: dict[int, float]) -> Trace:
         norms = torch.stack(self._norms).double().cpu().numpy()
-        norms[norms < 0] = np.nan
         return Trace(norms, torch.stack(self._losses).double().cpu().numpy(), metric)
 
 
@@ -275,6 +275,14 @@ class Replay:
             self.run(start + offset, 1)
             times.append(time.perf_counter() - began)
         return float(np.median(times[1:]))
+
+    def seconds_per_evaluation(self) -> float:
+        """Time of one evaluation of the metric, measured."""
+        encoder = self.trainer.method.base_encoder
+        float(self.trainer.monitor(encoder))  # the first one prepares the images
+        began = time.perf_counter()
+        float(self.trainer.monitor(encoder))
+        return time.perf_counter() - began
 
 
 KEEP = (

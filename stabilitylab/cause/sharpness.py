@@ -8,6 +8,7 @@ eigenvalue of the preconditioned Hessian, P^-1/2 H P^-1/2 with P = sqrt(v) + eps
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,3 +218,18 @@ def sharpness_run(
                 done += 1
                 progress(done, total)
     return Sharpness(tuple(found), check)
+
+
+def seconds_per_product(replay: Replay, at: int) -> float:
+    """Time of one product with the Hessian of all layers, measured; of one layer it takes nearly as long."""
+    replay.trainer.restore(replay.state_at(at))
+    method = replay.trainer.method
+    (views,) = replay.views(at, 1)
+    parameters = [p for layer in replay.layers for p in layer.parameters if p.requires_grad]
+    with sdpa_kernel(SDPBackend.MATH):
+        momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
+        loss = method.loss(method.encode(views), momentum)
+        curvature(loss, parameters, steps=1)
+        began = time.perf_counter()
+        curvature(loss, parameters, steps=4)  # five products and the gradient
+        return (time.perf_counter() - began) / 6

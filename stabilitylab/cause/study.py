@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from stabilitylab.cause.experiments import load_impulse, save_impulse
-from stabilitylab.cause.impulse import Impulse, impulse_run, pool
+from stabilitylab.cause.impulses import Impulse, impulse_run, pool
 from stabilitylab.cause.responses import RESAMPLES, time_constant
 from stabilitylab.config import read_toml
 from stabilitylab.errors import ConfigError

@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "export",
     "study": "study",
     "branch": "branch",
+    "cause": "cause",
     "claims": "claims",
     "demo": "demo",
 }

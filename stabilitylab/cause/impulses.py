@@ -94,8 +94,9 @@ def kick(parameters: Sequence[nn.Parameter], size: float, generator: torch.Gener
 def layer_norms(model: nn.Module) -> dict[str, float]:
     """Gradient norm of each layer of ``model`` now, between ``backward()`` and the optimizer's step; 0 without one."""
     layers = group_layers(model.named_parameters())
-    measured = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()[0]
-    return {layer.name: max(value, 0.0) for layer, value in zip(layers, measured.tolist(), strict=True)}
+    found = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()
+    norms = torch.where(found.measured[0], found.values[0], 0.0).tolist()
+    return {layer.name: norm for layer, norm in zip(layers, norms, strict=True)}
 
 
 def impulse(
