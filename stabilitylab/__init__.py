@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stabilitylab.version import __version__
 
 if TYPE_CHECKING:
+    from stabilitylab import cause
     from stabilitylab.attach.loop import record
     from stabilitylab.errors import (
         ConfigError,
@@ -51,6 +52,7 @@ __all__ = [
     "StoreError",
     "StoreWarning",
     "__version__",
+    "cause",
     "compare",
     "open_run",
     "record",
@@ -68,6 +70,8 @@ _PUBLIC = {  # the rest are errors
 
 def __getattr__(name: str) -> Any:
     """Public names come when they are asked for: ``import stabilitylab`` does not import torch."""
+    if name == "cause":
+        return import_module("stabilitylab.cause")
     if name not in __all__:
         raise AttributeError(f"module 'stabilitylab' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC.get(name, "stabilitylab.errors")), name)

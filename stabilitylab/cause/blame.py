@@ -19,8 +19,8 @@ from stabilitylab.data.datasets import kept_images
 @dataclass(frozen=True)
 class BlamedImage:
     """``index``: among the training images of the data set, as ``data.skip`` counts them; ``place``: in the batch.
-    ``norm``: size of its part of the gradient, relative to the whole; ``share``: of the whole along it; ``novelty``: how
-    much of its part's direction no other image shares, 0 to 1."""
+    ``norm``: size of its part of the gradient, relative to the whole; ``share``: of the whole along it; ``novelty``:
+    how much of its part's direction no other image shares, 0 to 1."""
 
     index: int
     place: int
@@ -32,7 +32,8 @@ class BlamedImage:
 @dataclass(frozen=True)
 class Blame:
     """The ``top`` images of batch ``iteration``, largest first, ``by`` the size of their ``part`` of the gradient of
-    ``layer`` or by its ``novelty``. ``typical``: the median of that over the batch. ``pictures`` (top, views, C, H, W) in [0, 1]."""
+    ``layer`` or by its ``novelty``. ``typical``: the median of that over the batch. ``pictures`` (top, views, C, H, W)
+    in [0, 1]."""
 
     iteration: int
     layer: str
@@ -87,9 +88,9 @@ def blame_run(
     by: str = "part",
     top: int = 8,
 ) -> Blame:
-    """Rank the images of batch ``at`` ``by`` the size of their ``part`` of the gradient of ``layer`` (by default the one
-    that leads the spike there) or by its ``novelty``. ``how``: ``rows`` or ``leave-one-out``, see `per_image`. Raises
-    ConfigError where the run cannot be replayed or the layer has no such parts."""
+    """Rank the images of batch ``at`` ``by`` the size of their ``part`` of the gradient of ``layer`` (by default the
+    one that leads the spike there) or by its ``novelty``. ``how``: ``rows`` or ``leave-one-out``, see `per_image`.
+    Raises ConfigError where the run cannot be replayed or the layer has no such parts."""
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     replay.require([at])
     check = replay.check(at)

@@ -93,7 +93,7 @@ def kick(parameters: Sequence[nn.Parameter], size: float, generator: torch.Gener
 
 def layer_norms(model: nn.Module) -> dict[str, float]:
     """Gradient norm of each layer of ``model`` now, between ``backward()`` and the optimizer's step; 0 without one."""
-    layers = group_layers(model.named_parameters())
+    layers = group_layers(model)
     found = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()
     norms = torch.where(found.measured[0], found.values[0], 0.0).tolist()
     return {layer.name: norm for layer, norm in zip(layers, norms, strict=True)}
@@ -129,7 +129,7 @@ def impulse(
     ...     return {"loss": loss, **norms}
     >>> sl.cause.impulse(step, restore, model, layers=["fc1"], at=[400]).sentence()  # doctest: +SKIP
     """
-    grouped = {layer.name: layer for layer in group_layers(model.named_parameters())}
+    grouped = {layer.name: layer for layer in group_layers(model)}
     for name in layers:
         if name not in grouped or not grouped[name].trainable:
             raise ConfigError(f"the model has no layer {name!r} that is trained; its layers: {', '.join(grouped)}")

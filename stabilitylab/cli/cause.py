@@ -163,7 +163,8 @@ def blame(
     result = blame_run(replay, at=at, layer=layer, how=how, by=by, top=top)
     for image in result.images:
         click.echo(
-            f"  image {image.index:>6}  {image.norm:6.1%} of the gradient's size, {image.share:+6.1%} along it, novelty {image.novelty:.2f}"
+            f"  image {image.index:>6}  {image.norm:6.1%} of the gradient's size, {image.share:+6.1%} along it, "
+            f"novelty {image.novelty:.2f}"
         )
     if output is not None:
         Path(output).write_text(result.skip_list(), encoding="utf-8")
