@@ -101,7 +101,7 @@ def blame_run(
     trainer.before_gradient(at)
     (views,) = replay.views(at, 1)
     chosen = how or default_way(trainer.method, parameters)
-    parts = contributions(trainer.method, views, parameters, chosen)
+    parts = contributions(trainer.method, views, parameters, chosen, at)
     indices = _indices(replay, at)
     score = parts.norm if by == "part" else parts.novelty
     ranked = score.argsort(descending=True).tolist()[:top]

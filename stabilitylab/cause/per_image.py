@@ -54,7 +54,7 @@ def novelty(parts: Tensor) -> Tensor:
 
 
 def contributions(
-    method: Method, views: Sequence[Tensor], parameters: Sequence[nn.Parameter], how: str
+    method: Method, views: Sequence[Tensor], parameters: Sequence[nn.Parameter], how: str, iteration: int = 0
 ) -> Contributions:
     """Of each image to the gradient of ``parameters``, a layer. ``views``: one (N, C, H, W) a view. The method's
     weights and buffers are left as they are."""
@@ -62,8 +62,8 @@ def contributions(
     try:
         with sdpa_kernel(SDPBackend.MATH):
             if how == "rows":
-                return _rows(method, list(views), parameters)
-            return _leave_one_out(method, list(views), parameters)
+                return _rows(method, list(views), parameters, iteration)
+            return _leave_one_out(method, list(views), parameters, iteration)
     finally:
         with torch.no_grad():
             for name, b in method.named_buffers():
@@ -83,7 +83,7 @@ def _features(method: Method, views: list[Tensor]) -> tuple[list[Tensor], list[T
     return method.encode(views), momentum
 
 
-def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter]) -> Contributions:
+def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter], iteration: int) -> Contributions:
     inside = {id(p) for p in method.base_encoder.parameters()}
     within = [id(p) in inside for p in parameters]
     if all(within) and mixes_images(method.base_encoder):
@@ -95,10 +95,10 @@ def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter
         features, momentum = _features(method, views)
     leaves = [f.detach().requires_grad_() for f in features]
     if all(within):
-        delta = torch.autograd.grad(method.loss(leaves, momentum), leaves)
+        delta = torch.autograd.grad(method.loss(leaves, momentum, iteration), leaves)
         parts = _encoder_parts(method.base_encoder, views, delta, parameters)
     else:
-        parts = _head_parts(method, leaves, momentum, parameters)
+        parts = _head_parts(method, leaves, momentum, parameters, iteration)
     whole = parts.sum(0)
     size = whole.norm()
     return Contributions("rows", parts.norm(dim=1) / size, parts @ whole / size**2, novelty(parts))
@@ -131,7 +131,11 @@ def _linears(method: Method, parameters: Sequence[nn.Parameter]) -> list[nn.Line
 
 
 def _head_parts(
-    method: Method, leaves: list[Tensor], momentum: list[Tensor] | None, parameters: Sequence[nn.Parameter]
+    method: Method,
+    leaves: list[Tensor],
+    momentum: list[Tensor] | None,
+    parameters: Sequence[nn.Parameter],
+    iteration: int,
 ) -> Tensor:
     """(N, P) the rows' parts of the gradient of a head's linear layers."""
     seen: list[tuple[Tensor, Tensor]] = []
@@ -144,7 +148,7 @@ def _head_parts(
         raise ConfigError("this layer has no linear part whose rows are images; use --how leave-one-out")
     hooks = [linear.register_forward_hook(note) for linear in linears]
     try:
-        loss = method.loss(leaves, momentum)
+        loss = method.loss(leaves, momentum, iteration)
     finally:
         for hook in hooks:
             hook.remove()
@@ -156,12 +160,14 @@ def _head_parts(
     return torch.stack(by_view).sum(0)
 
 
-def _leave_one_out(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter]) -> Contributions:
+def _leave_one_out(
+    method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter], iteration: int
+) -> Contributions:
     trained = [p for p in parameters if p.requires_grad]
 
     def gradient(kept: Tensor) -> Tensor:
         features, momentum = _features(method, [view[kept] for view in views])
-        found = torch.autograd.grad(method.loss(features, momentum), trained, allow_unused=True)
+        found = torch.autograd.grad(method.loss(features, momentum, iteration), trained, allow_unused=True)
         return torch.cat(
             [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, trained, strict=True)]
         )

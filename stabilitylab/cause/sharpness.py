@@ -200,7 +200,7 @@ def sharpness_run(
         beta = settings.momentum if settings.name == "sgd" else settings.beta1
         with sdpa_kernel(SDPBackend.MATH):
             momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
-            loss = method.loss(method.encode(views), momentum)
+            loss = method.loss(method.encode(views), momentum, iteration)
             every = [p for layer in replay.layers for p in layer.parameters if p.requires_grad]
             parts = [(ALL, every)]
             parts += [
@@ -228,7 +228,7 @@ def seconds_per_product(replay: Replay, at: int) -> float:
     parameters = [p for layer in replay.layers for p in layer.parameters if p.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
         momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
-        loss = method.loss(method.encode(views), momentum)
+        loss = method.loss(method.encode(views), momentum, at)
         curvature(loss, parameters, steps=1)
         began = time.perf_counter()
         curvature(loss, parameters, steps=4)  # five products and the gradient
