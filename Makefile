@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test slow lint docs bench clean help
+.PHONY: demo test slow lint docs dist bench clean help
 
 help:           ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -24,6 +24,13 @@ lint: $(STAMP)  ## style and types
 
 docs: $(STAMP)  ## the documentation site, in site/
 	$(BIN)/mkdocs build --quiet --strict
+
+dist: $(STAMP)  ## sdist and wheel in dist/, tried out in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv dist/try
+	dist/try/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && PYTHONPATH= try/bin/stablab demo --iterations 30 --runs-dir demo-runs -o demo.html
 
 bench: $(STAMP) ## speed and detection, as tables
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ def _shut_in(con: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> None:
     allowed = {str(path) for path in paths} | {glob_escaped(path) for path in paths}
     con.execute("SET python_enable_replacements = false")
     con.execute(f"SET allowed_paths = [{', '.join(map(quote, sorted(allowed)))}]")
-    con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
+    with contextlib.suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is none to switch off
+        con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
