@@ -10,6 +10,9 @@ class Spike:
     """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height,
     or its first value for the published rules and for ``kind`` ``nonfinite`` (else ``spike``).
 
+    ``lasted`` counts the recorded values above the closing level, from the first to the last: 1 is the work of one
+    batch, 3 or more a state that lasts (`nature`); 0 where it is not known.
+
     ``ratio`` is peak over the trailing median; ``z`` its robust z-score on the log scale. Both are inf for
     non-finite events.
     """
@@ -21,6 +24,12 @@ class Spike:
     ratio: float
     z: float
     kind: str = "spike"
+    lasted: int = 0
+
+    @property
+    def nature(self) -> str:
+        """``one batch``, ``short`` (two values) or ``lasting``; empty where it is not known."""
+        return {0: "", 1: "one batch", 2: "short"}.get(self.lasted, "lasting")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def measure_lag(
     shown = median_interval(lags)
     ci95 = widened(lags, rows[0].uncertainty(a[one]), rows[1].uncertainty(b[other]))
     p_value, null_lags = shift_test(*_on_clock(a, b, rows[0]), reach, rows[0].span or num_iterations)
-    verdict, reason = _verdict(source, target, ci95, p_value, shown, step)
+    verdict, reason = verdict_of(source, target, ci95, p_value, shown, step)
     agree = None
     if cross is not None and p_value < 0.05:
         low, high = cross.ci95
@@ -156,7 +156,7 @@ def propagation(
             continue
         interval = widened(lags, start.uncertainty(first[one]), line.uncertainty(onsets[other]))
         p_value = shift_test(*_on_clock(first, onsets, start), reach, start.span or num_iterations)[0]
-        verdict = _verdict(source, name, interval, p_value, median_interval(lags), step)[0]
+        verdict = verdict_of(source, name, interval, p_value, median_interval(lags), step)[0]
         second = cross.get(name) if cross else None
         rows.append(LayerLag(name, depth, median, len(lags), interval, p_value, second, verdict))
     return tuple(rows)
@@ -173,7 +173,12 @@ def match_pairs(a: np.ndarray, b: np.ndarray, reach: Reach) -> tuple[np.ndarray,
     pairs = differences(a, b, reach.window)
     if len(pairs) == 0:
         return np.arange(0), np.arange(0)
-    centre = common_lag(pairs, reach.bandwidth)
+    return pairs_around(a, b, common_lag(pairs, reach.bandwidth), reach)
+
+
+def pairs_around(a: np.ndarray, b: np.ndarray, centre: float, reach: Reach) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (k,) into ``a`` and ``b`` (sorted, neither empty) of onsets paired one to one around the lag
+    ``centre``."""
     forth = _nearest(a + centre, b)
     back = _nearest(b - centre, a)
     lags = b[forth] - a
@@ -231,10 +236,11 @@ def _on_clock(a: np.ndarray, b: np.ndarray, line: Timeline) -> tuple[np.ndarray,
     return line.times(a), line.times(b)
 
 
-def _verdict(
+def verdict_of(
     source: str, target: str, ci95: tuple[float, float], p_value: float, shown: tuple[float, float], step: int
 ) -> tuple[str, str]:
-    """``shown`` is the interval that the recorded rows would give by themselves, ``ci95`` with what lies between."""
+    """Verdict and reason. ``shown`` is the interval that the recorded rows would give by themselves, ``ci95`` with what
+    lies between them."""
     if p_value >= 0.05:
         return "inconclusive", f"as many spikes pair up by chance (p = {p_value:.2g})"
     if ci95[0] > 0:

@@ -58,7 +58,7 @@ def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  {'layer':<14}{'onset':>8}{'peak':>8}{'end':>8}{'ratio':>9}{'z':>8}  kind")
     shown = sorted(spikes, key=lambda s: (-s.z, s.onset))[:_SHOWN]
     for s in sorted(shown, key=lambda s: s.onset):
-        say(f"  {s.layer:<14}{s.onset:>8}{s.peak:>8}{s.end:>8}{s.ratio:>8.1f}x{s.z:>8.1f}  {s.kind}")
+        say(f"  {s.layer:<14}{s.onset:>8}{s.peak:>8}{s.end:>8}{s.ratio:>8.1f}x{s.z:>8.1f}  {s.nature or s.kind}")
     if len(spikes) > _SHOWN:
         say(f"  the {_SHOWN} largest; all {len(spikes)}: --format csv")
 

@@ -15,6 +15,8 @@ from stabilitylab.cli.options import goal, metric, runs_dir
 from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stabilitylab.analysis.results import RunAnalysis
+    from stabilitylab.comparison.pooled import PooledLag
     from stabilitylab.comparison.results import Comparison, RunSummary
     from stabilitylab.run.answers import Answer
 
@@ -63,6 +65,7 @@ def command(
     elif baseline not in groups:
         raise ConfigError(f"--baseline: no run has {by} {baseline!r}; there are: {', '.join(groups)}")
     found = compare_runs(summaries, baseline)
+    found = replace(found, lags=_pooled(summaries, list(answers.values())))
     found = replace(found, notes=(*found.notes, *_other_differences(list(answers.values()), by)))
     if form == "json":
         from stabilitylab.analysis.results import SCHEMA_VERSION, plain
@@ -79,6 +82,16 @@ def command(
         click.echo(write(found, by), nl=False)
     else:
         _print_text(found, by)
+
+
+def _pooled(summaries: Sequence[RunSummary], answers: Sequence[Answer]) -> tuple[PooledLag, ...]:
+    """The lag pooled over the runs of each group."""
+    from stabilitylab.comparison.pooled import pooled_lags
+
+    groups: dict[str, list[RunAnalysis]] = {}
+    for summary, answer in zip(summaries, answers, strict=True):
+        groups.setdefault(summary.mitigation, []).append(answer.analysis)
+    return pooled_lags(groups)
 
 
 def _answer(run: str, runs_dir: str | None, metric: str | None, goal: str | None) -> Answer:
@@ -154,6 +167,8 @@ def _print_text(found: Comparison, by: str) -> None:
             interval = "" if row.ci95 is None else f" (95% interval {row.ci95[0]:.4f} to {row.ci95[1]:.4f})"
             by_lr = ", ".join(f"{value:.3f} at {lr:g}" for lr, value in row.by_lr)
             say(f"  {row.mitigation:<20}{row.mean:.4f}{interval}, {row.num_seeds} seeds: {by_lr}")
+    if found.lags:
+        _print_lags(found.lags, say)
     if found.effects:
         _print_power(say)
     for note in found.notes:
@@ -196,6 +211,17 @@ def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None
             warnings.setdefault(e.warning, []).append(e.metric)
     for warning, metrics in warnings.items():
         say(f"  {', '.join(metrics)}: {warning}")
+
+
+def _print_lags(lags: Sequence[PooledLag], say: Callable[[str], None]) -> None:
+    say("\nlag pooled over the runs of a group (interval by resampling runs)")
+    for lag in lags:
+        timed = ""
+        if lag.median_iterations is not None and lag.ci95 is not None:
+            low, high = lag.ci95
+            timed = f" {lag.median_iterations:g} iterations (95% interval {low:g} to {high:g}), p = {lag.p_value:.2g};"
+        matched = f"{lag.num_matched} matches in {lag.num_runs} of {lag.num_given} runs"
+        say(f"  {lag.group}, {lag.source} to {lag.target}: {lag.verdict};{timed} {matched}")
 
 
 def _print_power(say: Callable[[str], None]) -> None:

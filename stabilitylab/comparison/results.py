@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stabilitylab.comparison.pooled import PooledLag
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -92,6 +94,7 @@ class Comparison:
     metric: str = "knn_top1"
     goal: str = "max"
     scale: str = "fraction"
+    lags: tuple[PooledLag, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types; numbers that are not finite stay, for the writer to turn into null."""

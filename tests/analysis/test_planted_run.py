@@ -42,7 +42,7 @@ def test_the_answer_is_json() -> None:
         "from", "to", "median_iterations", "ci95", "p_value", "num_matched", "num_from", "verdict", "reason",
         "cross", "agree", "resolution",
     }  # fmt: skip
-    assert set(answer["spikes"][0]) == {"layer", "onset", "peak", "end", "ratio", "z", "kind"}
+    assert set(answer["spikes"][0]) == {"layer", "onset", "peak", "end", "ratio", "z", "kind", "lasted"}
     assert set(answer["dips"][0]["after_spike"]) == {"layer", "onset"}
 
 

@@ -205,3 +205,24 @@ def test_planted_spikes_are_more_than_chance() -> None:
     found = false_alarms([layer_series(x)])
     assert found.expected >= 0.3  # the rate asked for, over 3,000 iterations
     assert found.p_value < 1e-6
+
+
+def skewed_noise(n: int, seed: int) -> np.ndarray:
+    """Log norms whose upward excursions are half as large again as the downward ones."""
+    x = noise(n, seed=seed, sd=0.2)
+    return np.where(x > 0, 1.5 * x, x)
+
+
+def test_hard_batches_keep_the_rate() -> None:
+    found = [len(detect_spikes(layer_series(skewed_noise(50_000, s)), SpikeSettings(ratio_open=1.0))) for s in range(4)]
+    assert sum(found) <= 40  # 20 are allowed; 300 with a threshold from downward excursions alone
+
+
+def test_single_spikes_are_still_found_beyond_hard_batches() -> None:
+    x = skewed_noise(20_000, 1)
+    onsets = list(range(500, 19_500, 500))
+    found = detect_spikes(layer_series(plant(x, onsets, 2.5, width=1)))
+    assert {s.onset for s in found} >= set(onsets)
+    assert {s.nature for s in found if s.onset in onsets} == {"one batch"}
+    lasting = detect_spikes(layer_series(plant(x, onsets, 2.5, width=6)))
+    assert sum(s.nature == "lasting" for s in lasting) >= len(onsets)

@@ -16,7 +16,8 @@ import numpy as np
 from stabilitylab.analysis.detection.baseline import Baseline, baseline
 from stabilitylab.analysis.detection.rules import THRESHOLDS, published_score
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.detection.thresholds import lowest_of, stretches, thresholds_of
+from stabilitylab.analysis.detection.skew import skewed_threshold, stretches
+from stabilitylab.analysis.detection.thresholds import lowest_of, thresholds_of
 from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike, chance_of
 
 __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spikes", "false_alarms", "log_norms"]
@@ -82,6 +83,8 @@ def detect(series: LayerSeries, settings: SpikeSettings | None = None) -> Detect
     spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
     found = _search(x, series.iteration, settings) if settings.rule == "stablab" else _search_by(x, series, settings)
     level = np.where(np.isnan(x), -np.inf, x)
+    # Of rows that lie apart, nobody knows how long a spike lasted between them.
+    one_by_one = len(series.iteration) > 1 and int(np.median(np.diff(series.iteration))) == 1
     for start, stop in found.runs:
         peak = start + int(np.argmax(level[start:stop]))
         onset = start if found.excess is None else min(_onset(found.excess, start, stop), peak)
@@ -92,6 +95,7 @@ def detect(series: LayerSeries, settings: SpikeSettings | None = None) -> Detect
             end=int(series.iteration[stop - 1]),
             ratio=float(np.exp(x[peak] - found.centre[peak])),
             z=float(found.height[peak]),
+            lasted=stop - start if one_by_one else 0,
         )
         spikes.append((int(series.iteration[start]), spike))
     spikes.sort(key=lambda one: one[1].onset)
@@ -126,7 +130,10 @@ def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _F
         score = _score(x, base)
         mirrored = _score(-x, Baseline(-base.before, -base.after, base.scale))
         thresholds = thresholds_of(mirrored, settings)
-        runs = _runs(x, base.before, score, thresholds, iteration, settings)
+        raised = thresholds
+        if settings.false_alarms_per_10k is not None:
+            raised = thresholds | {1: skewed_threshold(score, mirrored, thresholds[1], settings)}
+        runs = _runs(x, base.before, score, raised, iteration, settings)
         mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
         now, now_mirrored = _mask(runs, len(x)), _mask(mirrored_runs, len(x))
         settled = np.array_equal(now, flagged) and np.array_equal(now_mirrored, mirrored_flagged)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.detection.skew import stretches
 from stabilitylab.analysis.detection.tails import MIN_PEAKS, Tail, fit_tail
 
 MAX_PEAKS = 400
@@ -83,12 +84,3 @@ def lowest_of(score: np.ndarray, count: int, apart: int = 1) -> np.ndarray:
         np.minimum(lowest[:-ahead], score[ahead:], out=lowest[:-ahead])
         lowest[-ahead:] = -np.inf
     return lowest
-
-
-def stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops (exclusive) of true stretches; holes of at most ``gap`` are filled."""
-    at = np.flatnonzero(mask)
-    if len(at) == 0:
-        return at, at
-    apart = np.diff(at) > gap + 1
-    return at[np.concatenate([[True], apart])], at[np.concatenate([apart, [True]])] + 1
