@@ -17,7 +17,7 @@ from stabilitylab.analysis.series import EvalCurve, RunSeries
 MIN_EVALUATIONS = 5
 LAST = 3
 """A state lasts where it holds at so many evaluations in a row, the last ones of the record."""
-SPREAD_GONE = 0.05
+SPREAD_GONE = 0.08
 """Share of the spread of features that point everywhere alike, below which they are one feature."""
 SPREAD_LOW, RANK_GONE, RANK_LOW = 0.15, 1.2, 0.25
 """Less than RANK_LOW of the highest rank reached is a loss of dimensions."""

@@ -50,7 +50,7 @@ def early_warning(
         why = f"not resolvable: rows are {step} iterations apart, and warnings of at most {horizon} are sought"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, 0, reason=why)
     leads = _leads(ours, alarms, horizon)
-    false = sum(_false(ours[name], found, horizon) for name, found in alarms.items())
+    false = sum(false_alarms_of(ours[name], found, horizon) for name, found in alarms.items())
     rng = np.random.default_rng(0)
     # Shifts run over what was recorded: through a long gap, chance would find nothing.
     line = next(iter((timelines or {}).values()), None)
@@ -104,7 +104,7 @@ def _leads(spikes: Mapping[str, Sequence[Spike]], alarms: Mapping[str, np.ndarra
     return np.concatenate(leads).astype(np.float64)
 
 
-def _false(spikes: Sequence[Spike], alarms: np.ndarray, horizon: int) -> int:
+def false_alarms_of(spikes: Sequence[Spike], alarms: np.ndarray, horizon: int) -> int:
     """Alarms with no spike that opens, or still runs, from the alarm to the horizon after it."""
     answered = np.zeros(len(alarms), dtype=bool)
     for spike in spikes:

@@ -24,6 +24,7 @@ from stabilitylab.analysis.resolution import resolution_of
 from stabilitylab.analysis.results import Dip, DipLink, JudgedMetric, RunAnalysis
 from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries, without_duplicates
 from stabilitylab.analysis.timeline import Timeline
+from stabilitylab.analysis.warning_table import SignalSource, warning_table
 from stabilitylab.errors import NoDataError
 
 
@@ -39,6 +40,7 @@ def analyze_run(
     first: str | None = None,
     last: str | None = None,
     early: tuple[str, Sequence[LayerSeries]] | None = None,
+    signals: SignalSource | None = None,
 ) -> RunAnalysis:
     """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it.
 
@@ -48,7 +50,8 @@ def analyze_run(
 
     ``first`` and ``last`` name the layers between which the lag is measured; see `find_ends`.
 
-    ``early``: a signal's name and its series by layer, to be held against the spikes that follow.
+    ``early``: a signal's name and its series by layer, to be held against the spikes that follow. ``signals``: all that
+    was recorded beside the gradient norm, for the table of signals and layers.
     """
     settings = settings or SpikeSettings()
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
@@ -109,6 +112,11 @@ def analyze_run(
         foreseen = early_warning(
             signal, clean_signal, found, num_iterations=series.iterations, settings=settings, timelines=timelines
         )
+    warnings = None
+    if signals is not None and spikes:
+        warnings, left_out = warning_table(signals, found, timelines, settings)
+        if left_out:
+            notes.append(left_out)
     drifts, few_for_drift = find_drifts(clean)
     if spikes and few_for_drift and clean:
         notes.append(few_for_drift)
@@ -127,6 +135,7 @@ def analyze_run(
         dip_link=link,
         metric=judged,
         early_warning=foreseen,
+        early_warnings=warnings,
         settings=settings,
         notes=tuple(notes),
         resolution=resolution,

@@ -91,7 +91,8 @@ class DipLink:
 class EarlyWarning:
     """Does ``signal`` rise before spikes do? Leads in iterations; a spike is warned of at most ``horizon`` before.
 
-    ``hit_rate`` is the share of spikes warned of, ``hit_rate_by_chance`` the same under circular shifts.
+    ``hit_rate`` is the share of spikes warned of, ``hit_rate_by_chance`` the same under circular shifts. ``layer``: the
+    one judged, in a table of signals and layers; empty for all. ``p_holm`` is corrected over such a table.
     """
 
     signal: str
@@ -108,6 +109,8 @@ class EarlyWarning:
     median_lead: float | None = None
     lead_ci95: tuple[float, float] | None = None
     reason: str = ""
+    layer: str = ""
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class RunAnalysis:
     drifts: tuple[Drift, ...] | None = None
     collapse: Collapse | None = None
     loss_spikes: LossSpikes | None = None
+    early_warnings: tuple[EarlyWarning, ...] | None = None
 
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
         """The parts asked for; the rest becomes None."""
@@ -147,6 +151,7 @@ class RunAnalysis:
                 false_alarms=None,
                 episodes=None,
                 early_warning=None,
+                early_warnings=None,
                 drifts=None,
                 loss_spikes=None,
             )
@@ -180,6 +185,8 @@ class RunAnalysis:
             out["early_warning"] = asdict(self.early_warning)
         if self.settings is not None:
             out["settings"] = asdict(self.settings)
+        if self.early_warnings is not None:
+            out["early_warnings"] = [asdict(row) for row in self.early_warnings]
         if self.drifts is not None:
             out["drifts"] = [asdict(drift) for drift in self.drifts]
         if self.collapse is not None:

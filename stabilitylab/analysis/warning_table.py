@@ -1,7 +1,7 @@
 """Early warning from every recorded signal: signal x layer, how often it rises before the layer's gradient spikes.
 
-Each pair is judged as `early_warning` judges a signal over all layers; Holm's correction runs over the pairs, so that the
-best of many is named only where chance does not explain it.
+Each pair is judged as `early_warning` judges a signal over all layers; Holm's correction runs over the pairs, so that
+the best of many is named only where chance does not explain it.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()
         _print_loss_spikes(found, say)
     if found.early_warning is not None:
         _print_warning(found, say)
+    if found.early_warnings:
+        _print_warning_table(found, say)
     if accounts:
         say("\nepisode by episode")
     for account in accounts:
@@ -183,3 +185,23 @@ def _print_warning(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  lead: {early.median_lead:g} iterations before the spike{interval}")
     if early.reason:
         say(f"  {early.reason}")
+
+
+def _print_warning_table(found: RunAnalysis, say: Callable[[str], None]) -> None:
+    from stabilitylab.analysis.warning_table import best_warning
+
+    rows = [row for row in found.early_warnings or () if row.hit_rate is not None]
+    best = best_warning(rows)
+    if best is None:
+        judged = f"{len(rows)} pairs of a signal and a layer" if rows else "no pair: too few spikes or alarms"
+        say(f"\nearly warning by signal and layer: none beyond chance ({judged} judged)")
+        return
+    say(f"\nearly warning by signal and layer: {best.signal} in {best.layer} warns best, of {len(rows)} pairs")
+    say(f"  {'signal':<16}{'layer':<14}{'warned':>8}{'chance':>8}{'lead':>6}{'for nothing':>13}{'p (Holm)':>10}")
+    for row in sorted(rows, key=lambda row: (row.p_holm or 1.0, row.signal, row.layer))[:_SHOWN]:
+        lead = "" if row.median_lead is None else f"{row.median_lead:g}"
+        warned, nothing = f"{row.num_warned}/{row.num_spikes}", f"{row.num_false}/{row.num_alarms}"
+        say(
+            f"  {row.signal:<16}{row.layer:<14}{warned:>8}{row.hit_rate_by_chance or 0:>8.2f}{lead:>6}{nothing:>13}"
+            f"{row.p_holm if row.p_holm is not None else 1:>10.3g}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries
 from stabilitylab.layernames import is_probe
 from stabilitylab.metrics import GOALS, SCALES
+from stabilitylab.signals import BUILT_IN, SIGNALS
 from stabilitylab.store.reader import RunReader
+from stabilitylab.store.series import split_by_layer
 
 
 def load_series(reader: RunReader) -> RunSeries:
@@ -121,3 +124,34 @@ def _facts(config: dict[str, Any]) -> dict[str, str | float]:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             found[fact] = value
     return found
+
+
+class StoredSignals:
+    """The signals that a run recorded beside its gradient norms, loaded layer by layer when they are asked for."""
+
+    def __init__(self, reader: RunReader, series: RunSeries) -> None:
+        self._reader = reader
+        self._layers = {layer.name: layer for layer in series.layers}
+        self._ids = {row.name: row.layer_id for row in reader.layers()}
+        others = [name for name in BUILT_IN if name not in ("grad_norm", "grad_max", "nonfinite")]
+        counts = ", ".join(f"count({name}) AS {name}" for name in others)
+        counted = reader.query(f"SELECT {counts} FROM layer_stats").fetchnumpy()
+        self.names = tuple(name for name in others if int(counted[name][0]) > 0)
+
+    def load(self, signal: str, layers: Sequence[str]) -> list[LayerSeries]:
+        """The signal's series of ``layers``; of one that may be negative, its exponential, whose logarithm it is."""
+        ids = {self._ids[name]: name for name in layers if name in self._ids}
+        listed = ", ".join(str(layer_id) for layer_id in ids)
+        if not listed:
+            return []
+        rows = self._reader.query(
+            f"SELECT layer_id, iteration::BIGINT AS iteration, {signal}::DOUBLE AS value FROM layer_stats "
+            f"WHERE {signal} IS NOT NULL AND layer_id IN ({listed})"
+        ).fetchnumpy()
+        found = split_by_layer(rows["layer_id"], rows["iteration"], rows["value"])
+        signed = SIGNALS[signal].signed
+        return [
+            LayerSeries(name, self._layers[name].depth, found[i][0], np.exp(found[i][1]) if signed else found[i][1])
+            for i, name in ids.items()
+            if i in found
+        ]
