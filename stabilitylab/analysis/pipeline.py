@@ -89,6 +89,7 @@ def analyze_run(
             found, names, source=source.name, num_iterations=series.iterations, cross=cross, timelines=timelines
         )
         if len(on_path) == 1:
+            travels = ()  # there is no way from a layer to itself
             notes.append(f"not enough data for a lag: only one layer has a gradient ({source.name})")
     elif lag:
         notes.append("not enough data for a lag: no layer has a gradient")

@@ -82,6 +82,9 @@ def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
 def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
     lag = found.lag
     assert lag is not None
+    if lag.source == lag.target:
+        say(f"\nlag: not judged, {lag.reason}")
+        return
     say(f"\nlag from {lag.source} to {lag.target}: {lag.verdict}")
     if lag.median_iterations is not None:
         interval = "" if lag.ci95 is None else f", 95% interval {lag.ci95[0]:g} to {lag.ci95[1]:g}"

@@ -37,7 +37,7 @@ def read_offline(path: Path, options: Options) -> Log:
     records: list[tuple[int, dict[str, Any]]] = []
     run = path.stem.removeprefix("run-")
     for place, raw in enumerate(_messages(path, refused), 1):
-        record: Any = messages.Record()
+        record: Any = getattr(messages, "Record")()  # noqa: B009  (made by protobuf at run time)
         try:
             record.ParseFromString(raw)
         except DecodeError:

@@ -118,7 +118,10 @@ def _need_gradients(series: RunSeries, status: str) -> None:
             f"run {series.run} is still running and has no gradients recorded yet; "
             "try again in some seconds (or it was started without --log-grads)"
         )
-    raise NoDataError(f"run {series.run} has no gradient norms recorded; train with --log-grads, or record grad_norm")
+    raise NoDataError(
+        f"run {series.run} has no gradient norms recorded; train with --log-grads, record grad_norm, "
+        "or name an imported log's norms with --grads"
+    )
 
 
 def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:

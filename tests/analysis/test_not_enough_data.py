@@ -74,6 +74,7 @@ def test_one_layer_has_no_lag() -> None:
     assert "not enough data for a lag: only one layer has a gradient (good)" in found.notes
     assert found.lag is not None
     assert (found.lag.verdict, found.lag.cross) == ("inconclusive", None)
+    assert found.propagation == ()
 
 
 def test_a_frozen_model_has_neither() -> None:
