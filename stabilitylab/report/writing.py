@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.errors import ConfigError
+from stabilitylab.unfinished import remove_unfinished
 
 if TYPE_CHECKING:
     from stabilitylab.comparison.results import Comparison
@@ -56,3 +58,4 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+    remove_unfinished(target.parent, re.compile(re.escape(f".{target.name[:100]}.") + r"(?P<pid>[0-9]+)\.tmp"))

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import RunReader, open_run
+from stabilitylab.unfinished import remove_unfinished
 from stabilitylab.version import __version__
 
 FOLDER = "analysis"
@@ -156,6 +158,7 @@ def _save(file: Path, rows: list[tuple[str, int, int]], answer: _Kept) -> None:
         text = json.dumps({"rows": rows, "sha256": _digest_of(body), "answer": body})
         whole.write_text(text, encoding="utf-8")
         whole.replace(file)
+        remove_unfinished(file.parent, re.compile(r"[0-9a-f]+\.json\.(?P<pid>[0-9]+)\.tmp"))
     except OSError:
         with contextlib.suppress(OSError):
             whole.unlink(missing_ok=True)

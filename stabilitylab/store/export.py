@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 
 from stabilitylab.errors import RunBusy, StoreError
 from stabilitylab.store.compaction import SEGMENTS
-from stabilitylab.store.database import DATABASE, attach_base, connect, one_line
+from stabilitylab.store.database import DATABASE, attach_base, check_path, connect, one_line
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.schema import TABLES, quote
 from stabilitylab.store.segments import column_types
 from stabilitylab.store.spreadsheet import cell_sql
+from stabilitylab.unfinished import remove_unfinished
 
 FORMATS = ("parquet", "csv")
+_UNFINISHED = re.compile(r"\.export-(?P<pid>[0-9]+)-[0-9a-f]{8}")
 
 
 def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]:
@@ -34,21 +42,38 @@ def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]
             raise RunBusy(f"{run_dir.name} is still being written; export it when it has ended")
     if (run_dir / SEGMENTS / MANIFEST).exists():
         raise StoreError(f"{run_dir} holds rows that could not be merged; make it writable, with room, and try again")
-    # Not in `folder`: DuckDB takes a question mark in a path for a pattern, and a kill must not leave a part there.
-    with tempfile.TemporaryDirectory(prefix="stablab-export-") as scratch, connect() as con:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder, _UNFINISHED)
+        with _scratch(folder) as scratch, connect() as con:
             attach_base(con, run_dir.absolute() / DATABASE)
-            written = [path for table in ("meta", *TABLES) if (path := _write(con, table, Path(scratch), form))]
+            written = [path for table in ("meta", *TABLES) if (path := _write(con, table, scratch, form))]
             targets = [folder / path.name for path in written]
             taken = [path for path in targets if path.exists() or path.is_symlink()]
             if taken:
                 raise StoreError(f"{taken[0]} exists; export into another folder")
             for path, target in zip(written, targets, strict=True):
                 _move(path, target)
-        except (OSError, duckdb.Error) as error:
-            raise StoreError(f"cannot export to {folder}: {one_line(error)}") from None
+    except (OSError, duckdb.Error) as error:
+        raise StoreError(f"cannot export to {folder}: {one_line(error)}") from None
     return targets
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A hidden folder in `folder` for what is not whole yet; elsewhere if DuckDB cannot write there."""
+    try:
+        check_path(folder)
+    except StoreError:
+        with tempfile.TemporaryDirectory(prefix="stablab-export-") as path:
+            yield Path(path)
+        return
+    path = folder.absolute() / f".export-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(con: duckdb.DuckDBPyConnection, table: str, scratch: Path, form: str) -> Path | None:
@@ -70,9 +95,14 @@ def _write(con: duckdb.DuckDBPyConnection, table: str, scratch: Path, form: str)
 
 def _move(path: Path, target: Path) -> None:
     """Move a file to where it does not yet exist, whole or not at all, also to another file system."""
-    part = target.with_name(f".{target.name}.part")
     try:
-        shutil.copyfile(path, part)
-        part.rename(target)
-    finally:
-        part.unlink(missing_ok=True)
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(path, part)
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shutil
 from pathlib import Path
 
 from stabilitylab.errors import RunExists, RunNotFound, StoreError
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE, check_path
 from stabilitylab.store.listing import RunInfo, list_runs
+from stabilitylab.store.manifest import MANIFEST
 
-__all__ = ["RunInfo", "claim_run", "find_run", "list_runs", "runs_root"]
+__all__ = ["RunInfo", "claim_run", "find_run", "list_runs", "runs_root", "unclaim"]
 
 _NUMBERED = re.compile(r"run_([0-9]{1,18})")
 _LONGEST_NAME = 200
@@ -53,6 +55,12 @@ def claim_run(root: Path | str, name: str | None = None) -> Path:
         raise StoreError(
             f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
         ) from None
+
+
+def unclaim(run_dir: Path) -> None:
+    """Give a name back whose run could not be started, with what was written of it. A folder that holds a run stays."""
+    if not (run_dir / DATABASE).exists() and not (run_dir / SEGMENTS / MANIFEST).exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def next_number(root: Path) -> int:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 
-from stabilitylab.store.manifest import Manifest, Segment, check_segment, sync_folder, write_manifest
+from stabilitylab.store.compaction import clean_folder
+from stabilitylab.store.manifest import (
+    MANIFEST,
+    START,
+    Manifest,
+    Segment,
+    check_segment,
+    sync_folder,
+    write_manifest,
+)
 from stabilitylab.store.outbox import Loss
 from stabilitylab.store.rows import Rows, join, make_rows
 from stabilitylab.store.schema import TABLES, LayerRow
@@ -37,6 +47,14 @@ class Publisher:
         if layers is not None:
             rows["layers"] = [layer_rows(layers)]
         self.publish(rows)
+
+    def withdraw(self) -> None:
+        """Undo `start`: no row was taken in, so the run is what it was before, or none."""
+        self.close()
+        with contextlib.suppress(OSError):
+            for name in (MANIFEST, START):
+                (self.folder / name).unlink(missing_ok=True)
+            clean_folder(self.folder)
 
     def publish(self, rows: Mapping[str, Sequence[Rows]]) -> None:
         """Make `rows` durable and visible together. Raises OSError or duckdb.Error with nothing changed."""

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stabilitylab.errors import RunExists, StoreError
-from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE, check_path
 from stabilitylab.store.location import check_name, next_number
-from stabilitylab.store.locks import WRITER_LOCK, is_held
 from stabilitylab.store.schema import LayerRow
 from stabilitylab.store.writer import RunWriter
+from stabilitylab.unfinished import remove_unfinished
 
 _UNFINISHED = re.compile(r"\.import-(?P<pid>[0-9]+)-[0-9a-f]{8}")
 
@@ -63,7 +62,7 @@ def write_runs_whole(root: Path | str, runs: Sequence[WholeRun]) -> list[Path]:
             for run in runs:
                 if run.name is not None and os.path.lexists(root / check_name(run.name)):
                     raise RunExists(f"run {run.name!r} already exists in {root}; choose another name")
-            _remove_unfinished(root)
+            remove_unfinished(root, _UNFINISHED)
             for _ in runs:
                 folder = root / f".import-{os.getpid()}-{uuid.uuid4().hex[:8]}"
                 folder.mkdir()
@@ -104,21 +103,3 @@ def _place(folder: Path, root: Path, name: str | None) -> Path:
                 raise RunExists(f"run {name!r} already exists in {root}; choose another name") from None
         else:
             return target
-
-
-def _remove_unfinished(root: Path) -> None:
-    """What imports that were killed left behind; one that is at work holds its lock, or lives."""
-    for path in root.glob(".import-*"):
-        match = _UNFINISHED.fullmatch(path.name)
-        if match and not _lives(int(match["pid"])) and not is_held(path / SEGMENTS / WRITER_LOCK):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

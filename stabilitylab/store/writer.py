@@ -142,9 +142,11 @@ class RunWriter:
             publisher.start(layers)
             return cls(run_dir, publisher, lock, **options)
         except _WRITE_ERRORS as error:
+            publisher.withdraw()
             lock.release()
             raise StoreError(f"cannot write to {run_dir}: {one_line(error)}; free it, or choose another") from None
         except BaseException:
+            publisher.withdraw()
             lock.release()
             raise
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.config import Config, from_dict, read_toml
-from stabilitylab.errors import ConfigError
+from stabilitylab.errors import ConfigError, StoreError
 from stabilitylab.run.provenance import provenance
-from stabilitylab.store.location import claim_run
+from stabilitylab.store.location import claim_run, unclaim
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
@@ -43,7 +43,12 @@ def train_run(
     trainer = Trainer(config, describe())
     if not trainer.world.main:
         return _follow(trainer)
-    return _record(trainer, claim_run(root, name), progress, started)
+    run_dir = claim_run(root, name).absolute()
+    try:
+        return _record(trainer, run_dir, progress, started)
+    except (OSError, StoreError):
+        unclaim(run_dir)
+        raise
 
 
 def train_in(run_dir: Path, config: Config, progress: Callable[[Progress], None]) -> FinishedRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ def restore_checkpoint(
     that were trained and those that are, in their optimizers' order, where they differ.
 
     ``state`` stays as it is, so several futures can start from it."""
+    lacking = sorted(_KEYS - state.keys())
+    if lacking:
+        raise ConfigError(f"the checkpoint is damaged: it lacks {', '.join(lacking)}; remove it to use another")
     # torch's load_state_dict keeps the tensors that it is given, and the optimizer updates them in place.
     state = {**state, "optimizer": copy.deepcopy(state["optimizer"])}
     restore_method(state, method)
@@ -59,16 +63,23 @@ def restore_checkpoint(
             optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
         raise ConfigError(f"the checkpoint belongs to another optimizer or mitigation: {error}") from None
-    scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and torch.cuda.device_count() == len(state["cuda_rng"]):
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"the checkpoint's optimizer state is damaged: {type(error).__name__}: {error}") from None
+    try:
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] and torch.cuda.device_count() == len(state["cuda_rng"]):
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"the checkpoint's random state is damaged: {error}; remove it to use another") from None
 
 
 def restore_method(state: Checkpoint, method: nn.Module) -> None:
     """The weights alone."""
-    own, saved = method.state_dict(), state["method"]
-    differ = sorted(k for k in own.keys() | saved.keys() if k not in own or k not in saved)
+    own, saved = method.state_dict(), state.get("method")
+    if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
+        raise ConfigError("the checkpoint is damaged: its weights are not tensors; remove it to use another")
+    differ = sorted(str(k) for k in own.keys() | saved.keys() if k not in own or k not in saved)
     differ += [k for k in own if k in saved and own[k].shape != saved[k].shape]
     if differ:
         raise ConfigError(
@@ -89,7 +100,7 @@ def carry_optimizer(saved: Checkpoint, names: Sequence[str], optimizer: Optimize
 def save_checkpoint(folder: Path, state: Checkpoint, keep: int, protected: Collection[int] = ()) -> Path:
     """Write ``folder/iteration-000600.pt`` through a temporary name, so that a kill leaves the last good one;
     then remove all but the latest ``keep`` and those at ``protected`` iterations."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # not its parents: a run that was moved is not made again where it was
     path = folder / f"iteration-{state['iteration']:06d}.pt"
     temporary = path.with_suffix(".tmp")
     try:
@@ -109,13 +120,27 @@ def save_checkpoint(folder: Path, state: Checkpoint, keep: int, protected: Colle
     return path
 
 
+_NAME = re.compile(r"iteration-([0-9]{1,18})\.pt")
+_KEYS = {"iteration", "method", "optimizer", "optimizer_name", "scaler", "rng", "cuda_rng"}
+
+
 def iteration_of(checkpoint: Path) -> int:
-    return int(checkpoint.stem.partition("-")[2])
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match[1])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, latest first."""
-    return sorted(folder.glob("iteration-*.pt"), key=iteration_of, reverse=True)
+    """The checkpoints of a run, latest first. Other files, such as copies that somebody made, are left alone."""
+    found = (path for path in folder.glob("iteration-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=iteration_of, reverse=True)
+
+
+def _check(state: Checkpoint) -> None:
+    """ValueError for what is no checkpoint of ours."""
+    iteration = state.get("iteration") if isinstance(state, dict) else None
+    if not isinstance(iteration, int) or iteration < 0:
+        raise ValueError("it is not a checkpoint of StabilityLab")
 
 
 def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
@@ -124,6 +149,7 @@ def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
     for path in found:
         try:
             state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            _check(state)
         except Exception as error:  # unpickling a torn file raises whatever it runs into
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"{path} cannot be read ({reason}); trying an earlier one", stacklevel=2)

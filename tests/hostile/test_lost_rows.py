@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stabilitylab.errors import RunBroken, RunExists, StoreError, StoreWarning
-from stabilitylab.store import whole
+from stabilitylab.store import export, unfinished
 from stabilitylab.store.export import export_run
 from stabilitylab.store.listing import list_runs
 from stabilitylab.store.location import claim_run
@@ -238,7 +238,7 @@ def test_what_a_killed_import_left_goes_with_the_next_one(tmp_path: Path, monkey
     dead, mine = tmp_path / ".import-7-0123abcd", tmp_path / ".import-me"
     for folder in (dead, mine):
         folder.mkdir()
-    monkeypatch.setattr(whole, "_lives", lambda pid: pid != 7)
+    monkeypatch.setattr(unfinished, "_lives", lambda pid: pid != 7)
     alive = tmp_path / f".import-{os.getpid()}-0123abcd"
     alive.mkdir()
     write_run_whole(tmp_path, "a", lambda writer: None, config={}, meta={}, layers=LAYERS)
@@ -257,11 +257,10 @@ def test_an_export_works_below_any_folder_and_leaves_no_part(tmp_path: Path, mon
     with pytest.raises(StoreError, match="exists; export into another folder"):
         export_run(run_dir, out, "csv")
 
-    def full(source: object, target: Path) -> None:
-        target.write_text("half")
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(export, "_move", full)
     with pytest.raises(StoreError, match="No space left"):
         export_run(run_dir, tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []

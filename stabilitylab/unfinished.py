@@ -1,0 +1,31 @@
+"""What processes that were killed left half-made, and that nobody will finish."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+
+def remove_unfinished(folder: Path, name: re.Pattern[str]) -> None:
+    """Remove what lies in `folder` under a name that this package gives to what it is making, where the process that
+    the name tells (group ``pid``) is gone."""
+    for path in folder.iterdir():
+        match = name.fullmatch(path.name)
+        if match is None or _lives(int(match["pid"])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
