@@ -1,5 +1,5 @@
-"""How often studies that add seeds in turn err: seeds 5, 10, 15, 20, an interval of level 1 - 0.05 / 4 at each look,
-beside 95% at every look and beside 20 seeds at once.
+"""How often studies that add seeds in turn err: looks at 5, 10, 15 and 20 seeds with intervals of 99.83%,
+99.33%, 98.5% and 97.33% (`look_levels`), beside 95% at every look and beside 20 seeds at once.
 
     python benchmarks/sequential.py [--studies 4000]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.comparison.decisions import DIRECTIONS, LEVEL, decide, decide_share, look_level
+from stabilitylab.comparison.decisions import DIRECTIONS, LEVEL, decide, decide_share, look_levels
 from stabilitylab.comparison.paired import mean_interval
 
 SHARES = ("diverged", "dead")
@@ -90,18 +90,20 @@ def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdi
     """Decide ``claim`` by the interval of the mean difference over seeds (see `decide`), or of a share over seeds.
 
     ``looks``: the numbers of seeds at which the data are looked at, where seeds are added until the interval decides.
-    The first look that decides stands; its interval has the level of `look_level`. A look waits for all of its seeds.
+    The first look that decides stands; its interval has the level of `look_levels`. A look waits for all of its seeds.
 
     A group of which more than a fifth of the runs end below the untrained encoder's accuracy does not train: the
     verdict is ``dead``, whatever the interval says.
     """
     if not looks:
         return _judge(claim, rows, LEVEL)
-    seeds, level = _seeds(claim, rows), look_level(len(looks))
+    seeds, levels = _seeds(claim, rows), look_levels(len(looks))
     if len(seeds) < looks[0]:
         few = f"{len(seeds)} of the {looks[0]} seeds of the first look"
-        return Verdict(claim, "inconclusive", few, None, None, len(seeds), level=level)
-    for look in (n for n in looks if n <= len(seeds)):
+        return Verdict(claim, "inconclusive", few, None, None, len(seeds), level=levels[0])
+    for look, level in zip(looks, levels, strict=True):
+        if look > len(seeds):
+            break
         first = set(seeds[:look])
         found = _judge(claim, [row for row in rows if _text(row.get("train.seed")) in first], level)
         if found.verdict != "inconclusive":

@@ -104,20 +104,26 @@ def exact_share_interval(hits: int, n: int, level: float = LEVEL) -> tuple[float
     return low, high
 
 
-def look_level(num_looks: int, level: float = LEVEL) -> float:
-    """The level of each interval where data are looked at ``num_looks`` times: Bonferroni's, so that all of them
-    together miss the truth in at most 1 - ``level`` of the studies, whatever the rule that stops."""
-    return 1 - (1 - level) / max(num_looks, 1)
+def look_levels(num_looks: int, level: float = LEVEL) -> tuple[float, ...]:
+    """The level of the interval at each look, where data are looked at ``num_looks`` times: the error that ``level``
+    allows is divided among the looks (Bonferroni), look k getting a share that grows with k^2. So all of them together
+    miss the truth in at most 1 - ``level`` of the studies, whatever the rule that stops, and the last look is nearly as
+    sharp as a single one.
+
+    >>> [round(level, 4) for level in look_levels(4)]
+    [0.9983, 0.9933, 0.985, 0.9733]
+    """
+    shares = [k**2 for k in range(1, num_looks + 1)]
+    return tuple(1 - (1 - level) * share / sum(shares) for share in shares)
 
 
 def decide_in_turn(
     values: np.ndarray, looks: Sequence[int], direction: str, smallest: float, *, share: bool = False
 ) -> tuple[Decision, int]:
-    """The decision at the first of ``looks`` (numbers of seeds) that is not inconclusive, and how many seeds that took;
-    the last look's where none is."""
-    rule, level = decide_share if share else decide, look_level(len(looks))
-    decision, used = rule(values[: looks[0]], direction, smallest, level), looks[0]
-    for used in looks:
+    """The decision at the first of ``looks`` (numbers of seeds, at least one) that is not inconclusive, and how many
+    seeds that took; the last look's where none is."""
+    rule = decide_share if share else decide
+    for used, level in zip(looks, look_levels(len(looks)), strict=True):
         decision = rule(values[:used], direction, smallest, level)
         if decision.verdict != "inconclusive":
             break

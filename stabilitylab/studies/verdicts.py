@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stabilitylab.comparison.claims import Verdict
+from stabilitylab.comparison.decisions import LEVEL
 from stabilitylab.errors import ConfigError
 from stabilitylab.studies.collect import read_summary, verdicts
 from stabilitylab.studies.study import Study, load_study
@@ -13,24 +14,31 @@ from stabilitylab.studies.study import Study, load_study
 _POINTS = ("final_knn", "best_knn", "max_dip_depth")
 """Metrics that are fractions of images: told in points."""
 
-_WORDS = ("reproduced", "contradicted", "inconclusive", "not run")
+_WORDS = ("reproduced", "contradicted", "inconclusive", "dead", "not run")
+
+FINDINGS = "findings.md"
+"""What was learned, in a few sentences: a text beside the summaries that opens the page."""
 
 _HEAD = """# The paper's claims, put to the test
+"""
+
+_RULES = """## The claims
 
 At small scale: scikit-learn's digits at 12 x 12 or 16 x 16, a ViT of width 32 or 64 and depth 4, 300 to 600 iterations
 (`experiments/recipes/`). It says what happens there, not on ImageNet; the studies in `experiments/paper/` were not run.
-`stablab claims` rebuilds this table from the `runs.csv` beside it; each claim stands in its study's file, with its
+`stablab claims` rebuilds this page from the `runs.csv` beside it. Each claim stands in its study's file, with its
 metric, direction and smallest effect of interest, stated before its study was run, with three exceptions: learning
 rates were chosen with pilot runs of seed 0; figure 5's claim was split into one a learning rate while its first runs
-trained; and SwAV's six runs were made anew, after a first recipe for small images with which it hardly learnt (+8.1
-[-0.4, 16.5] there). kNN on untrained features is at 64 to 80% already, by seed and width: at unstable learning rates
-training undoes it.
+trained; and SwAV's six runs were made again, after a first recipe for small images with which it hardly learned (+8.1
+[-0.4, 16.5] there).
 
-A claim is **reproduced** where the 95% interval of the difference, over seeds, lies on the claimed side of 0 and
-reaches the smallest effect of interest, **contradicted** where it excludes such an effect, else **inconclusive**. A
-claimed absence is reproduced where such an effect is excluded, contradicted where all of the interval is that large.
-Differences in accuracy and depth are in points, areas in fractions x iterations. Each interval stands for itself: no
-correction runs over the claims.
+A claim is **reproduced** where the interval of the difference over seeds lies on the claimed side of 0 and reaches the
+smallest effect of interest, **contradicted** where it excludes such an effect, else **inconclusive**. A claimed absence
+is reproduced where such an effect is excluded, contradicted where all of the interval is that large. It is **dead**
+where more than a fifth of the runs of a group end below the kNN accuracy of their untrained encoder (64 to 80% by seed
+and width): such training does not work at all, so it decides nothing about instability. Intervals have a level of 95%,
+or the higher one that is given where seeds were added until the interval decided. Differences in accuracy and depth are
+in points, areas in fractions x iterations. Each interval stands for itself: no correction runs over the claims.
 """
 
 
@@ -43,7 +51,8 @@ def find_studies(folder: Path | str) -> list[Study]:
 
 
 def claims_table(studies: Sequence[Study], reports: Path) -> str:
-    """Markdown: every claim of ``studies``, decided by ``reports/<study>/runs.csv``."""
+    """Markdown: what was learned (``reports/findings.md``, if there is one), then every claim of ``studies``, decided
+    by ``reports/<study>/runs.csv``."""
     found = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in found]
     counts = [
@@ -51,9 +60,11 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     ]
     tally = ", ".join(f"{counts.count(kind)} {kind}" for kind in _WORDS)
     runs = len({row["run"] for _, rows in found for row in rows})
-    lines = [_HEAD, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
+    findings = reports / FINDINGS
+    learned = [findings.read_text(encoding="utf-8")] if findings.is_file() else []
+    lines = [_HEAD, *learned, _RULES, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
     lines += [
-        "| study | claim | the paper | here: difference [95%], seeds | smallest | verdict |",
+        "| study | claim | the paper | here: difference [interval], seeds | smallest | verdict |",
         "|---|---|---|---|---|---|",
     ]
     for study, rows, judgements in judged:
@@ -77,8 +88,9 @@ def _row(verdict: Verdict) -> str:
     seen = "no value"
     if verdict.difference is not None:
         seen = f"{claim.metric} {scale * verdict.difference:+.3g}"
-    if verdict.ci95 is not None:
-        seen += f" [{scale * verdict.ci95[0]:.3g}, {scale * verdict.ci95[1]:.3g}]"
+    if verdict.interval is not None:
+        seen += f" [{scale * verdict.interval[0]:.3g}, {scale * verdict.interval[1]:.3g}]"
+        seen += "" if verdict.level == LEVEL else f" at {100 * verdict.level:.4g}%"
     cells = (
         claim.text,
         claim.paper,

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from stabilitylab.comparison.claims import Claim, judge
-from stabilitylab.comparison.decisions import decide, decide_in_turn, decide_share, exact_share_interval, look_level
+from stabilitylab.comparison.decisions import decide, decide_in_turn, decide_share, exact_share_interval, look_levels
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_dead_runs_decide_nothing() -> None:
 
 
 def test_seeds_in_turn_stop_at_the_first_look_that_decides() -> None:
-    """At 5, 10, 15 and 20 seeds, each with an interval of level 1 - 0.05 / 4, against scipy's."""
+    """At 5, 10, 15 and 20 seeds, the second with an interval of level 1 - 0.05 x 4 / 30, against scipy's."""
     claim = Claim("c", "final_knn", {"mitigation": "none"}, "higher", 0.01)
     values = [0.03, -0.01, 0.05, 0.0, 0.02, *[0.03 + 0.004 * (-1) ** i for i in range(5)], *[-1.0] * 10]
     found = judge(claim, rows(values), looks=(5, 10, 15, 20))
-    assert (found.verdict, found.num_seeds, found.level) == ("reproduced", 10, pytest.approx(0.9875))
+    assert (found.verdict, found.num_seeds, found.level) == ("reproduced", 10, pytest.approx(1 - 0.05 * 4 / 30))
     ten = np.array(values[:10])
-    assert found.interval == pytest.approx(stats.t.interval(0.9875, 9, ten.mean(), stats.sem(ten)))
+    assert found.interval == pytest.approx(stats.t.interval(1 - 0.05 * 4 / 30, 9, ten.mean(), stats.sem(ten)))
     assert found.ci95 == pytest.approx(stats.t.interval(0.95, 9, ten.mean(), stats.sem(ten)))
     waiting = judge(claim, rows(values[:9]), looks=(5, 10, 15, 20))
     assert (waiting.verdict, waiting.num_seeds) == ("inconclusive", 5)
@@ -138,4 +138,16 @@ def test_looking_again_and_again_errs_no_more_often_than_stated() -> None:
     naive = sum(any(decide(x[:n], "higher", 0.01).verdict == "reproduced" for n in looks) for x in studies)
     assert in_turn / 2000 <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / 2000)
     assert naive > 1.5 * in_turn
-    assert look_level(1) == pytest.approx(0.95)
+
+
+def test_the_looks_together_spend_the_error_that_one_may_make() -> None:
+    assert look_levels(1) == pytest.approx((0.95,))
+    for count in (2, 4, 9):
+        spent = [1 - level for level in look_levels(count)]
+        assert sum(spent) == pytest.approx(0.05)
+        assert spent == sorted(spent)
+
+
+def test_twenty_runs_without_a_failure_show_a_share_below_a_fifth() -> None:
+    decision, used = decide_in_turn(np.zeros(20), (5, 10, 15, 20), "lower", 0.2, share=True)
+    assert (decision.verdict, used) == ("reproduced", 20)

@@ -44,7 +44,7 @@ def charts(page: str) -> dict[str, dict[str, object]]:
 def test_it_says_what_was_planted(page: str) -> None:
     assert "Lag from patch_embed to predictor: 20 iterations" in page
     assert "first leads" in page
-    assert "frozen-patch does not end higher" in page
+    assert "Unstable without a mitigation; frozen-patch does not end higher" in page
     assert "1 seed: no interval and no p-value" in page
     assert {"knn", "loss", "norms0", "heat0", "lag0", "depth0", "norms1", "heat1"} <= charts(page).keys()
 
@@ -98,6 +98,7 @@ def test_the_first_screen_stays_short_where_many_arms_are_compared() -> None:
     assert shown is not None
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown[1]))
     assert "Was it unstable? 2 of 12 runs: 30 spikes" in said
+    assert "Unstable in 2 of 6 runs without a mitigation; frozen-patch " in page
     assert (
         "Fewest with no mitigation, lr 0.05 (0 of 2), no mitigation, lr 0.07 (0 of 2), "
         "frozen-patch, lr 0.05 (0 of 2) and 2 more." in said

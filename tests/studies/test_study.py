@@ -185,7 +185,7 @@ def test_a_sequential_study_stops_when_its_claims_are_decided(tmp_path: Path) ->
     assert "at most 8 runs, 0 finished, at most 8 to train" in found.stdout
     assert "3 seeds: 1 of 1 claims are decided" in found.stdout
     assert "reproduced: frozen is no 50 points better (final_knn" in found.stdout
-    assert "97.5% [" in found.stdout
+    assert "99% [" in found.stdout
     rows = read_summary(tmp_path / "out")
     assert sorted({(row["train.seed"], row["mitigation"]) for row in rows}) == [
         (str(seed), name) for seed in range(3) for name in ("frozen-patch", "none")

@@ -52,12 +52,29 @@ def place(tmp_path: Path) -> Path:
 
 def test_the_table_says_what_was_planted(place: Path) -> None:
     table = claims_table(find_studies(place / "studies"), place / "reports")
-    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 0 inconclusive, 1 not run." in table
+    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 0 inconclusive, 0 dead, 1 not run." in table
     half = 4.302653 * 1 / 3**0.5  # Student's, n = 3, sd 1 point
     interval = f"[{6 - half:.3g}, {6 + half:.3g}]"
     row = f"frozen \\| ends higher | +1.7 points | final_knn +6 {interval}, n = 3 | 1 | **reproduced** |"
     assert f"| [frozen](frozen/) | {row}" in table
     assert "| never | frozen \\| ends higher | +1.7 points | no value, n = 0 | 1 | **not run** |" in table
+
+
+def test_a_dead_group_is_named_and_what_was_learned_comes_first(place: Path) -> None:
+    runs = place / "reports" / "frozen" / "runs.csv"
+    with runs.open() as file:
+        rows = list(csv.DictReader(file))
+    with runs.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "dead"])
+        writer.writeheader()
+        writer.writerows(
+            row | {"dead": str(row["optim.base_lr"] == "0.2" and row["mitigation"] == "none")} for row in rows
+        )
+    (place / "reports" / "findings.md").write_text("## What was learned\n\nRuns die.\n")
+    table = claims_table(find_studies(place / "studies"), place / "reports")
+    assert "2 claims, 12 runs: 0 reproduced, 0 contradicted, 0 inconclusive, 1 dead, 1 not run." in table
+    assert "n = 3 | 1 | **dead** |" in table
+    assert table.index("# The paper's claims") < table.index("Runs die.") < table.index("A claim is **reproduced**")
 
 
 def test_the_command_writes_checks_and_notices_a_change(place: Path) -> None:

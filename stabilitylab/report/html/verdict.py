@@ -58,9 +58,21 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
     elif best.ci95[0] <= 0 <= best.ci95[1]:
         sure = ", and the interval holds zero"
     return (
-        f"{best.mitigation} {verb}: {percent(best.mitigated_mean)} against {percent(best.baseline_mean)} kNN top-1 "
-        f"({seeds}{sure})"
+        f"{_seen_without(runs, comparison)}; {best.mitigation} {verb}: {percent(best.mitigated_mean)} against "
+        f"{percent(best.baseline_mean)} kNN top-1 ({seeds}{sure})"
     )
+
+
+def _seen_without(runs: Sequence[Run], comparison: Comparison) -> str:
+    """Whether the runs that the mitigations are compared with were unstable: the first thing to know."""
+    names = {run.run for run in comparison.runs if run.mitigation == comparison.baseline}
+    found = [analysis for series, analysis in runs if series.run in names]
+    arm = "without a mitigation" if comparison.baseline == "none" else f"with {comparison.baseline}"
+    shaky = sum(map(unstable, found))
+    if not shaky:
+        return f"No instability beyond chance {arm}"
+    how_many = f" in {shaky} of {len(found)} runs" if len(found) > 1 else ""
+    return f"Unstable{how_many} {arm}"
 
 
 def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
