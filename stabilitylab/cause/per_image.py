@@ -118,7 +118,8 @@ def _encoder_parts(
     each = vmap(grad(along), in_dims=(None, 0, 0), chunk_size=CHUNK, randomness="different")
     total: Tensor | None = None
     for view, way in zip(views, delta, strict=False):  # a method may encode fewer views than there are
-        found = each(chosen, view, way)
+        with torch.no_grad():  # torch.func takes the gradients itself; the other weights need no graph
+            found = each(chosen, view, way)
         part = torch.cat([g.flatten(1) for g in found.values()], 1)
         total = part if total is None else total + part
     assert total is not None
@@ -179,5 +180,5 @@ def _leave_one_out(
         without = gradient(everything[everything != i])
         parts.append(whole - without)
         shares.append(1 - without.norm() / whole.norm())
-    stacked = torch.stack(parts)
+    stacked = torch.stack(parts).detach()
     return Contributions("leave-one-out", stacked.norm(dim=1) / whole.norm(), torch.stack(shares), novelty(stacked))

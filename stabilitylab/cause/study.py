@@ -25,7 +25,7 @@ from stabilitylab.cause.impulses import Impulse, impulse_run, pool
 from stabilitylab.cause.responses import RESAMPLES, time_constant
 from stabilitylab.config import read_toml
 from stabilitylab.errors import ConfigError
-from stabilitylab.studies.running import train_or_resume
+from stabilitylab.studies.restarting import train_or_resume
 from stabilitylab.studies.study import PlannedRun, look_up, planned_runs
 
 _SETTINGS = ("layers", "at", "size", "kicks", "horizon")

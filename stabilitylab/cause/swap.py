@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,25 +64,24 @@ class Swap:
 
 
 def judge(own_state: Cell, own_data: Cell, neither: Cell) -> str:
-    """The verdict from the shares of spikes: high above one half, low below it, by their 95% intervals."""
-
-    def is_high(cell: Cell) -> bool:
-        return cell.ci95[0] > 0.5
-
-    def is_low(cell: Cell) -> bool:
-        return cell.ci95[1] < 0.5
-
-    if is_high(neither):
+    """The verdict from the shares of spikes. A cause is told where it spikes in most repeats and more often than what
+    it is compared with, by the 95% interval of the difference; an absence where the share's interval is below half."""
+    high = {cell: cell.spiked > len(cell.heights) / 2 for cell in (own_state, own_data)}
+    if neither.ci95[0] > 0.5:
         return "neither"
-    if not is_low(neither):
-        return "inconclusive"
-    if is_high(own_state) and is_low(own_data):
+    if high[own_state] and not high[own_data] and _exceeds(own_state, own_data) and _exceeds(own_state, neither):
         return "state"
-    if is_high(own_data) and is_low(own_state):
+    if high[own_data] and not high[own_state] and _exceeds(own_data, own_state) and _exceeds(own_data, neither):
         return "data"
-    if is_low(own_data) and is_low(own_state):
-        return "both needed"
-    return "either" if is_high(own_data) and is_high(own_state) else "inconclusive"
+    if all(high.values()) and _exceeds(own_state, neither) and _exceeds(own_data, neither):
+        return "either"
+    return "both needed" if all(c.ci95[1] < 0.5 for c in (own_state, own_data, neither)) else "inconclusive"
+
+
+def _exceeds(one: Cell, other: Cell) -> bool:
+    """Whether the share of spikes is larger: Newcombe's 95% interval of the difference excludes 0."""
+    p, q = one.spiked / len(one.heights), other.spiked / len(other.heights)
+    return p - q > math.hypot(p - one.ci95[0], other.ci95[1] - q)
 
 
 @dataclass(frozen=True)
