@@ -29,7 +29,8 @@ from scipy.ndimage import median_filter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks._truth import add_spike, ar_noise, layer, spaced
-from stabilitylab.analysis.detection.rules import THRESHOLDS, published_score
+from stabilitylab.analysis.detection.rules import published_score
+from stabilitylab.analysis.detection.settings import RULES as PUBLISHED
 from stabilitylab.analysis.detection.spikes import SpikeSettings, detect, detect_spikes
 
 NOISES = [(kind, phi) for kind in ("normal", "t3") for phi in (0.0, 0.5, 0.9, 0.95)]
@@ -68,7 +69,7 @@ def false_events(runs: int, n: int) -> bool:
                 counts[f"ask {rate:g}"] += len(detect_spikes(layer(x), settings))
             if seed < max(runs // 10, 1):
                 for rule in RULES:
-                    found = events(published_score(np.exp(x), rule, 50)[0], THRESHOLDS[rule])
+                    found = events(published_score(np.exp(x), rule, 50)[0], PUBLISHED[rule].threshold)
                     counts[f"{rule} as is"] += len(found)
         length = {head: n * (runs if head.startswith("ask") else max(runs // 10, 1)) / 10_000 for head in heads}
         rates = {head: counts[head] / length[head] for head in heads}

@@ -6,6 +6,7 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -21,6 +22,14 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     raise ConfigError(f"unknown {kind} {name!r}; did you mean {' or '.join(near[:8])}? Known: {', '.join(known)}")
+
+
+def located(entry: Any) -> Any:
+    """``"package.module:name"`` as the object itself; anything else as it is."""
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return getattr(import_module(module), name)
 
 
 class Registry(Mapping[str, T]):
@@ -63,6 +72,10 @@ class Registry(Mapping[str, T]):
             raise ConfigError(f"the {self.kind} {name!r} exists; choose another name")
         self._check(name, entry)
         self._entries[name] = entry
+
+    def own(self, name: str) -> T | None:
+        """The entry called ``name`` if it is there without loading a plugin."""
+        return self._entries.get(name)
 
     def choose(self, name: str) -> T:
         """The entry called ``name``; ConfigError lists the nearest names and all there are."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stabilitylab.analysis.detection.settings import RULES, describe_rules
 from stabilitylab.cli.options import goal, metric, runs_dir
 from stabilitylab.errors import ConfigError
 
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 @click.option("--dips", is_flag=True, help="Dips of the judged metric and the spikes before them.")
 @click.option("--explain", is_flag=True, help="An account of every episode in plain words, and what to try next.")
 @click.option(
-    "--rule", type=click.Choice(["stablab", "olmo", "zscore", "ema"]), default="stablab", show_default=True,
-    help="How spikes are found. olmo: 7 sd above the mean of the last 1,000 values; zscore: 3 sd, the last 200; "
-    " ema: ZClip's z of 2.5. To compare with: they promise no false-alarm rate.",
+    "--rule", type=click.Choice(["stablab", *RULES]), default="stablab", show_default=True,
+    help="How spikes are found. " + describe_rules() + ". To compare with: they promise no false-alarm rate.",
 )  # fmt: skip
 @click.option(
     "--false-alarms", type=float, metavar="RATE",

@@ -10,7 +10,10 @@ import click
 
 from stabilitylab.cli.options import runs_dir
 from stabilitylab.config import Config, parse_override, read_toml, resolve, set_key
+from stabilitylab.datasets import describe_datasets
 from stabilitylab.errors import ConfigError
+from stabilitylab.methods import METHODS
+from stabilitylab.train.mitigations import describe_mitigations
 
 if TYPE_CHECKING:
     from stabilitylab.studies import FinishedRun
@@ -37,7 +40,7 @@ _FLAGS = {
 
 @click.command()
 @click.option("--log-grads", is_flag=True, help="Record every layer's gradient at every iteration.")
-@click.option("--method", metavar="NAME", help="mocov3, simclr, byol, swav, dino, vicreg or mocov2.")
+@click.option("--method", metavar="NAME", help=f"{', '.join(METHODS)}.")
 @click.option(
     "--arch",
     metavar="NAME",
@@ -48,14 +51,13 @@ _FLAGS = {
 @click.option(
     "--data",
     metavar="NAME[:DIR]",
-    help="digits, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, stl10:DIR or imagefolder:DIR.",
+    help=f"{describe_datasets()}.",
 )
 @click.option(
     "--mitigation",
     metavar="NAME[:VALUE]",
     multiple=True,
-    help="frozen-patch, clip-patch:T, clip-global:T, agc:T, bn-patch, wn-patch, stable-adamw, beta2:B, conv-stem, "
-    "qk-norm, zclip, skip-spike, longer-warmup:N or none. Repeatable.",
+    help=f"{describe_mitigations()} or none. Repeatable.",
 )
 @click.option("--iterations", type=int, metavar="N", help="Length of the run in iterations.")
 @click.option("--epochs", type=float, metavar="N", help="Length of the run in epochs.")

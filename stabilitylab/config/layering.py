@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from stabilitylab.config.sections import RESNETS, Config
+from stabilitylab.datasets import DATASETS
 from stabilitylab.errors import ConfigError
-from stabilitylab.registry import check_choice
 
 _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
 
@@ -97,10 +97,17 @@ def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**layer, "model": {**model, "arch": match["family"], **sizes}}
 
 
+def _recipe(kind: str) -> dict[str, Any]:
+    """The starting values for a kind of data: its file, or what another package declares on top of those of digits."""
+    if kind in recipes():
+        return read_toml(recipes()[kind])
+    return _merge(read_toml(recipes()["digits"]), DATASETS.choose(kind).recipe)
+
+
 def _overlays(kind: str, method: str, encoder: str) -> list[Path]:
     """The files on top of a data set's recipe: of the method, of the encoder, of both. Data sets without a folder of
     their own share the folder ``small``."""
-    folder = recipes()[kind].with_suffix("")
+    folder = recipes()["digits"].parent / kind
     if not folder.is_dir():
         folder = folder.parent / "small"
     paths = [folder / f"{name}.toml" for name in (method, encoder, f"{method}-{encoder}")]
@@ -123,8 +130,8 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         merged = _merge(merged, _sizes_from_arch(layer))
     section = merged.get("data", {})
     data = section.get("name", "digits") if isinstance(section, Mapping) else "digits"
-    kind = check_choice("data", str(data).partition(":")[0], recipes())
-    recipe = read_toml(recipes()[kind])
+    kind = str(data).partition(":")[0]
+    recipe = _recipe(kind)
     chosen = merged.get("method", {})
     method = str(chosen.get("name", "mocov3")) if isinstance(chosen, Mapping) else "mocov3"
     for path in _overlays(kind, method, _encoder(merged.get("model"))):

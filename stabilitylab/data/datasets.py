@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stabilitylab.config import DataConfig, check_choice
+from stabilitylab.config import DataConfig
+from stabilitylab.datasets import DATASETS
 from stabilitylab.errors import ConfigError
+from stabilitylab.registry import located
 
 DIGITS_TRAIN = 1400  # the other 397 are held out for the kNN monitor
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -208,19 +209,14 @@ def _folder(kind: str, folder: str) -> Path:
     return Path(folder)
 
 
-DATASETS: dict[str, Callable[[str], ImageData]] = {
-    "digits": load_digits,
-    "fashion-mnist": load_fashion_mnist,
-    "cifar10": partial(load_torchvision, "cifar10"),
-    "cifar100": partial(load_torchvision, "cifar100"),
-    "stl10": partial(load_torchvision, "stl10"),
-    "imagefolder": load_image_folder,
-}
+load_cifar10 = partial(load_torchvision, "cifar10")
+load_cifar100 = partial(load_torchvision, "cifar100")
+load_stl10 = partial(load_torchvision, "stl10")
 
 
 def load_data(config: DataConfig) -> ImageData:
     """The data set that ``config.name`` names. ConfigError says what is missing."""
-    data = DATASETS[check_choice("data", config.kind, DATASETS)](config.folder)
+    data = located(DATASETS.choose(config.kind).load)(config.folder)
     if config.on_bad_image == "skip" and data.train.images is None:
         data = without_bad_images(data)
     data = data if config.limit is None else _limited(data, config.limit)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,6 +21,7 @@ from torch.optim import Optimizer
 
 from stabilitylab.recording.norms import l2_and_largest
 from stabilitylab.recording.selection import LayerIndex, Selection, local
+from stabilitylab.registry import located
 from stabilitylab.signals import SIGNALS
 
 
@@ -118,10 +118,7 @@ def measures(name: str) -> Callable[[_F], _F]:
 
 def new_measurement(name: str) -> Measurement:
     """A measurement of the signal ``name`` with fresh state. ConfigError for a signal that is not known."""
-    measure: Any = SIGNALS.choose(name).measure or _MEASURES[name]
-    if isinstance(measure, str):
-        module, _, attribute = measure.partition(":")
-        measure = getattr(import_module(module), attribute)
+    measure = located(SIGNALS.choose(name).measure or _MEASURES[name])
     is_class = isinstance(measure, type) and issubclass(measure, Measurement)
     return measure() if is_class else _Stateless(measure)
 

@@ -13,8 +13,9 @@ import math
 import numpy as np
 import pandas as pd
 
-THRESHOLDS = {"olmo": 7.0, "zscore": 3.0, "ema": 2.5}
-_ROLLING = {"olmo": 1000, "zscore": 200}
+from stabilitylab.analysis.detection.settings import RULES
+from stabilitylab.registry import located
+
 EMA_ALPHA = 0.97
 EMA_WARMUP = 25
 
@@ -25,25 +26,34 @@ def published_score(norm: np.ndarray, rule: str, warmup: int) -> tuple[np.ndarra
     Norms that are not finite are left out, as if the series had not had them.
     """
     usable = np.isfinite(norm)
-    values = norm[usable]
-    if rule == "ema":
-        z, mean = _ema_score(values)
-    else:
-        past = pd.Series(values).rolling(_ROLLING[rule], min_periods=warmup)
-        mean = past.mean().shift(1).to_numpy()
-        sd = past.std().shift(1).to_numpy()
-        known = sd > 1e-12 * np.abs(mean)  # NaN, and the rounding of a constant series, are not
-        z = np.divide(values - mean, sd, out=np.full(len(values), -np.inf), where=known)
+    z, mean = located(RULES.choose(rule).score)(norm[usable], warmup)
     score, centre = np.full(len(norm), -np.inf), np.full(len(norm), np.nan)
     score[usable], centre[usable] = z, mean
     return score, centre
 
 
-def _ema_score(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def olmo(values: np.ndarray, warmup: int) -> tuple[np.ndarray, np.ndarray]:
+    return _rolling(values, 1000, warmup)
+
+
+def zscore(values: np.ndarray, warmup: int) -> tuple[np.ndarray, np.ndarray]:
+    return _rolling(values, 200, warmup)
+
+
+def _rolling(values: np.ndarray, window: int, warmup: int) -> tuple[np.ndarray, np.ndarray]:
+    past = pd.Series(values).rolling(window, min_periods=warmup)
+    mean = past.mean().shift(1).to_numpy()
+    sd = past.std().shift(1).to_numpy()
+    known = sd > 1e-12 * np.abs(mean)  # NaN, and the rounding of a constant series, are not
+    z = np.divide(values - mean, sd, out=np.full(len(values), -np.inf), where=known)
+    return z, mean
+
+
+def ema(values: np.ndarray, warmup: int) -> tuple[np.ndarray, np.ndarray]:
     z, centre = np.full(len(values), -np.inf), np.full(len(values), np.nan)
     if len(values) <= EMA_WARMUP:
         return z, centre
-    limit = THRESHOLDS["ema"]
+    limit = RULES["ema"].threshold
     mean, variance = float(values[:EMA_WARMUP].mean()), float(values[:EMA_WARMUP].var())
     for i, value in enumerate(values[EMA_WARMUP:].tolist(), EMA_WARMUP):
         sd = math.sqrt(variance)
@@ -59,4 +69,4 @@ def spike_score(norm: np.ndarray, warmup: int = 50) -> float | None:
     """OLMo 2's spike score: the share of values at least 7 sd above the mean of the last 1,000. None without any."""
     score, centre = published_score(norm, "olmo", warmup)
     judged = np.isfinite(centre)
-    return float((score[judged] >= THRESHOLDS["olmo"]).mean()) if judged.any() else None
+    return float((score[judged] >= RULES["olmo"].threshold).mean()) if judged.any() else None

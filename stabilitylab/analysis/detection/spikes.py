@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabilitylab.analysis.detection.baseline import Baseline, baseline
-from stabilitylab.analysis.detection.rules import THRESHOLDS, published_score
-from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.detection.rules import published_score
+from stabilitylab.analysis.detection.settings import RULES, SpikeSettings
 from stabilitylab.analysis.detection.skew import skewed_threshold, stretches
 from stabilitylab.analysis.detection.thresholds import lowest_of, thresholds_of
 from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike, chance_of
@@ -148,7 +148,7 @@ def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _
     found = []
     for sign in (1, -1):
         score, centre = published_score(np.exp(sign * x), settings.rule, settings.warmup)
-        starts, stops = stretches(score >= THRESHOLDS[settings.rule], 0)
+        starts, stops = stretches(score >= RULES[settings.rule].threshold, 0)
         found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
     runs, score, centre = found[0]
     return _Found(runs, len(found[1][0]), centre, score, score)

@@ -9,37 +9,89 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stabilitylab.config import Config, check_choice
+from stabilitylab.config import Config
 from stabilitylab.errors import ConfigError
-from stabilitylab.train.mitigations import configuration, gradient, model, update
-from stabilitylab.train.mitigations.stages import Given, Mitigation
+from stabilitylab.registry import Registry
+from stabilitylab.train.mitigations.stages import Given, Mitigation, check_mitigation, loaded
 
 __all__ = ["MITIGATIONS", "Given", "Mitigation", "configured", "describe_mitigations", "parse_mitigations"]
 
-MITIGATIONS: dict[str, Mitigation] = {
-    "frozen-patch": Mitigation(
-        "keeps the patch projection's random initialisation: the paper's cure", model=model.freeze, patch=True
-    ),
-    "bn-patch": Mitigation("normalises the projected patches with BatchNorm", model=model.add_batch_norm, patch=True),
-    "wn-patch": Mitigation("weight-normalises the patch projection", model=model.add_weight_norm, patch=True),
-    "clip-patch": Mitigation(
-        "clips the patch projection's gradient to L2 norm T", "T", gradient=gradient.clip_patch, patch=True
-    ),
-    "clip-global": Mitigation("clips the whole gradient to L2 norm T", "T", gradient=gradient.clip_global),
-    "agc": Mitigation("clips each unit's gradient to T times its weight norm", "T", gradient=gradient.clip_adaptively),
-    "zclip": Mitigation("clips the whole gradient where its norm is 2.5 sd above its mean", gradient=gradient.zclip),
-    "skip-spike": Mitigation("skips an update whose gradient norm is thrice its median", update=update.is_spike),
-    "stable-adamw": Mitigation("AdamW divides each tensor's rate by max(1, RMS_t)", configure=configuration.stable),
-    "beta2": Mitigation("sets AdamW's second-moment decay to B", "B", configure=configuration.set_beta2),
-    "longer-warmup": Mitigation("warms up over N iterations", "N", configure=configuration.lengthen_warmup),
-    "conv-stem": Mitigation("stacked convolutions in place of the projection", configure=configuration.use_conv_stem),
-    "qk-norm": Mitigation("normalises queries and keys", configure=configuration.use_qk_norm),
-}
+_HERE = "stabilitylab.train.mitigations."
+
+MITIGATIONS: Registry[Mitigation] = Registry(
+    "mitigation",
+    {
+        "frozen-patch": Mitigation(
+            "keeps the patch projection's random initialisation: the paper's cure",
+            model=_HERE + "model:freeze",
+            patch=True,
+        ),
+        "bn-patch": Mitigation(
+            "normalises the projected patches with BatchNorm",
+            model=_HERE + "model:add_batch_norm",
+            patch=True,
+        ),
+        "wn-patch": Mitigation(
+            "weight-normalises the patch projection",
+            model=_HERE + "model:add_weight_norm",
+            patch=True,
+        ),
+        "clip-patch": Mitigation(
+            "clips the patch projection's gradient to L2 norm T",
+            "T",
+            gradient=_HERE + "gradient:clip_patch",
+            patch=True,
+        ),
+        "clip-global": Mitigation(
+            "clips the whole gradient to L2 norm T",
+            "T",
+            gradient=_HERE + "gradient:clip_global",
+        ),
+        "agc": Mitigation(
+            "clips each unit's gradient to T times its weight norm",
+            "T",
+            gradient=_HERE + "gradient:clip_adaptively",
+        ),
+        "zclip": Mitigation(
+            "clips the whole gradient where its norm is 2.5 sd above its mean",
+            gradient=_HERE + "gradient:zclip",
+        ),
+        "skip-spike": Mitigation(
+            "skips an update whose gradient norm is thrice its median",
+            update=_HERE + "update:is_spike",
+        ),
+        "stable-adamw": Mitigation(
+            "AdamW divides each tensor's rate by max(1, RMS_t)",
+            configure=_HERE + "configuration:stable",
+        ),
+        "beta2": Mitigation(
+            "sets AdamW's second-moment decay to B",
+            "B",
+            configure=_HERE + "configuration:set_beta2",
+        ),
+        "longer-warmup": Mitigation(
+            "warms up over N iterations",
+            "N",
+            configure=_HERE + "configuration:lengthen_warmup",
+        ),
+        "conv-stem": Mitigation(
+            "stacked convolutions in place of the projection",
+            configure=_HERE + "configuration:use_conv_stem",
+        ),
+        "qk-norm": Mitigation(
+            "normalises queries and keys",
+            configure=_HERE + "configuration:use_qk_norm",
+        ),
+    },
+    group="stabilitylab.mitigations",
+    check=check_mitigation,
+)
 
 
 def describe_mitigations() -> str:
     """How each is written, for a help page."""
-    return ", ".join(f"{name}:{entry.value}" if entry.value else name for name, entry in MITIGATIONS.items())
+    entries = ((name, MITIGATIONS.own(name)) for name in MITIGATIONS)  # plugins are listed without being loaded
+    return ", ".join(f"{name}:{entry.value}" if entry and entry.value else name for name, entry in entries)
 
 
 def parse_mitigations(names: Iterable[str]) -> list[Given]:
@@ -49,7 +101,7 @@ def parse_mitigations(names: Iterable[str]) -> list[Given]:
         if text == "none":
             continue
         name, colon, raw = text.partition(":")
-        entry = MITIGATIONS[check_choice("mitigation", name, [*MITIGATIONS, "none"])]
+        entry = loaded(MITIGATIONS.choose(name))
         if bool(colon) != bool(entry.value):
             form = f"{name}:{entry.value}" if entry.value else name
             raise ConfigError(f"mitigation {text!r} is written {form}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from stabilitylab.registry import located
 
-from stabilitylab.config import Config
-from stabilitylab.methods.base import Method
+if TYPE_CHECKING:
+    from torch import Tensor
 
-State = dict[str, Tensor]
+
+State = dict[str, "Tensor"]
 """What a mitigation remembers between iterations. It starts empty and is part of a checkpoint."""
 
 
@@ -22,16 +23,32 @@ class Mitigation:
     ``configure(config, value)`` gives another configuration; ``model(method, value)`` changes it in place, the
     momentum encoder included; ``gradient(method, value, state)`` changes gradients and returns by what factor the norm
     of what it looks after has shrunk (1: untouched); ``update(method, value, state)`` is true where this update is to
-    be skipped.
+    be skipped. A stage is a function, or ``"package.module:function"``, so that listing mitigations imports no torch.
     """
 
     about: str
     value: str = ""
-    configure: Callable[[Config, float | None], Config] | None = None
-    model: Callable[[Method, float | None], None] | None = None
-    gradient: Callable[[Method, float | None, State], Tensor] | None = None
-    update: Callable[[Method, float | None, State], Tensor] | None = None
+    configure: Any = None
+    model: Any = None
+    gradient: Any = None
+    update: Any = None
     patch: bool = False
+
+
+STAGES = ("configure", "model", "gradient", "update")
+
+
+def check_mitigation(name: str, entry: Any) -> None:
+    """TypeError or ValueError for what is not a mitigation."""
+    if not isinstance(entry, Mitigation):
+        raise TypeError(f"it is not a Mitigation but a {type(entry).__name__}")
+    if sum(getattr(entry, stage) is not None for stage in STAGES) != 1:
+        raise ValueError(f"it must have exactly one of {', '.join(STAGES)}")
+
+
+def loaded(entry: Mitigation) -> Mitigation:
+    """The mitigation with its function in place of the function's name."""
+    return replace(entry, **{stage: located(getattr(entry, stage)) for stage in STAGES})
 
 
 @dataclass(frozen=True)
