@@ -1,68 +1,119 @@
-"""docs/recipes.md says what each recipe holds: its table is compared with what the configuration resolves to."""
+"""The recipes of CONTRIBUTING.md, followed as they stand there, in a package of their own."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from stabilitylab.cli.train import command
-from stabilitylab.config import Config, from_dict, recipes
-from stabilitylab.config.layering import _overlays, read_toml
-
-PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
-SECTIONS = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-TABLES = {
-    title: (found[1], re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", body, re.M))
-    for title, body in SECTIONS
-    if (found := re.search(r"^    stablab (train .*)$", body, re.M))
-}
+ROOT = Path(__file__).parents[1]
 
 
-def dry_run(arguments: str) -> Config:
-    import tomllib
-
-    from click.testing import CliRunner
-
-    done = CliRunner().invoke(command, [*shlex.split(arguments)[1:], "--dry-run"])
-    assert done.exit_code == 0, done.output
-    return from_dict(tomllib.loads(done.output))
-
-
-def resolved(config: Config, key: str) -> str:
-    """A configuration's value as the page writes it."""
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return (", ".join(config.mitigation) or "none") if key == "mitigation" else str(value)
-
-
-@pytest.mark.parametrize("title", TABLES)
-def test_every_value_in_the_table_is_the_recipes(title: str) -> None:
-    arguments, rows = TABLES[title]
-    config = dry_run(arguments)
-    assert len(rows) > 2
-    assert {key: resolved(config, key) for key, _ in rows} == dict(rows)
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds my_package with its entry points, as pip would install it; and one that is broken."""
+    folder = tmp_path_factory.mktemp("site")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        name = re.match(r"# (my_package/\w+\.py)\n", block)
+        assert name is not None
+        (folder / name[1]).parent.mkdir(exist_ok=True)
+        (folder / name[1]).write_text(block, encoding="utf-8")
+    (declared,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    groups = tomllib.loads(declared)["project"]["entry-points"]
+    install(folder, "my_package", groups)
+    install(folder, "broken_package", {"stabilitylab.methods": {"broken": "broken_package:nothing"}})
+    return folder
 
 
-def test_every_method_and_encoder_of_the_authors_has_a_table() -> None:
-    assert len(TABLES) == 6
+def install(folder: Path, name: str, groups: dict[str, dict[str, str]]) -> None:
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
+    (about / "entry_points.txt").write_text("\n".join(lines))
 
 
-def test_every_line_of_the_authors_recipes_names_its_source() -> None:
-    files = [recipes()["imagefolder"], *sorted(recipes()["imagefolder"].with_suffix("").glob("*.toml"))]
-    assert len(files) > 8
-    for path in files:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line and not line.startswith(("#", "[")):
-                assert re.search(r"# \S+", line), f"{path.name}: {line}"
+def python(package: Path, cwd: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(package), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment.pop("STABLAB_RUNS", None)
+    done = subprocess.run(
+        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
-def test_overlays_go_from_the_method_to_the_encoder_to_both() -> None:
-    names = [path.stem for path in _overlays("imagefolder", "swav", "resnet")]
-    assert names == ["swav", "resnet", "swav-resnet"]
-    assert [path.parent.name for path in _overlays("digits", "swav", "resnet")] == ["small"]
-    for path in recipes()["imagefolder"].parent.glob("*/*.toml"):
-        read_toml(path)
+def test_the_recipes_work_together(package: Path, tmp_path: Path) -> None:
+    """One training with the method, the mitigation, the signal and the data set; then the rule and the panel."""
+    trained = python(
+        package,
+        tmp_path,
+        *("-m", "stabilitylab", "train", "--log-grads", "--name", "mine", "--iterations", "8", "--batch-size", "32"),
+        *("--method", "mean-teacher", "--mitigation", "halve-gradient", "--data", "stripes"),
+        *("--set", 'record.signals=["grad_norm", "grad_mean"]', "--set", "eval.knn_every=4"),
+    )
+    assert "Warning" not in trained.stderr
+    script = """
+import numpy as np, stabilitylab as sl
+run = sl.open_run("mine")
+assert run.config["method"]["name"] == "mean-teacher"
+assert list(run.config["mitigation"]) == ["halve-gradient"]
+mean = run.signal("grad_mean")
+assert mean.shape == run.signal("grad_norm").shape == (8, len(mean.columns))
+assert (mean.to_numpy() < 0).any() and (mean.to_numpy() > 0).any()
+assert mean.attrs["help"] == "mean of the gradient's entries"
+drawn = run.plot("signal", name="grad_mean")
+assert drawn.layout.yaxis.type != "log"
+lowest = min(np.nanmin(np.asarray(trace.y, float)) for trace in drawn.data)
+assert len(mean.columns) <= 12 and np.isclose(lowest, np.nanmin(mean), rtol=1e-5)
+last = run.plot("last-norm").data[0]
+np.testing.assert_allclose(last.x, run.signal("grad_norm").iloc[-1], rtol=1e-5)
+assert "the last gradient norm of each layer" in run.report("r.html").read_text()
+assert "mitigation" in set(run.events["kind"])
+"""
+    python(package, tmp_path, "-c", script)
+    analysed = python(package, tmp_path, "-m", "stabilitylab", "analyze", "mine", "--rule", "doubled").stdout
+    assert "(rule doubled)" in analysed
+
+
+def test_a_signal_that_may_be_negative_goes_all_the_way(package: Path, tmp_path: Path) -> None:
+    script = """
+import torch, stabilitylab as sl
+model = torch.nn.Linear(1, 1, bias=False)
+with sl.record(model, run="signed", runs_dir="runs", signals=("grad_norm", "grad_mean")) as rec:
+    for value in (1.0, -2.0, 3.0, -4.0):
+        model.weight.grad = torch.full((1, 1), value)
+        rec.step()
+run = sl.open_run("signed")
+assert run.signal("grad_mean").iloc[:, 0].tolist() == [1, -2, 3, -4]
+assert list(run.plot("signal", name="grad_mean").data[0].y) == [1, -2, 3, -4]
+assert run.analyze().result.spikes == ()
+"""
+    python(package, tmp_path, "-W", "ignore", "-c", script)
+    python(package, tmp_path, "-m", "stabilitylab", "export", "signed", "-o", "out", "--format", "csv")
+    header, *rows = (tmp_path / "out" / "layer_stats.csv").read_text().splitlines()
+    column = header.split(",").index("grad_mean")
+    assert [float(row.split(",")[column]) for row in rows] == [1, -2, 3, -4]
+
+
+def test_help_and_errors_name_what_packages_add(package: Path, tmp_path: Path) -> None:
+    shown = "".join(python(package, tmp_path, "-m", "stabilitylab", "train", "--help").stdout.split())  # unwrapped
+    for name in ("mean-teacher", "halve-gradient", "stripes"):
+        assert name in shown
+    failed = python(package, tmp_path, "-m", "stabilitylab", "train", "--method", "mean-techer", code=2)
+    assert "did you mean mean-teacher" in failed.stderr
+
+
+def test_a_broken_package_is_named_and_skipped(package: Path, tmp_path: Path) -> None:
+    failed = python(package, tmp_path, "-m", "stabilitylab", "train", "--method", "broken", code=2)
+    warning, error = failed.stderr.splitlines()
+    assert "skipped the method 'broken' of the package broken_package: ModuleNotFoundError" in warning
+    assert error.startswith("stablab: unknown method 'broken'; did you mean")
+    assert "broken" not in error.partition("Known: ")[2]

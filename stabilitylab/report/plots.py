@@ -38,11 +38,25 @@ class SignalSource(Protocol):
 
 @dataclass(frozen=True)
 class Plot:
-    """``draw(run, source, **options)`` gives a `Chart`; it raises NoDataError where ``run`` lacks the
-    data. ``help``: one line."""
+    """``draw(run, source, **options)`` gives a `Chart` of an `AnalysedRun`; NoDataError where ``run`` lacks the data.
+    ``source`` has the signals, and is None in a report. ``help``: one line, the caption in a report.
+    ``in_report``: drawn as a panel of each run's section, after those that every report has."""
 
     help: str
     draw: Callable[..., Chart]
+    in_report: bool = False
+
+
+def report_panels(run: AnalysedRun) -> list[tuple[str, str, Chart]]:
+    """Name, caption and chart of the further panels that ``run`` has data for."""
+    panels = []
+    for name, plot in PLOTS.items():
+        if plot.in_report:
+            try:
+                panels.append((name, plot.help, plot.draw(run, None)))
+            except NoDataError:
+                continue
+    return panels
 
 
 def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, Any]) -> go.Figure:

@@ -24,6 +24,7 @@ from stabilitylab.report.definitions import DEFINITIONS
 from stabilitylab.report.html import tables, verdict, wording
 from stabilitylab.report.html.draw import plotly_figure
 from stabilitylab.report.marks import Chart
+from stabilitylab.report.plots import report_panels
 from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
@@ -155,6 +156,7 @@ def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
         "heat": None,
         "lag": None,
         "depth": None,
+        "panels": [(charts.add(f"{name}{index}", chart), caption) for name, caption, chart in report_panels(run)],
     }
     if recorded:
         ends = [recorded[0], recorded[-1]] if len(recorded) > 1 else recorded
