@@ -13,12 +13,14 @@ from stabilitylab.analysis.results import LayerSeries, RunAnalysis, RunSeries
 from stabilitylab.comparison.arms import Arm, Settings, arms
 from stabilitylab.comparison.effects import summarize_run
 from stabilitylab.comparison.results import RunSummary
+from stabilitylab.run.experiments import Experiment
 
 
 @dataclass(frozen=True)
 class AnalysedRun:
     """``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail); ``accounts`` tell each episode in words,
-    and what to try next; ``problems`` name what is damaged in the store."""
+    and what to try next; ``problems`` name what is damaged in the store. ``experiments`` were made on the run
+    (`stablab cause`); ``next_experiments`` are commands for more."""
 
     series: RunSeries
     analysis: RunAnalysis
@@ -30,6 +32,8 @@ class AnalysedRun:
     events: Sequence[tuple[int, str, str]]
     accounts: Sequence[tuple[str, str]] = ()
     problems: Sequence[str] = ()
+    experiments: Sequence[Experiment] = ()
+    next_experiments: Sequence[str] = ()
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from stabilitylab.analysis.results import Episode
 from stabilitylab.errors import StoreError
 
 FOLDER = "cause"
@@ -70,6 +71,28 @@ def load_experiments(run_dir: Path) -> list[Experiment]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return sorted(found, key=lambda e: (e.created_at, e.path.name))
+
+
+def suggested_commands(run_dir: Path, episodes: Sequence[Episode], made: Sequence[Experiment]) -> list[str]:
+    """Experiments that could be made next on the largest episode that a kept checkpoint precedes, of the kinds not made
+    yet; none where there is no such episode. ``episodes``: those of the run's analysis."""
+    kept = sorted(int(path.stem.partition("-")[2]) for path in (run_dir / "checkpoints").glob("iteration-[0-9]*.pt"))
+    usable = [e for e in episodes if any(t <= e.start for t in kept)] if (run_dir / "config.toml").is_file() else []
+    if not usable:
+        return []
+    largest = max(usable, key=lambda e: e.ratio)
+    before = [t for t in kept if t <= largest.start]
+    name = run_dir.resolve().name
+    commands = {
+        "swap": f"stablab cause swap {name} --at {largest.start}",
+        "blame": f"stablab cause blame {name} --at {largest.start}",
+        "impulse": f"stablab cause impulse {name} --layer {largest.leader} --at {before[-1]}",
+        "sharpness": f"stablab cause sharpness {name} --at {','.join(map(str, before[-4:]))}",
+    }
+    if len(before) < 2:  # no older state to compare with
+        del commands["swap"]
+    done = {experiment.kind for experiment in made}
+    return [command for kind, command in commands.items() if kind not in done]
 
 
 def save_experiment(

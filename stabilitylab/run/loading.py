@@ -8,6 +8,7 @@ from stabilitylab.analysis.detection.settings import SpikeSettings
 from stabilitylab.analysis.explain import explain_episodes
 from stabilitylab.run.analysed import AnalysedRun
 from stabilitylab.run.answers import answer_run
+from stabilitylab.run.experiments import load_experiments, suggested_commands
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
 
@@ -27,6 +28,7 @@ def load_run(
     answer = answer_run(
         run_dir, settings, metric=metric, goal=goal, first=first, last=last, keep=keep, need_gradients=False
     )
+    experiments = load_experiments(run_dir)
     with open_run(run_dir) as reader:  # after the analysis: what it found is in what is drawn, also of a live run
         curve = reader.table("iterations")
         known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
@@ -43,4 +45,6 @@ def load_run(
             events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
             accounts=[(account.text, account.next) for account in accounts],
             problems=tuple(reader.problems),
+            experiments=experiments,
+            next_experiments=suggested_commands(run_dir, answer.analysis.episodes or (), experiments),
         )

@@ -22,6 +22,7 @@ from stabilitylab.report import charts as charted
 from stabilitylab.report.charts import several_rates
 from stabilitylab.report.definitions import DEFINITIONS
 from stabilitylab.report.html import tables, verdict, wording
+from stabilitylab.report.html.caused import caused
 from stabilitylab.report.html.draw import plotly_figure
 from stabilitylab.report.marks import Chart
 from stabilitylab.report.plots import report_panels
@@ -152,6 +153,7 @@ def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
         "dips": tables.dip_rows(found),
         "events": [e for e in run.events if e[1] not in ("checkpoint",)],
         "provenance": run.provenance,
+        "caused": caused(run),
         "norms": None,
         "heat": None,
         "lag": None,
