@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.analysis.results import RunSeries
+from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.comparison.claims import Verdict, judge
 from stabilitylab.comparison.effects import METRIC
 from stabilitylab.errors import ConfigError
@@ -79,7 +80,24 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         "lag_median": analysis.lag.median_iterations if analysis.lag else None,
         "lag_matched": analysis.lag.num_matched if analysis.lag else 0,
     }
+    metrics |= _blocks(analysis)
     return row | {key: _short(value) for key, value in metrics.items()}, meta
+
+
+_BLOCK = re.compile(r"(^|\.)\d+$")
+
+
+def _blocks(analysis: RunAnalysis) -> dict[str, Any]:
+    """Spikes of the first block, which frozen and learned projections both have, and the lag of the last block behind
+    the first layer: heads often do not spike at all."""
+    blocks = [name for name, _ in analysis.layers if _BLOCK.search(name)]
+    lags = {lag.layer: lag for lag in analysis.propagation or ()}
+    last = lags.get(blocks[-1]) if blocks else None
+    return {
+        "spikes_first_block": sum(s.layer == blocks[0] for s in analysis.spikes or ()) if blocks else None,
+        "lag_last_block": last.median_lag if last else None,
+        "lag_last_block_matched": last.num_matched if last else 0,
+    }
 
 
 LEVEL_OVER = 9

@@ -29,9 +29,10 @@ from stabilitylab.comparison.results import RunSummary
 from stabilitylab.config import Config, check_choice, read_toml, resolve, set_key
 from stabilitylab.errors import ConfigError
 
-NO_METRICS = ("run", "mitigation", "seed", "base_lr")
+NO_METRICS = ("run", "mitigation", "seed", "base_lr", "metric", "goal", "scale")
 COUNTS = (
     "iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched", "knn_untrained", "dead",
+    "spikes_first_block", "lag_last_block", "lag_last_block_matched",
 )  # fmt: skip
 METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
 """What a claim may be about: the columns of a study's ``runs.csv``."""
