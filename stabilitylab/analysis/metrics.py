@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabilitylab.analysis.results import EvalCurve, JudgedMetric, RunAnalysis
+from stabilitylab.analysis.results import EvalCurve, JudgedMetric, RunAnalysis, RunSeries
 from stabilitylab.errors import ConfigError, NoDataError
 from stabilitylab.metrics import check_goal, goal_of, is_accuracy, is_binomial, is_held_out, scale_of
 
@@ -153,6 +153,14 @@ def block_means(curve: EvalCurve, blocks: int = LOSS_BLOCKS) -> EvalCurve:
     means = np.divide(total, count, out=np.full(len(starts), np.nan), where=count > 0)
     ends = np.append(starts[1:], len(value)) - 1
     return EvalCurve(iteration[ends], means, np.zeros(len(starts), dtype=np.int64), curve.goal, curve.scale)
+
+
+def curve_of(series: RunSeries, metric: JudgedMetric) -> EvalCurve | None:
+    """The curve of a run that a metric names; the training loss as means of blocks. None where there is none."""
+    curve = series.evals.get(metric.name)
+    if curve is None and metric.name == TRAINING_LOSS and series.loss is not None:
+        return block_means(series.loss)
+    return curve
 
 
 def metric_label(name: str) -> str:

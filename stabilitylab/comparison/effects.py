@@ -11,7 +11,7 @@ import numpy as np
 
 from stabilitylab.analysis.detection.rules import spike_score
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.metrics import TRAINING_LOSS, block_means
+from stabilitylab.analysis.metrics import curve_of
 from stabilitylab.analysis.results import JudgedMetric, LayerSeries, RunAnalysis, RunSeries
 from stabilitylab.comparison.paired import (
     MIN_PAIRS_FOR_P,
@@ -66,9 +66,7 @@ def summarize_run(
 
 def _ends(series: RunSeries, judged: JudgedMetric) -> tuple[float | None, float | None]:
     """The last and the best value of the judged metric, as recorded. The training loss ends with its last stretch."""
-    curve = series.evals.get(judged.name)
-    if curve is None and judged.name == TRAINING_LOSS and series.loss is not None:
-        curve = block_means(series.loss)
+    curve = curve_of(series, judged)
     values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
     if not len(values):
         return None, None

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabilitylab.analysis.metrics import metric_label
-from stabilitylab.analysis.results import Episode, JudgedMetric, RunAnalysis, Spike
+from stabilitylab.analysis.metrics import curve_of
+from stabilitylab.analysis.results import Episode, RunAnalysis, Spike
 from stabilitylab.analysis.series import LayerSeries
 from stabilitylab.comparison.arms import Arm, lr_label, mitigation_label
 from stabilitylab.comparison.results import Comparison, RunSummary
 from stabilitylab.report.marks import Axis, Band, Bars, Chart, Heat, Line, Mark, Outline, Points
+from stabilitylab.report.metric import MetricText
 from stabilitylab.run.analysed import AnalysedRun, last_finite
 
 MOST_OUTLINES = 300
@@ -118,20 +119,14 @@ def propagation(analysis: RunAnalysis) -> Chart:
     return Chart(Axis("median lag, iterations", zero_line=True), Axis("", names=names), (points,) if known else ())
 
 
-def judged(runs: Sequence[AnalysedRun]) -> JudgedMetric:
-    """The metric that several runs are shown by: that of the first run that was judged; kNN accuracy without any."""
-    metrics = [run.analysis.metric for run in runs if run.analysis.metric is not None and run.analysis.metric.judged]
-    return next((m for m in metrics if m.name in {name for run in runs for name in run.series.evals}), JudgedMetric())
-
-
 def metric_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
     """The judged metric of every run; dips are marked, and their span emphasised where an arm is one run."""
-    metric = judged(runs)
-    scale = 100.0 if metric.scale == "fraction" else 1.0
+    form = MetricText.of([run.analysis for run in runs])
+    metric, scale = form.metric, form.factor
     marks: list[Mark] = []
     for arm in arms:
-        members = [runs[place] for place in arm.members if metric.name in runs[place].series.evals]
-        curves = [(run, run.series.evals[metric.name]) for run in members]
+        members = [(runs[place], curve_of(runs[place].series, metric)) for place in arm.members]
+        curves = [(run, curve) for run, curve in members if curve is not None and len(curve.value)]
         several = len(arm.members) > 1
         finals = [scale * end for _, curve in curves if (end := last_finite(curve.value)) is not None]
         note = (f"{np.mean(finals):.1f} %" if metric.share else f"{np.mean(finals):.4g}") if finals else ""
@@ -148,20 +143,14 @@ def metric_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
                 marks.append(Line(curve.iteration[inside], value[inside], arm.label, arm.index, "span"))
             at = [place for dip in dips for place in np.flatnonzero(curve.iteration == dip.trough)[:1]]
             if at:
-                unit = (100.0, " points") if metric.share else (1.0, "")
-                texts = tuple(f"dip of {unit[0] * d.depth:.3g}{unit[1]}, {d.z:.1f} standard errors" for d in dips)
+                word = "dip" if form.higher else "rise"
+                texts = tuple(f"{word} of {form.depth(d.depth)}, {d.z:.1f} standard errors" for d in dips)
                 marks.append(Points(curve.iteration[at], value[at], arm.label, "dips", arm.index, texts, run=run.name))
         first = curves[0][1].iteration if curves else np.empty(0)
         if len(curves) > 1 and all(np.array_equal(curve.iteration, first) for _, curve in curves):
             mean = scale * np.mean([curve.value for _, curve in curves], axis=0)
             marks.append(Line(first, mean, arm.label, arm.index, "mean", "mean %{y:.4g} at %{x}", note=note))
-    return Chart(ITERATION, Axis(metric_title(metric)), tuple(marks))
-
-
-def metric_title(metric: JudgedMetric) -> str:
-    """The metric with its unit, as it stands at an axis."""
-    name = "kNN top-1" if metric.name == "knn_top1" else metric_label(metric.name)
-    return f"{name}, %" if metric.share else name
+    return Chart(ITERATION, Axis(form.title), tuple(marks))
 
 
 def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
@@ -175,38 +164,41 @@ def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
     return Chart(ITERATION, Axis("loss"), marks)
 
 
-def lr_sensitivity(summaries: Sequence[RunSummary]) -> Chart:
-    """Final kNN against the base learning rate: a point a run, a line through each mitigation's means."""
+def lr_sensitivity(comparison: Comparison) -> Chart:
+    """The final value against the base learning rate: a point a run, a line through each mitigation's means."""
+    summaries, form = comparison.runs, MetricText.of_comparison(comparison)
+    unit = " %" if form.metric.share else ""
     marks: list[Mark] = []
     for style, name in enumerate(mitigations(summaries)):
         known = [
-            (s.run, s.base_lr, 100 * s.final_knn)
+            (s.run, s.base_lr, form.factor * value)
             for s in summaries
-            if s.mitigation == name and s.final_knn is not None and s.base_lr > 0
+            if s.mitigation == name and (value := s.value(form.final_column)) is not None and s.base_lr > 0
         ]
         if not known:
             continue
         label = mitigation_label(name)
         rates = sorted({lr for _, lr, _ in known})
         means = [float(np.mean([value for _, lr, value in known if lr == rate])) for rate in rates]
-        marks.append(Line(rates, means, label, style, hover="mean %{y:.1f} % at lr %{x}"))
-        texts = tuple(f"{run}: {value:.1f} %" for run, _, value in known)
+        marks.append(Line(rates, means, label, style, hover=f"mean %{{y:.4g}}{unit} at lr %{{x}}"))
+        texts = tuple(f"{run}: {value:.4g}{unit}" for run, _, value in known)
         marks.append(Points([lr for _, lr, _ in known], [v for _, _, v in known], label, "runs", style, texts))
     rates = sorted({s.base_lr for s in summaries if s.base_lr > 0})
     ticks = tuple((rate, lr_label(rate)) for rate in rates)
-    return Chart(Axis("base learning rate", log=True, ticks=ticks), Axis("final kNN top-1, %"), tuple(marks))
+    return Chart(Axis("base learning rate", log=True, ticks=ticks), Axis(f"final {form.title}"), tuple(marks))
 
 
 def finals(runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Comparison) -> Chart:
-    """Final kNN of every run by arm, runs of one seed and learning rate joined; the effects in words."""
-    final = {s.run: s.final_knn for s in comparison.runs}
+    """The final value of every run by arm, runs of one seed and learning rate joined; the effects in words."""
+    form = MetricText.of_comparison(comparison)
+    final = {s.run: s.value(form.final_column) for s in comparison.runs}
     places: dict[tuple[int, str], list[tuple[int, float]]] = {}
     for x, arm in enumerate(arms):
         for run in (runs[place] for place in arm.members):
             value = final[run.name]
             if value is not None:
                 pair = run.named.seed, lr_label(run.named.base_lr)
-                places.setdefault(pair, []).append((x, 100 * value))
+                places.setdefault(pair, []).append((x, form.factor * value))
     marks: list[Mark] = [
         Line([x for x, _ in points], [y for _, y in points], "", role="join") for points in places.values()
     ]
@@ -216,13 +208,13 @@ def finals(runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Compari
         if len(values) > 1:
             marks.append(Line([x - 0.16, x + 0.16], [float(np.mean(values))] * 2, arm.label, arm.index, "mean"))
     note = tuple(
-        f"{e.mitigation}: {100 * e.difference:+.1f} "
-        + (f"(95%: {100 * e.ci95[0]:+.1f} to {100 * e.ci95[1]:+.1f})" if e.ci95 else "(no interval)")
+        f"{e.mitigation}: {form.number(e.difference, '+')} "
+        + (f"(95%: {form.number(e.ci95[0], '+')} to {form.number(e.ci95[1], '+')})" if e.ci95 else "(no interval)")
         for e in comparison.effects
-        if e.metric == "final_knn"
+        if e.metric == form.final_column
     )
     ticks = tuple((float(x), arm.label) for x, arm in enumerate(arms))
-    return Chart(Axis("", ticks=ticks), Axis("final kNN top-1, %"), tuple(marks), note)
+    return Chart(Axis("", ticks=ticks), Axis(f"final {form.title}"), tuple(marks), note)
 
 
 def mitigations(summaries: Sequence[RunSummary]) -> list[str]:
@@ -230,9 +222,10 @@ def mitigations(summaries: Sequence[RunSummary]) -> list[str]:
     return sorted(dict.fromkeys(s.mitigation for s in summaries), key=lambda name: name != "none")
 
 
-def several_rates(summaries: Sequence[RunSummary]) -> bool:
+def several_rates(summaries: Sequence[RunSummary], metric: MetricText) -> bool:
     """Whether there is a learning rate to be sensitive to."""
-    return len({lr_label(s.base_lr) for s in summaries if not math.isnan(s.base_lr) and s.final_knn is not None}) > 1
+    known = (s for s in summaries if not math.isnan(s.base_lr) and s.value(metric.final_column) is not None)
+    return len({lr_label(s.base_lr) for s in known}) > 1
 
 
 def _spikes(analysis: RunAnalysis, layer: str | None = None) -> list[Spike]:

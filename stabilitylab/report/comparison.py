@@ -10,12 +10,11 @@ from pathlib import Path
 from stabilitylab.comparison.results import Comparison, RunSummary
 from stabilitylab.report.charts import several_rates
 from stabilitylab.report.definitions import DEFINITIONS
-from stabilitylab.report.html.tables import effect_rows, rate_rows, run_rows
+from stabilitylab.report.html.tables import effect_rows, rate_rows, run_rows, run_titles
+from stabilitylab.report.metric import MetricText
 from stabilitylab.report.paper import latex
 
 _EFFECT_TITLES = ("measure", "without", "with", "difference", "95% interval", "p (Holm)", "seeds", "verdict", "needed")
-_RUN_TITLES = ("base lr", "seed", "final kNN, %", "best kNN, %", "spikes a 10,000",
-               "deepest dip, points", "status")  # fmt: skip
 
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], str]
@@ -24,22 +23,23 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], str]
 
 def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Table]:
     """The tables that hold something. ``by`` is what tells the groups apart."""
+    metric = MetricText.of_comparison(comparison)
     effects: list[tuple[str, ...]] = [
         (row["mitigation"], row["metric"], row["baseline"], row["mitigated"], row["difference"], row["interval"],
          row["p"], row["seeds"], row["verdict"], row["needed"])
         for row in effect_rows(comparison)
     ]  # fmt: skip
     runs: list[tuple[str, ...]] = [
-        tuple(row.values()) for row in run_rows(comparison.runs, [""] * len(comparison.runs))
+        tuple(row.values()) for row in run_rows(comparison.runs, [""] * len(comparison.runs), metric)
     ]
-    titles = ("run", by, *_RUN_TITLES)
+    titles = ("run", by, "base lr", "seed", *run_titles(metric), "status")
     tables: list[Table] = [
         (
             f"Effect of each {by} against {comparison.baseline}, over runs paired by seed; needed: seeds that show the "
             "difference seen with probability 0.8",
             (by, *_EFFECT_TITLES), effects, "llrrrrrrlr",
         ),
-        rates_table(comparison.runs),
+        rates_table(comparison.runs, metric),
         losses_table(comparison, by),
         ("The runs", titles, runs, "llrrrrrrl"),
     ]  # fmt: skip
@@ -48,23 +48,25 @@ def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Ta
 
 def losses_table(comparison: Comparison, by: str = "mitigation") -> Table:
     """Sensitivity to the learning rate as one number a group, with its interval over seeds."""
+    metric = MetricText.of_comparison(comparison)
     rows: list[tuple[str, ...]] = [
         (
             row.mitigation,
-            f"{100 * row.mean:.1f}",
-            f"{100 * row.ci95[0]:.1f} to {100 * row.ci95[1]:.1f}" if row.ci95 else "",
+            metric.number(row.mean),
+            f"{metric.number(row.ci95[0])} to {metric.number(row.ci95[1])}" if row.ci95 else "",
             str(row.num_seeds),
         )
         for row in comparison.lr_sensitivity
     ]
-    caption = "Final kNN lost against the best of the learning rates, in points, mean over the rates"
-    return caption, (by, "points lost", "95% interval", "seeds"), rows, "lrrr"
+    points = ", in points" if metric.metric.share else ""
+    caption = f"Final {metric.short} lost against the best of the learning rates{points}, mean over the rates"
+    return caption, (by, "points lost" if points else "lost", "95% interval", "seeds"), rows, "lrrr"
 
 
-def rates_table(summaries: Sequence[RunSummary]) -> Table:
-    """Final kNN by mitigation and learning rate; without rows where there are no two rates."""
-    rates, rows = rate_rows(summaries) if several_rates(summaries) else ([], [])
-    titles = ("final kNN top-1, %", *(f"lr {rate}" for rate in rates))
+def rates_table(summaries: Sequence[RunSummary], metric: MetricText) -> Table:
+    """Final value by mitigation and learning rate; without rows where there are no two rates."""
+    rates, rows = rate_rows(summaries, metric) if several_rates(summaries, metric) else ([], [])
+    titles = (f"final {metric.title}", *(f"lr {rate}" for rate in rates))
     caption = "Sensitivity to the base learning rate: mean, lowest and highest seed"
     return caption, titles, [(name, *cells) for name, cells in rows], "l" + "r" * len(rates)
 

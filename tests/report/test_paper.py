@@ -165,7 +165,11 @@ def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[AnalysedR
         ("heatmap", "frozen", "run frozen has no gradients recorded; train with --log-grads"),
         ("lag", "empty", "run empty has no lag to draw: no layer has a gradient"),
         ("compare", "no gradients", "a comparison needs two runs or more"),
-        ("lr-sensitivity", "no gradients", "sensitivity to the learning rate needs runs with a kNN at two base"),
+        (
+            "lr-sensitivity",
+            "no gradients",
+            "sensitivity to the learning rate needs runs judged by one metric at two base",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_says_why(kind: str, odd: str, message: str) -> None:

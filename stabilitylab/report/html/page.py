@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stabilitylab.analysis import sentences
-from stabilitylab.analysis.metrics import metric_label
 from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison
 from stabilitylab.report import charts as charted
@@ -25,6 +24,7 @@ from stabilitylab.report.html import tables, verdict, wording
 from stabilitylab.report.html.caused import caused
 from stabilitylab.report.html.draw import plotly_figure
 from stabilitylab.report.marks import Chart
+from stabilitylab.report.metric import MetricText
 from stabilitylab.report.plots import report_panels
 from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
@@ -47,16 +47,21 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
     groups = arms_of(runs)
     titles, differences = tables.config_differences([(run.series.run, run.config) for run in runs])
     summaries = comparison.runs if comparison else ()
+    found = [run.analysis for run in runs]
+    metric = MetricText.of_comparison(comparison) if comparison else MetricText.of(found)
+    rated = several_rates(summaries, metric)
     return environment.get_template("report.html.j2").render(
         title=", ".join(run.series.run for run in runs[:3]) + (" ..." if len(runs) > 3 else ""),
         headline=verdict.headline(pairs, comparison),
         answers=verdict.answers(pairs, [run.named.mitigation for run in runs], groups, comparison),
         knn=_knn(runs, groups, charts),
         loss=_loss(runs, groups, charts),
-        rates=tables.rate_rows(summaries) if several_rates(summaries) else None,
-        rate_chart=charts.add("rates", charted.lr_sensitivity(summaries)) if several_rates(summaries) else None,
+        rates=tables.rate_rows(summaries, metric) if comparison and rated else None,
+        rate_chart=charts.add("rates", charted.lr_sensitivity(comparison)) if comparison and rated else None,
+        metric=metric,
+        run_titles=tables.run_titles(metric),
         runs=[_section(run, index, charts) for index, run in enumerate(runs)],
-        run_rows=tables.run_rows(summaries, [run.status for run in runs]) if len(runs) > OPEN_UP_TO else [],
+        run_rows=tables.run_rows(summaries, [run.status for run in runs], metric) if len(runs) > OPEN_UP_TO else [],
         folded=len(runs) > OPEN_UP_TO,
         effects=tables.effect_rows(comparison) if comparison else [],
         warnings=list(dict.fromkeys(e.warning for e in comparison.effects if e.warning)) if comparison else [],
@@ -111,14 +116,12 @@ def _span(runs: Sequence[AnalysedRun]) -> tuple[int, int]:
 
 def _knn(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
     """The chart's id, and what it shows in words."""
-    metric = charted.judged(runs)
-    scale = 100.0 if metric.scale == "fraction" else 1.0
-    curves = [(run.name, run.series.evals.get(metric.name)) for run in runs]
-    finals = [(name, last_finite(curve.value)) for name, curve in curves if curve is not None]
-    ends = [(name, scale * final) for name, final in finals if final is not None]
+    metric = MetricText.of([run.analysis for run in runs])
+    curves = [(run.name, metric.values(run.series)) for run in runs]
+    ends = [(name, metric.factor * float(values[-1])) for name, values in curves if len(values)]
     if not ends:
         return None
-    words = wording.curves_in_words(metric_label(metric.name), ends, " %" if metric.share else "")
+    words = wording.curves_in_words(metric.label, ends, " %" if metric.metric.share else "")
     return charts.add("knn", charted.metric_curves(runs, groups), "time"), words
 
 

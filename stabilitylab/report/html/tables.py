@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,58 @@ from stabilitylab.analysis.sentences import largest
 from stabilitylab.comparison.arms import lr_label, mitigation_label
 from stabilitylab.comparison.results import Comparison, Effect, RunSummary
 from stabilitylab.report.charts import numbered, outlined
+from stabilitylab.report.metric import MetricText
 
-# metric -> title, factor to the shown unit, unit, decimals
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a column of a comparison is written: its title, the factor to the shown unit, the unit, decimals (None: four
+    digits)."""
+
+    title: str
+    factor: float
+    unit: str
+    decimals: int | None
+
+    def number(self, value: float, sign: str = "") -> str:
+        return (
+            f"{self.factor * value:{sign}.4g}"
+            if self.decimals is None
+            else f"{self.factor * value:{sign}.{self.decimals}f}"
+        )
+
+
 METRICS = {
-    "final_knn": ("final kNN top-1", 100.0, "%", 1),
-    "best_knn": ("best kNN top-1", 100.0, "%", 1),
-    "spikes_per_10k": ("spikes per 10,000 iterations and layer", 1.0, "", 1),
-    "dip_area": ("dip area, points x iterations", 100.0, "", 0),
-    "max_dip_depth": ("deepest dip, points", 100.0, "", 1),
-    "diverged": ("runs that diverged", 100.0, "%", 0),
-    "spike_score": ("spike score (values 7 sd above the last 1,000)", 100.0, "%", 3),
+    "spikes_per_10k": Form("spikes per 10,000 iterations and layer", 1.0, "", 1),
+    "diverged": Form("runs that diverged", 100.0, "%", 0),
+    "spike_score": Form("spike score (values 7 sd above the last 1,000)", 100.0, "%", 3),
 }
+
+
+def _form(column: str, metric: MetricText) -> Form:
+    if column in METRICS:
+        return METRICS[column]
+    share = metric.metric.share
+    dip = "dip" if metric.higher else "rise"
+    if column == "dip_area":
+        return Form(
+            f"{dip} area{', points' if share else ''} x iterations", 100.0 if share else 1.0, "", 0 if share else None
+        )
+    if column == "max_dip_depth":
+        return Form(run_titles(metric)[3], 100.0 if share else 1.0, "", 1 if share else None)
+    which = column.partition("_")[0]
+    name = "kNN top-1" if metric.metric.name == "knn_top1" else metric.label
+    return Form(f"{which} {name}", metric.factor, "%" if share else "", 1 if share else None)
 
 
 def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
     """Label and value of a run's figures at a glance."""
     rows = [("iterations", f"{series.iterations:,}")]
-    curve = series.evals.get("knn_top1")
-    if curve is not None and np.isfinite(curve.value).any():
-        values = curve.value[np.isfinite(curve.value)]
-        rows.append(("final kNN", f"{100 * values[-1]:.1f} %"))
-        rows.append(("best kNN", f"{100 * values.max():.1f} %"))
+    metric = MetricText.of([found])
+    values = metric.values(series)
+    if len(values):
+        rows.append((f"final {metric.short}", metric.value(float(values[-1]))))
+        rows.append((f"best {metric.short}", metric.value(metric.best(values))))
     if found.spikes is not None:
         spikes = [s for s in found.spikes if s.kind == "spike"]
         rows.append(("spikes", str(len(spikes))))
@@ -46,10 +78,10 @@ def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
         if lag.median_iterations is not None and lag.ci95 is not None:
             rows.append(("lag, iterations", f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"))
         rows.append(("order of layers", lag.verdict))
-    if found.dips is not None and curve is not None:
-        rows.append(("dips", str(len(found.dips))))
-        if found.dips:
-            rows.append(("deepest dip", f"{100 * max(d.depth for d in found.dips):.1f} points"))
+    dip = "dip" if metric.higher else "rise"
+    rows.append((f"{dip}s", "not judged" if found.dips is None else str(len(found.dips))))
+    if found.dips:
+        rows.append((f"largest {dip}", metric.depth(max(d.depth for d in found.dips))))
     return rows
 
 
@@ -109,12 +141,23 @@ def episode_rows(found: RunAnalysis, most: int = 40) -> list[dict[str, str]]:
     ]
 
 
-def run_rows(summaries: Sequence[RunSummary], statuses: Sequence[str]) -> list[dict[str, str]]:
-    """One row a run of a comparison."""
+def run_titles(metric: MetricText) -> tuple[str, str, str, str]:
+    """Titles of the columns final, best, spikes and dip of `run_rows`."""
+    unit = ", %" if metric.metric.share else ""
+    depth = {"log": " (log)", "value": ""}.get(metric.metric.scale, ", points")
+    largest_dip = f"{'deepest dip' if metric.higher else 'largest rise'}{depth}"
+    return f"final {metric.short}{unit}", f"best {metric.short}{unit}", "spikes a 10,000", largest_dip
 
-    def shown(metric: str, value: float | None) -> str:
-        _, factor, _, decimals = METRICS[metric]
-        return "" if value is None else f"{factor * value:.{decimals}f}"
+
+def run_rows(summaries: Sequence[RunSummary], statuses: Sequence[str], metric: MetricText) -> list[dict[str, str]]:
+    """One row a run of a comparison."""
+    depth = _form("max_dip_depth", metric)
+
+    def shown(form: Form, value: float | None) -> str:
+        return "" if value is None else form.number(value)
+
+    def written(value: float | None) -> str:
+        return "" if value is None else metric.number(value)
 
     return [
         {
@@ -122,41 +165,42 @@ def run_rows(summaries: Sequence[RunSummary], statuses: Sequence[str]) -> list[d
             "mitigation": mitigation_label(s.mitigation),
             "lr": lr_label(s.base_lr),
             "seed": str(s.seed),
-            "final": shown("final_knn", s.final_knn),
-            "best": shown("best_knn", s.best_knn),
-            "spikes": shown("spikes_per_10k", s.spikes_per_10k),
-            "dip": shown("max_dip_depth", s.max_dip_depth),
+            "final": written(s.value(metric.final_column)),
+            "best": written(s.value(metric.final_column.replace("final_", "best_", 1))),
+            "spikes": shown(METRICS["spikes_per_10k"], s.spikes_per_10k),
+            "dip": shown(depth, s.max_dip_depth) if s.metric == metric.metric.name else "",
             "status": "diverged" if s.diverged else status,
         }
         for s, status in zip(summaries, statuses, strict=True)
     ]
 
 
-def rate_rows(summaries: Sequence[RunSummary]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Learning rates, and per mitigation the mean final kNN at each with its lowest and highest seed."""
-    known = [s for s in summaries if s.final_knn is not None and lr_label(s.base_lr)]
+def rate_rows(summaries: Sequence[RunSummary], metric: MetricText) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Learning rates, and per mitigation the mean final value at each with its lowest and highest seed."""
+    known = [s for s in summaries if s.value(metric.final_column) is not None and lr_label(s.base_lr)]
     rates = sorted({s.base_lr for s in known})
     rows = []
     for name in sorted(dict.fromkeys(s.mitigation for s in known), key=lambda name: name != "none"):
         cells = []
         for rate in rates:
-            values = [100 * (s.final_knn or 0.0) for s in known if s.mitigation == name and s.base_lr == rate]
-            spread = f" ({min(values):.1f} to {max(values):.1f}, n = {len(values)})" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.1f}{spread}" if values else "")
+            mine = [s for s in known if s.mitigation == name and s.base_lr == rate]
+            values = [value for s in mine if (value := s.value(metric.final_column)) is not None]
+            low, high = (metric.number(end(values)) for end in (min, max)) if values else ("", "")
+            spread = f" ({low} to {high}, n = {len(values)})" if len(values) > 1 else ""
+            cells.append(f"{metric.number(float(np.mean(values)))}{spread}" if values else "")
         rows.append((mitigation_label(name), cells))
     return [lr_label(rate) for rate in rates], rows
 
 
 def effect_rows(comparison: Comparison) -> list[dict[str, str]]:
     """One row an effect, in the metric's unit, with interval, p, seeds and a warning."""
-    return [_effect_row(effect) for effect in comparison.effects]
+    metric = MetricText.of_comparison(comparison)
+    return [_effect_row(effect, metric) for effect in comparison.effects]
 
 
-def _effect_row(effect: Effect) -> dict[str, str]:
-    title, factor, unit, decimals = METRICS[effect.metric]
-
-    def shown(value: float, sign: str = "") -> str:
-        return f"{factor * value:{sign}.{decimals}f}"
+def _effect_row(effect: Effect, metric: MetricText) -> dict[str, str]:
+    form = _form(effect.metric, metric)
+    title, unit, shown = form.title, form.unit, form.number
 
     return {
         "mitigation": effect.mitigation,

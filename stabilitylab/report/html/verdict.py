@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
-from stabilitylab.analysis.sentences import count, percent
+from stabilitylab.analysis.sentences import count
 from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison, Effect
+from stabilitylab.report.metric import MetricText
 
 Run = tuple[RunSeries, RunAnalysis]
 
@@ -46,11 +47,13 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
     """The first line of the page."""
     if comparison is None:
         return _headline_of_one(*runs[0])
-    final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
+    metric = MetricText.of_comparison(comparison)
+    final = [effect for effect in comparison.effects if effect.metric == metric.final_column]
     if not final:
         return f"{len(runs)} runs side by side"
-    best = max(final, key=lambda effect: effect.difference)
-    verb = "ends higher" if best.difference > 0 else "does not end higher"
+    sign, higher = (1, "higher") if metric.higher else (-1, "lower")
+    best = max(final, key=lambda effect: sign * effect.difference)
+    verb = f"ends {higher}" if sign * best.difference > 0 else f"does not end {higher}"
     seeds = count(best.num_seeds, "seed")
     sure = ""
     if best.ci95 is None:
@@ -58,8 +61,9 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
     elif best.ci95[0] <= 0 <= best.ci95[1]:
         sure = ", and the interval holds zero"
     return (
-        f"{_seen_without(runs, comparison)}; {best.mitigation} {verb}: {percent(best.mitigated_mean)} against "
-        f"{percent(best.baseline_mean)} kNN top-1 ({seeds}{sure})"
+        f"{_seen_without(runs, comparison)}; {best.mitigation} {verb}: {metric.value(best.mitigated_mean)} against "
+        f"{metric.value(best.baseline_mean)} {'kNN top-1' if metric.metric.name == 'knn_top1' else metric.label} "
+        f"({seeds}{sure})"
     )
 
 
@@ -120,11 +124,12 @@ def _of_many(
         if part == fewest < most
     ]
     least = [f"Fewest with {_listed(steady)}."] if steady else []
-    curves = {arm: _curves([runs[i][0] for i in arm.members]) for arm in arms}
+    metric = MetricText.of(found)
+    curves = {arm: _curves([runs[i][0] for i in arm.members], metric) for arm in arms}
     ends = {arm: np.mean([values[-1] for values in mine]) for arm, mine in curves.items() if mine}
     costs = []
     if ends:
-        for name, choose in (("best", max), ("worst", min)):
+        for name, choose in (("best", max), ("worst", min)) if metric.higher else (("best", min), ("worst", max)):
             arm = choose(ends, key=ends.__getitem__)
             mine = [runs[i] for i in arm.members]
             costs.append(f"The {name}, {arm.label}: {_cost([a for _, a in mine], [s for s, _ in mine])}")
@@ -143,10 +148,9 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _curves(series: Sequence[RunSeries]) -> list[np.ndarray]:
-    """The kNN accuracies of each run that has any."""
-    curves = [s.evals["knn_top1"].value for s in series if "knn_top1" in s.evals]
-    return [values[np.isfinite(values)] for values in curves if np.isfinite(values).any()]
+def _curves(series: Sequence[RunSeries], metric: MetricText) -> list[np.ndarray]:
+    """The values of the judged metric, of each run that has any."""
+    return [values for values in (metric.values(one) for one in series) if len(values)]
 
 
 def _how_unstable(found: Sequence[RunAnalysis]) -> str:
@@ -158,7 +162,9 @@ def _how_unstable(found: Sequence[RunAnalysis]) -> str:
 def _signs(found: Sequence[RunAnalysis]) -> str:
     """Spikes, dips and gradients that are not finite. Spikes come first only where they exceed chance."""
     broken = sum(map(_broken, found))
-    others = [count(sum(len(a.dips or ()) for a in found), "accuracy dip")]
+    judged = [a for a in found if a.dips is not None]
+    dips = MetricText.of(found).dips(sum(len(a.dips or ()) for a in judged))
+    others = [dips if judged else "dips not judged"]
     others += [f"gradients not finite in {count(broken, 'run')}"] if broken else []
     if all(analysis.spikes is None or not analysis.layers for analysis in found):
         return ", ".join(["no gradients recorded", *others])
@@ -173,7 +179,7 @@ def _where(found: Sequence[RunAnalysis]) -> str:
     if not any(a.layers for a in found):
         return "Unknown: no gradients were recorded."
     if not any(a.spikes for a in found):
-        return "Nowhere: there are no spikes."
+        return "No spikes were detected."
     leaders = Counter(e.leader for a in found for e in a.episodes or () if len(e.order) > 1)
     said = []
     if leaders:
@@ -196,36 +202,47 @@ def _where(found: Sequence[RunAnalysis]) -> str:
 
 
 def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
-    curves = _curves(series)
+    metric = MetricText.of(found)
+    curves = _curves(series, metric)
     if not curves:
-        return "Unknown: no kNN accuracy was recorded."
+        return "Not judged: no evaluation was recorded."
+    share, word = metric.metric.share, "dip" if metric.higher else "rise"
     final = float(np.mean([values[-1] for values in curves]))
-    below = 100 * float(np.mean([values.max() - values[-1] for values in curves]))
+    below = float(np.mean([abs(metric.best(values) - values[-1]) for values in curves]))
     mean = "on average " if len(curves) > 1 else ""
-    ended = f"ends {mean}at {percent(final)}, {below:.1f} points below its best"
+    side = "below" if metric.higher else "above"
+    name = "" if metric.metric.name == "knn_top1" else f"{metric.label} "
+    ended = (
+        f"{name}ends {mean}at {metric.value(final)}, {metric.number(below)}{' points' if share else ''} {side} its best"
+    )
     dips = [dip for analysis in found for dip in analysis.dips or ()]
     if not dips:
-        return f"No dip; {ended}."
+        return f"No {word}; {ended}."
+    deepest = f"{'Deepest dip' if metric.higher else 'Largest rise'} {metric.depth(max(dip.depth for dip in dips))}"
+    if not share:
+        return f"{deepest}; {ended}."
     lost = 100 * sum(dip.area for dip in dips) / len(found)
-    return (
-        f"Deepest dip {100 * max(dip.depth for dip in dips):.1f} points; {lost:,.0f} points x iterations lost in dips"
-        f"{' a run' if len(found) > 1 else ''}; {ended}."
-    )
+    return f"{deepest}; {lost:,.0f} points x iterations lost in {word}s{' a run' if len(found) > 1 else ''}; {ended}."
 
 
 def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str]:
     if comparison is not None:
-        final = [effect for effect in comparison.effects if effect.metric == "final_knn"]
+        metric = MetricText.of_comparison(comparison)
+        final = [effect for effect in comparison.effects if effect.metric == metric.final_column]
         if not final:
             return ["Not tested: no two runs differ in the mitigation only."]
         if len(final) < ONE_BY_ONE:
-            return [_effect_in_words(effect) for effect in final]
-        decided = sorted((e for e in final if e.verdict in ("better", "worse")), key=lambda e: -e.difference)
+            return [_effect_in_words(effect, metric) for effect in final]
+        sign = -1 if metric.higher else 1
+        decided = sorted(
+            (e for e in final if e.verdict in ("better", "worse")),
+            key=lambda e: sign * e.difference,
+        )
         rest: dict[str, list[str]] = {}
         for effect in final:
             if effect not in decided:
                 rest.setdefault(effect.verdict, []).append(effect.mitigation)
-        return [_effect_in_words(e) for e in decided] + [
+        return [_effect_in_words(e, metric) for e in decided] + [
             f"{verdict[0].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in rest.items()
         ]
     if mitigations[0] != "none":
@@ -233,13 +250,14 @@ def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str
     return ["Not tested here: train the same seed with a mitigation, such as frozen-patch, and compare the two."]
 
 
-def _effect_in_words(effect: Effect) -> str:
+def _effect_in_words(effect: Effect, metric: MetricText) -> str:
     interval = ""
     if effect.ci95 is not None:
-        interval = f" (95% interval {100 * effect.ci95[0]:+.1f} to {100 * effect.ci95[1]:+.1f})"
+        low, high = (metric.number(end, "+") for end in effect.ci95)
+        interval = f" (95% interval {low} to {high})"
     chance = "" if effect.p_holm is None else f", p = {effect.p_holm:.2g}"
     return (
-        f"{effect.mitigation}: {100 * effect.difference:+.1f} points of final kNN{interval}{chance}, "
+        f"{effect.mitigation}: {metric.difference(effect.difference)}{interval}{chance}, "
         f"{count(effect.num_seeds, 'seed')}: {effect.verdict}."
     )
 

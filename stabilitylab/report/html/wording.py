@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.analysis.sentences import count, largest
+from stabilitylab.report.metric import MetricText
 
 
 def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
@@ -29,16 +30,18 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
             f"iteration {spikes[0].onset}, the largest {top.ratio:.0f} times the usual norm, in {top.layer} at "
             f"{top.peak}."
         )
-    if "knn_top1" in series.evals:
-        if dips:
-            deepest = max(dips, key=lambda dip: dip.depth)
-            recovered = "did not recover" if deepest.recovered is None else f"recovered by {deepest.recovered}"
-            parts.append(
-                f"{count(len(dips), 'accuracy dip')}; the deepest, {100 * deepest.depth:.1f} points at iteration "
-                f"{deepest.trough}, {recovered}."
-            )
-        else:
-            parts.append("No accuracy dips.")
+    metric = MetricText.of([found])
+    if dips:
+        deepest = max(dips, key=lambda dip: dip.depth)
+        recovered = "did not recover" if deepest.recovered is None else f"recovered by {deepest.recovered}"
+        parts.append(
+            f"{metric.dips(len(dips))}; the {'deepest' if metric.higher else 'largest'}, {metric.depth(deepest.depth)} "
+            f"at iteration {deepest.trough}, {recovered}."
+        )
+    elif found.dips is None:
+        parts.append("Dips were not judged.")
+    else:
+        parts.append(f"No {metric.dips(0).removeprefix('0 ')}.")
     if status == "running":
         parts.append("The run is still training.")
     elif status in ("crashed", "stopped"):

@@ -15,8 +15,9 @@ from stabilitylab.comparison.results import Comparison
 from stabilitylab.errors import NoDataError
 from stabilitylab.report import charts
 from stabilitylab.report.charts import several_rates
+from stabilitylab.report.metric import MetricText
 from stabilitylab.report.paper.draw import draw, short
-from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
+from stabilitylab.run.analysed import AnalysedRun, arms_of
 
 WIDTHS = {"single": 3.25, "double": 6.75}
 """Inches: one and two columns of the usual conference sheet."""
@@ -69,7 +70,7 @@ def _figure(width: str, height: float) -> Figure:
 
 
 def _knn(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
-    _need_knn(runs)
+    _need_metric(runs)
     figure = _figure(width, 2.1)
     draw(figure.subplots(), charts.metric_curves(runs, arms_of(runs)), legend="lower right")
     return figure
@@ -135,7 +136,7 @@ def _lag(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> 
 def _compare(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if comparison is None:
         raise NoDataError("a comparison needs two runs or more")
-    _need_knn(runs)
+    _need_metric(runs)
     if width == "single":
         figure = _figure(width, 3.6)
         left, right = figure.subplots(2, 1)
@@ -151,18 +152,19 @@ def _compare(runs: list[AnalysedRun], comparison: Comparison | None, width: str)
 
 
 def _lr_sensitivity(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
-    if comparison is None or not several_rates(comparison.runs):
-        raise NoDataError("sensitivity to the learning rate needs runs with a kNN at two base learning rates")
+    if comparison is None or not several_rates(comparison.runs, MetricText.of_comparison(comparison)):
+        raise NoDataError("sensitivity to the learning rate needs runs judged by one metric at two base learning rates")
     figure = _figure(width, 2.1)
-    draw(figure.subplots(), charts.lr_sensitivity(comparison.runs), legend="best")
+    draw(figure.subplots(), charts.lr_sensitivity(comparison), legend="best")
     return figure
 
 
-def _need_knn(runs: list[AnalysedRun]) -> None:
+def _need_metric(runs: list[AnalysedRun]) -> None:
+    metric = MetricText.of([run.analysis for run in runs])
     for run in runs:
-        curve = run.series.evals.get("knn_top1")
-        if curve is None or last_finite(curve.value) is None:
-            raise NoDataError(f"run {run.series.run} has no kNN accuracy; train with --set eval.knn_every=10")
+        if not len(metric.values(run.series)):
+            hint = "; train with --set eval.knn_every=10" if metric.metric.name == "knn_top1" else ""
+            raise NoDataError(f"run {run.series.run} has no {metric.label}{hint}")
 
 
 KINDS: dict[str, Callable[[list[AnalysedRun], Comparison | None, str], Figure]] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from stabilitylab.analysis.results import LayerLag
 from stabilitylab.comparison.results import Comparison
 from stabilitylab.errors import NoDataError
 from stabilitylab.report.comparison import comparison_latex, rates_table
+from stabilitylab.report.html.tables import run_titles
+from stabilitylab.report.metric import MetricText
 from stabilitylab.report.paper import latex
 from stabilitylab.run.analysed import AnalysedRun
 
@@ -21,9 +21,13 @@ def numbers_latex(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison
             raise NoDataError("a comparison needs two runs or more")
         return comparison_latex(comparison)
     if kind == "lr-sensitivity":
-        caption, titles, rows, align = rates_table(comparison.runs if comparison else ())
+        caption, titles, rows, align = rates_table(
+            comparison.runs if comparison else (), MetricText.of_comparison(comparison)
+        )
         if not rows:
-            raise NoDataError("sensitivity to the learning rate needs runs with a kNN at two base learning rates")
+            raise NoDataError(
+                "sensitivity to the learning rate needs runs judged by one metric at two base learning rates"
+            )
         return latex.table(titles, rows, align=align, caption=caption, label="tab:stablab-lr")
     if kind == "lag":
         return "\n".join(_lags(run) for run in runs)
@@ -50,34 +54,36 @@ def _interval(row: LayerLag) -> tuple[str, str]:
 
 def _runs(runs: Sequence[AnalysedRun]) -> str:
     """Accuracy, spikes, lag and dips of each run."""
+    metric = MetricText.of([run.analysis for run in runs])
+    points = 100.0 if metric.metric.share else 1.0
+    final, best, _, deepest = run_titles(metric)
     rows = []
     for run in runs:
-        found, curve = run.analysis, run.series.evals.get("knn_top1")
-        finite = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
-        lag = found.lag
+        found, lag = run.analysis, run.analysis.lag
+        finite = metric.values(run.series)
         timed = lag is not None and lag.median_iterations is not None and lag.ci95 is not None
         rows.append(
             (
                 run.series.run,
-                f"{100 * finite[-1]:.1f}" if len(finite) else "",
-                f"{100 * finite.max():.1f}" if len(finite) else "",
+                metric.number(float(finite[-1])) if len(finite) else "",
+                metric.number(metric.best(finite)) if len(finite) else "",
                 str(len(found.spikes or ())),
                 f"{found.false_alarms.expected:.2g}" if found.false_alarms else "",
                 f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"
                 if lag is not None and lag.ci95 is not None and timed
                 else "inconclusive",
-                str(len(found.dips or ())),
-                f"{100 * max((d.depth for d in found.dips or ()), default=0.0):.1f}",
+                "not judged" if found.dips is None else str(len(found.dips)),
+                "" if found.dips is None else f"{points * max((d.depth for d in found.dips), default=0.0):.3g}",
             )
         )
     titles = (
         "run",
-        "final kNN, %",
-        "best kNN, %",
+        final,
+        best,
         "spikes",
         "by chance",
         "lag (95% interval)",
-        "dips",
-        "deepest, points",
+        "dips" if metric.higher else "rises",
+        deepest,
     )
     return latex.table(titles, rows, align="lrrrrrrr", caption="Instability of each run", label="tab:stablab-runs")
