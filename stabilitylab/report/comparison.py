@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stabilitylab.comparison.results import Comparison, RunSummary
 from stabilitylab.report.charts import several_rates
-from stabilitylab.report.definitions import DEFINITIONS
+from stabilitylab.report.definitions import definitions
 from stabilitylab.report.html.tables import effect_rows, rate_rows, run_rows, run_titles
 from stabilitylab.report.metric import MetricText
 from stabilitylab.report.paper import latex
@@ -115,7 +115,7 @@ def comparison_html(comparison: Comparison, by: str = "mitigation") -> str:
     parts += [f'<p class="note">{html.escape(remark)}</p>\n' for remark in remarks(comparison)]
     words = "".join(
         f"<dt>{html.escape(word)}</dt><dd>{html.escape(meaning)}</dd>\n"
-        for word, meaning in DEFINITIONS
+        for word, meaning in definitions(comparison.metric)
         if word in ("effect", "spike", "dip", "kNN top-1")
     )
     return (

@@ -27,8 +27,10 @@ DEFINITIONS = (
     ),
     (
         "dip",
-        "A fall of kNN accuracy below the level it had reached, by at least 4 standard errors and 1 point, one or "
-        "several evaluations judged together. Its area is accuracy lost times iterations.",
+        "A stretch in which the judged metric is worse than the level it had reached (a loss: higher) by at least 4 of "
+        "its standard errors and 1 point, or 1% of the range of a metric that is not a share; one or several "
+        "evaluations judged together. The standard error is binomial where the number of samples is known, else the "
+        "curve's own noise. Area: depth times iterations.",
     ),
     ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
     (
@@ -37,3 +39,8 @@ DEFINITIONS = (
         "permutation p, Holm's correction over the mitigations.",
     ),
 )
+
+
+def definitions(metric: str) -> tuple[tuple[str, str], ...]:
+    """Those that a report of runs judged by ``metric`` needs."""
+    return tuple(row for row in DEFINITIONS if row[0] != "kNN top-1" or metric == "knn_top1")

@@ -168,7 +168,7 @@ def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[AnalysedR
         (
             "lr-sensitivity",
             "no gradients",
-            "sensitivity to the learning rate needs runs judged by one metric at two base",
+            "needs runs judged by one metric at two base learning rates",
         ),
     ],
 )

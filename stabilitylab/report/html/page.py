@@ -19,7 +19,7 @@ from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison
 from stabilitylab.report import charts as charted
 from stabilitylab.report.charts import several_rates
-from stabilitylab.report.definitions import DEFINITIONS
+from stabilitylab.report.definitions import definitions
 from stabilitylab.report.html import tables, verdict, wording
 from stabilitylab.report.html.caused import caused
 from stabilitylab.report.html.draw import plotly_figure
@@ -68,7 +68,7 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
         comparison=comparison,
         difference_titles=titles,
         differences=differences,
-        definitions=DEFINITIONS,
+        definitions=definitions(metric.metric.name),
         css=Markup(_template("report.css")),
         js=Markup(_template("report.js")),
         plotly=_plotly(),
