@@ -90,6 +90,17 @@ class Registry(Mapping[str, T]):
             self._load(name)
         return self._entries[name]
 
+    def values(self) -> list[T]:  # type: ignore[override]
+        """Every entry that can be loaded."""
+        return list(dict(self.items()).values())
+
+    def items(self) -> list[tuple[str, T]]:  # type: ignore[override]
+        """Name and entry of all that can be loaded."""
+        for name in list(self._plugins):
+            if name not in self._entries:
+                self._load(name)
+        return list(self._entries.items())
+
     def __iter__(self) -> Iterator[str]:
         yield from self._entries
         yield from (name for name in self._plugins if name not in self._entries)

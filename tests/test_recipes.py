@@ -83,7 +83,7 @@ assert "mitigation" in set(run.events["kind"])
     assert "(rule doubled)" in analysed
 
 
-def test_a_signal_that_may_be_negative_goes_all_the_way(package: Path, tmp_path: Path) -> None:
+def test_a_negative_signal_goes_all_the_way_and_an_importer_reads_its_log(package: Path, tmp_path: Path) -> None:
     script = """
 import torch, stabilitylab as sl
 model = torch.nn.Linear(1, 1, bias=False)
@@ -97,6 +97,17 @@ assert list(run.plot("signal", name="grad_mean").data[0].y) == [1, -2, 3, -4]
 assert run.analyze().result.spikes == ()
 """
     python(package, tmp_path, "-W", "ignore", "-c", script)
+    lines = [f"NORMS {t} patch_embed={1 + t % 3} blocks.0={2 + t % 5}" for t in range(60)]
+    (tmp_path / "norms.txt").write_text("\n".join(lines))
+    told = python(package, tmp_path, "-m", "stabilitylab", "import", "auto", "norms.txt", "--name", "read").stdout
+    assert "norms.txt: lines of gradient norms" in told
+    script = """
+import stabilitylab as sl
+norms = sl.open_run("read").signal("grad_norm")
+assert norms["patch_embed"].tolist() == [1 + t % 3 for t in range(60)]
+assert norms["blocks.0"].tolist() == [2 + t % 5 for t in range(60)]
+"""
+    python(package, tmp_path, "-c", script)
     python(package, tmp_path, "-m", "stabilitylab", "export", "signed", "-o", "out", "--format", "csv")
     header, *rows = (tmp_path / "out" / "layer_stats.csv").read_text().splitlines()
     column = header.split(",").index("grad_mean")

@@ -25,25 +25,42 @@ from stabilitylab.importers.formats import Format, Sample
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Log
 from stabilitylab.importers.write import Imported, write_logs
+from stabilitylab.registry import Registry
 
-IMPORTERS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT
-    for module in (
-        tensorboard,
-        huggingface,
-        trackio,
-        mlflow,
-        neptune,
-        aim,
-        comet,
-        lightning,
-        wandb,
-        clearml,
-        jsonlines,
-        table,
-        text,
-    )
-}
+GENERAL = ("jsonl", "table", "text")
+"""Formats that nearly any file of their kind is: held against a file last."""
+
+
+def _check(name: str, entry: object) -> None:
+    if not isinstance(entry, Format):
+        raise TypeError(f"it is not a Format but a {type(entry).__name__}")
+    if entry.name != name:
+        raise ValueError(f"it declares the name {entry.name!r}")
+
+
+IMPORTERS: Registry[Format] = Registry(
+    "format",
+    {
+        module.FORMAT.name: module.FORMAT
+        for module in (
+            tensorboard,
+            huggingface,
+            trackio,
+            mlflow,
+            neptune,
+            aim,
+            comet,
+            lightning,
+            wandb,
+            clearml,
+            jsonlines,
+            table,
+            text,
+        )
+    },
+    group="stabilitylab.importers",
+    check=_check,
+)
 """name -> format, in the order in which a file is held against them: the special before the general."""
 
 NEAREST = 3
@@ -61,7 +78,7 @@ def import_log(
         >>> import_log(Path("runs"), Path("trainer_state.json"), name="finetune")  # doctest: +SKIP
     """
     options = options or Options()
-    chosen = IMPORTERS[format] if format is not None else recognise(path, options)
+    chosen = IMPORTERS.choose(format) if format is not None else recognise(path, options)
     return write_logs(root, read_logs(path, options, chosen), options, name)
 
 
@@ -81,13 +98,18 @@ def recognise(path: Path, options: Options | None = None) -> Format:
     if options is not None and options.pattern is not None:
         return IMPORTERS["text"]
     sample = Sample(path)
-    for format in IMPORTERS.values():
+    for format in _special_first():
         if format.recognises(sample):
             return format
     if options is not None and options.step is not None and options.step in sample.columns:
         return IMPORTERS["table"]
     near = "; ".join(f"{format.name}: {format.title}" for format in nearest(sample))
     raise LogFormatError(f"{path} is {looks_like(sample)}, and no log of a known kind. The nearest: {near}")
+
+
+def _special_first() -> list[Format]:
+    """The formats, those of other packages before the general ones."""
+    return sorted(IMPORTERS.values(), key=lambda format: format.name in GENERAL)
 
 
 def nearest(sample: Sample, count: int = NEAREST) -> Sequence[Format]:
