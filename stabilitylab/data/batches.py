@@ -5,10 +5,11 @@ That makes a resumed run exact, and runs that share a seed share their data orde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stabilitylab.config import Config
-from stabilitylab.data.datasets import ImageData, Split, read_image
+from stabilitylab.data.datasets import ImageData, Split
+from stabilitylab.data.photos import centre_crop, views_of_file
 from stabilitylab.data.views import Draws, View, augment, moved, views_of
 from stabilitylab.errors import ConfigError
 
@@ -87,20 +89,25 @@ class Normalize:
         return (x - self.mean) / self.std
 
 
+CHUNK = 64
+"""Images that a worker hands over at once: what lies in shared memory does not grow with the batch."""
+
+
 class _FolderViews(torch.utils.data.Dataset[list[Tensor] | ConfigError]):
-    """One image's views. An item is (iteration, index): the augmentation depends on both, not on the worker."""
+    """One image's views, (size, size, 3) uint8. An item is (iteration, index): the augmentation depends on both, not on
+    the worker."""
 
     def __init__(self, split: Split, views: tuple[View, ...], size: int, seed: int) -> None:
-        self.split, self.views, self.size, self.seed = split, views, size, seed
+        assert split.paths is not None
+        self.paths, self.views, self.size, self.seed = split.paths, views, size, seed
 
     def __getitem__(self, item: Any) -> list[Tensor] | ConfigError:
         iteration, index = item
+        rng = np.random.default_rng([self.seed, _AUGMENT, iteration, index])
         try:
-            image = read_image(self.split.paths[index])[None]
+            return views_of_file(self.paths[index], self.views, self.size, rng)
         except ConfigError as error:  # returned, for a worker would wrap it in its traceback
             return error
-        draws = Draws(stream(self.seed, _AUGMENT, iteration, index))
-        return [augment(image, view, view.size or self.size, draws)[0] for view in self.views]
 
 
 def _collate(items: list[list[Tensor] | ConfigError]) -> list[Tensor] | ConfigError:
@@ -110,8 +117,15 @@ def _collate(items: list[list[Tensor] | ConfigError]) -> list[Tensor] | ConfigEr
     return [torch.stack(parts) for parts in zip(*views, strict=True)]
 
 
+def _start_worker(_: int) -> None:
+    """A worker inherits the training's signal handlers, which only take note; it must end when it is told to."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL if name == "SIGTERM" else signal.SIG_IGN)
+
+
 class FolderBatches:
-    """Views of images on disk, decoded and augmented in ``workers`` processes."""
+    """Views of images on disk, decoded and augmented in ``workers`` processes, in 8 bits up to the device."""
 
     def set_views(self, views: tuple[View, ...]) -> None:
         """Other views than the configuration's."""
@@ -128,18 +142,33 @@ class FolderBatches:
     def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
         """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors."""
         rank, size = self.share
-        plan = ([(t, i) for i in self.order(t).chunk(size)[rank].tolist()] for t in range(start, stop))
+        rows = self.order.batch_size // size
+        chunks = -(-rows // CHUNK)
+        plan = (
+            [(t, i) for i in part.tolist()]
+            for t in range(start, stop)
+            for part in self.order(t).chunk(size)[rank].split(CHUNK)
+        )
         loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=plan,
             collate_fn=_collate,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
         )
+        held: list[list[Tensor]] = []
         for views in loader:
             if isinstance(views, ConfigError):
                 raise views
-            yield [self.normalize(view.to(self.device, non_blocking=True)) for view in views]
+            held.append([view.to(self.device, non_blocking=True) for view in views])
+            if len(held) == chunks:
+                yield [self._on_device(parts) for parts in zip(*held, strict=True)]
+                held = []
+
+    def _on_device(self, parts: Sequence[Tensor]) -> Tensor:
+        """Chunks (n, size, size, 3) uint8 -> (N, 3, size, size), normalised, channels last in memory."""
+        return self.normalize(torch.cat(list(parts)).permute(0, 3, 1, 2).float() / 255)
 
 
 def training_batches(
@@ -167,20 +196,8 @@ def evaluation_images(data: ImageData, split: Split, size: int, device: torch.de
 def decoded(split: Split, size: int) -> Split:
     """A split of files as images in memory, (N, 3, size, size) uint8: shorter side, then centre crop. Pillow decodes
     outside the interpreter's lock, so threads help. What is in memory stays as it is."""
-    if split.images is not None:
+    if split.images is not None or split.paths is None:
         return split
-
-    def read(path: Path) -> Tensor:
-        return (_centre_crop(read_image(path), size) * 255).round().to(torch.uint8)
-
     with ThreadPoolExecutor() as pool:
-        return replace(split, images=torch.stack(list(pool.map(read, split.paths))), paths=())
-
-
-def _centre_crop(image: Tensor, size: int) -> Tensor:
-    """Shorter side to 8/7 of ``size`` (256 for 224), then the middle. (3, H, W) -> (3, size, size)."""
-    scale = size * 8 / 7 / min(image.shape[1:])
-    resized = [max(size, round(side * scale)) for side in image.shape[1:]]
-    image = F.interpolate(image[None], resized, mode="bilinear", align_corners=False, antialias=True)[0]
-    top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-    return image[:, top : top + size, left : left + size]
+        images = list(pool.map(partial(centre_crop, size=size), split.paths))
+    return replace(split, images=torch.stack(images), paths=None)

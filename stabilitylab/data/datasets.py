@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stabilitylab.config import DataConfig
+from stabilitylab.data.listing import Files, list_images
+from stabilitylab.data.photos import read_photo
 from stabilitylab.datasets import DATASETS
 from stabilitylab.errors import ConfigError
 from stabilitylab.registry import located
@@ -33,7 +34,7 @@ class Split:
 
     labels: Tensor
     images: Tensor | None = None
-    paths: tuple[Path, ...] = ()
+    paths: Files | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,7 +42,7 @@ class Split:
     def subset(self, index: Tensor) -> Split:
         """The images of ``index`` (n,), in that order."""
         images = None if self.images is None else self.images[index]
-        paths = tuple(self.paths[i] for i in index.tolist()) if self.paths else ()
+        paths = None if self.paths is None else self.paths.subset(index.numpy())
         return Split(self.labels[index], images, paths)
 
 
@@ -118,9 +119,6 @@ def load_fashion_mnist(folder: str) -> ImageData:
     return _in_memory(parts[0][:, None], parts[1].long(), parts[2][:, None], parts[3].long())
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-
-
 def load_image_folder(folder: str) -> ImageData:
     """``DIR/train/CLASS/*`` and ``DIR/val/CLASS/*`` (or ``test``), as ImageNet is usually laid out."""
     root = _folder("imagefolder", folder)
@@ -132,24 +130,12 @@ def load_image_folder(folder: str) -> ImageData:
     return ImageData(_split(train, classes), _split(test, classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as (3, H, W) in [0, 1]. ConfigError names a file that cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise ConfigError(
-            f"cannot decode image {path}: {error}; remove it, mend it, or leave such out with "
-            "--set data.on_bad_image=skip"
-        ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
 def without_bad_images(data: ImageData) -> ImageData:
     """A folder without the images that cannot be decoded. Decodes every one once."""
     bad: list[Path] = []
     splits = []
     for split in (data.train, data.test):
+        assert split.paths is not None
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
             good = list(pool.map(_decodes, split.paths))
         bad += [path for path, fine in zip(split.paths, good, strict=True) if not fine]
@@ -161,7 +147,7 @@ def without_bad_images(data: ImageData) -> ImageData:
 
 def _decodes(path: Path) -> bool:
     try:
-        read_image(path)
+        read_photo(path)
     except ConfigError:
         return False
     return True
@@ -188,17 +174,16 @@ def load_torchvision(name: str, folder: str) -> ImageData:
 
 
 def _split(root: Path, classes: list[str]) -> Split:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise ConfigError(f"class folder {root / name} has no image; add images or remove the class")
-        paths += files
-        labels += [label] * len(files)
-    if not paths:
+    if not classes:
         raise ConfigError(f"{root} has no class folder with images")
-    return Split(torch.tensor(labels), paths=tuple(paths))
+    for name in classes:
+        if not (root / name).is_dir():
+            raise ConfigError(f"class folder {root / name} has no image; add images or remove the class")
+    listing = list_images(root, classes)
+    empty = (listing.counts == 0).nonzero()[0]
+    if len(empty):
+        raise ConfigError(f"class folder {root / classes[empty[0]]} has no image; add images or remove the class")
+    return Split(torch.arange(len(classes)).repeat_interleave(torch.from_numpy(listing.counts)), paths=listing.files)
 
 
 def _folder(kind: str, folder: str) -> Path:
