@@ -120,9 +120,8 @@ def shared_memory(folder: Path, batch: int, workers: int) -> None:
     watcher.join()
     chunk = CHUNK * 2 * 224 * 224 * 3
     bound = (2 * workers + 1) * chunk
-    print(
-        f"  batch {batch}, {workers} workers: {most / 1e6:.0f} MB at most, bound (2 workers + 1) chunks: {bound / 1e6:.0f} MB"
-    )
+    print(f"  batch {batch}, {workers} workers: {most / 1e6:.0f} MB at most")
+    print(f"  its bound, 2 x {workers} + 1 chunks of {CHUNK} images: {bound / 1e6:.0f} MB")
     print(f"  batch 4096, 8 workers: {17 * chunk / 1e9:.2f} GB (float32, a batch a worker: 79 GB)")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +83,7 @@ _FLAGS = {
 @click.option("--skip-list", metavar="FILE", help="Leave out these training images: one index a line, # for comments.")
 @click.option("--keep-before-spikes", is_flag=True, help="Keep the checkpoints that precede a gradient spike.")
 @click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
-@click.option("--resume", metavar="RUN", help="Go on with a run from its last checkpoint. Takes no other setting.")
+@click.option("--resume", metavar="RUN", help="Resume a run from its last checkpoint. Takes no other setting.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @runs_dir
 def command(
@@ -107,6 +109,9 @@ def command(
     stablab train --log-grads
     stablab train --log-grads --base-lr 0.17 --mitigation frozen-patch
     torchrun --nproc-per-node 8 -m stabilitylab train --log-grads --data imagefolder:DIR
+
+    SIGUSR1 and SIGTERM end the training with a checkpoint. Under Slurm (#SBATCH --requeue --signal=USR1@120) a run with
+    --name then asks to be requeued, and the same command resumes it.
     """
     if resume is not None:
         given = (
@@ -114,7 +119,7 @@ def command(
         )
         given = given or dry_run
         if given or any(value is not None for value in flags.values()):
-            raise click.UsageError("--resume goes on with a run's own configuration; give only --runs-dir beside it")
+            raise click.UsageError("--resume uses the run's own configuration; give only --runs-dir beside it")
         _resume(resume, runs_dir)
         return
     if compiled:
@@ -170,9 +175,16 @@ def _configuration(
 def _train(config: Config, runs_dir: str | None, name: str | None) -> None:
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies import train_run
+    from stabilitylab.studies.requeue import check_same, is_restart
 
     root = runs_root(runs_dir)
-    _show(lambda progress, started: train_run(config, root, name, progress, started), runs_dir)
+    if name is not None and is_restart() and (root / name).is_dir():  # requeued: the same command resumes its run
+        check_same(root / name, config)
+        _resume(name, runs_dir)
+        return
+    _show(
+        lambda progress, started: train_run(config, root, name, progress, started, interruptible=True), runs_dir, name
+    )
 
 
 def _resume(run: str, runs_dir: str | None) -> None:
@@ -180,12 +192,15 @@ def _resume(run: str, runs_dir: str | None) -> None:
     from stabilitylab.studies import resume_run
 
     run_dir = find_run(runs_root(runs_dir), run)
-    _show(lambda progress, started: resume_run(run_dir, progress, started), runs_dir)
+    _show(lambda progress, started: resume_run(run_dir, progress, started, interruptible=True), runs_dir, run_dir.name)
 
 
-def _show(train: Callable[..., FinishedRun], runs_dir: str | None) -> None:
-    """Train with a progress bar, then name the run and the next command. Only the process of rank 0 speaks."""
+def _show(train: Callable[..., FinishedRun], runs_dir: str | None, name: str | None) -> None:
+    """Train with a progress bar, then name the run and the next command. Only the process of rank 0 speaks.
+
+    A training that a signal ended asks Slurm for another turn where it has a ``name`` to be found by."""
     from stabilitylab.cli.progress import TrainingProgress
+    from stabilitylab.studies.requeue import requeue
     from stabilitylab.train.distributed import leave
 
     def started(path: Path) -> None:
@@ -203,4 +218,11 @@ def _show(train: Callable[..., FinishedRun], runs_dir: str | None) -> None:
     ending = f"stopped: {result.stopped}" if result.stopped else f"{result.iterations} iterations"
     click.echo(f"{run}: {ending}{knn}")
     where = f" --runs-dir {runs_dir}" if runs_dir else ""
-    click.echo(f"next: stablab analyze {run}{where}")
+    if not result.interrupted:
+        click.echo(f"next: stablab analyze {run}{where}")
+        return
+    if name is not None and requeue():
+        click.echo("requeued: the same command resumes it")
+        return
+    click.echo(f"next: stablab train --resume {run}{where}")
+    sys.exit(128 + signal.Signals[result.interrupted])

@@ -142,8 +142,8 @@ def jittered(photo: Image.Image, strengths: tuple[float, float, float, float], r
 
 
 def turned_hue(photo: Image.Image, turn: float) -> Image.Image:
-    """The hue turned by ``turn`` full circles, at most a fifth of one; as `stabilitylab.data.views.rotate_hue`, rounded.
-    Pillow's way, to HSV and back, takes a quarter longer and rounds three times."""
+    """The hue turned by ``turn`` full circles, at most a fifth of one: `stabilitylab.data.views.rotate_hue`, rounded.
+    Pillow's way, to HSV and back, takes twice as long and rounds three times."""
     pixels = np.asarray(photo)
     r, g, b = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
     value = np.maximum(np.maximum(r, g), b)

@@ -33,14 +33,18 @@ def train_run(
     name: str | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     started: Callable[[Path], None] = lambda _: None,
+    *,
+    interruptible: bool = False,
 ) -> FinishedRun:
     """Train a run and record it under ``root``. Nothing is claimed before the configuration and data are known
     to be good. ``started`` is told the run's folder once it exists. Under ``torchrun`` or ``srun`` every process
-    calls this; the one of rank 0 records."""
+    calls this; the one of rank 0 records. ``interruptible``: SIGUSR1 and SIGTERM end the training
+    after the iteration at hand, with a checkpoint."""
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 
     trainer = Trainer(config, describe())
+    trainer.interruptible = interruptible
     if not trainer.world.main:
         return _follow(trainer)
     run_dir = claim_run(root, name).absolute()
@@ -86,9 +90,11 @@ def resume_run(
     run_dir: Path,
     progress: Callable[[Progress], None] = lambda _: None,
     started: Callable[[Path], None] = lambda _: None,
+    *,
+    interruptible: bool = False,
 ) -> FinishedRun:
-    """Go on with a run from its latest good checkpoint. Rows past it are dropped from the store. ConfigError for a
-    run that is finished or has no checkpoint."""
+    """Resume a run from its latest good checkpoint. Rows past it are dropped from the store. ConfigError for a
+    run that is finished or has no checkpoint. ``interruptible``: as for `train_run`."""
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
@@ -101,6 +107,7 @@ def resume_run(
         raise ConfigError(
             f"run {run_dir.name} is finished: {state['iteration']} of {trainer.total} iterations are made"
         )
+    trainer.interruptible = interruptible
     trainer.restore(state)
     if not world.main:
         return _follow(trainer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,11 @@ from stabilitylab.config import Config
 from stabilitylab.data.batches import Normalize, decoded, evaluation_images, stream
 from stabilitylab.data.datasets import ImageData, Split
 from stabilitylab.data.views import Draws, augment, views_of
+from stabilitylab.errors import ConfigError
+from stabilitylab.models.collectives import gather, sum_over_processes
 from stabilitylab.recording.features import feature_statistics
+
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 _EVAL_BATCH = 512
 _CACHE_BYTES = 4 << 30
@@ -40,31 +46,56 @@ def knn_predict(
 
 class KnnMonitor:
     """kNN top-1 of the base encoder's features: training images as the bank, held-out images as queries. Both may be
-    fixed random parts of them (``eval.knn_bank``, ``eval.knn_queries``), the same for every run."""
+    fixed random parts of them (``eval.knn_bank``, ``eval.knn_queries``), the same for every run.
 
-    def __init__(self, config: Config, data: ImageData, device: torch.device) -> None:
-        self.data, self.device, self.config = data, device, config.eval
+    Each process decodes its share of both once and computes its features; the bank's are gathered, and each process
+    asks its own queries. All processes call the monitor together and get the same answer. ``autocast``: the training's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: ImageData,
+        device: torch.device,
+        share: tuple[int, int] = (0, 1),
+        autocast: Autocast = contextlib.nullcontext,
+    ) -> None:
+        self.data, self.device, self.config, self.autocast = data, device, config.eval, autocast
         self.size, self.global_views = config.model.img_size, views_of(config)[:2]
         self.bank = part_of(data.train, config.eval.knn_bank)
         self.queries = part_of(data.test, config.eval.knn_queries)
-        self.bank_labels, self.labels = self.bank.labels.to(device), self.queries.labels.to(device)
-        # The images are the same at every evaluation: those of a small set stay on the device, resized.
+        rank, size = share
+        if size > min(len(self.bank), len(self.queries)):
+            raise ConfigError(
+                f"the kNN monitor has {len(self.bank)} images in its bank and {len(self.queries)} queries, fewer than "
+                f"the {size} processes; raise eval.knn_bank and eval.knn_queries, or use fewer processes"
+            )
+        # In the order in which the processes' rows are gathered.
+        self.bank_labels = torch.cat([self.bank.labels[r::size] for r in range(size)]).to(device)
+        self.labels = self.queries.labels[rank::size].to(device)
+        self._bank_share, self._query_share = _strided(self.bank, rank, size), _strided(self.queries, rank, size)
+        self._bank_rows = [len(self.bank.labels[r::size]) for r in range(size)]
+        self._query_rows = [len(self.queries.labels[r::size]) for r in range(size)]
+        # The images are the same at every evaluation: those of a small set stay on the device, resized; those of files
+        # stay decoded, in 8 bits.
         self._cache: dict[int, list[Tensor]] = {}
+        self._decoded: dict[int, Split] = {}
         self._queried: Tensor | None = None
         self._pairs: list[Tensor] | None = None
 
     @property
     def num_samples(self) -> int:
-        return len(self.labels)
+        return len(self.queries)
 
     @torch.inference_mode()
     def __call__(self, encoder: nn.Module) -> Tensor:
         """The fraction of held-out images classified rightly, a 0-d tensor on the device."""
         was_training = encoder.training
         encoder.eval()
-        bank, queries = self._features(encoder, self.bank), self._features(encoder, self.queries)
+        bank = gather_uneven(self._features(encoder, self._bank_share), self._bank_rows)
+        queries = self._features(encoder, self._query_share)
         encoder.train(was_training)
-        self._queried = queries
+        self._queried = gather_uneven(queries, self._query_rows)
         predicted = knn_predict(
             bank,
             self.bank_labels,
@@ -73,7 +104,9 @@ class KnnMonitor:
             temperature=self.config.knn_temperature,
             num_classes=self.data.num_classes,
         )
-        return (predicted == self.labels).float().mean()
+        if len(self._query_rows) == 1:
+            return (predicted == self.labels).float().mean()
+        return sum_over_processes((predicted == self.labels).float().sum()) / self.num_samples
 
     @torch.inference_mode()
     def statistics(self, encoder: nn.Module) -> dict[str, float]:
@@ -84,7 +117,8 @@ class KnnMonitor:
         found = feature_statistics(self._queried)
         was_training = encoder.training
         encoder.eval()
-        one, other = (encoder(view).float() for view in self._views())
+        with self.autocast():
+            one, other = (encoder(view).float() for view in self._views())
         encoder.train(was_training)
         if len(one) > 1:
             found["feature_alignment"] = feature_statistics(one, other)["feature_alignment"]
@@ -101,16 +135,34 @@ class KnnMonitor:
         return self._pairs
 
     def _features(self, encoder: nn.Module, split: Split) -> Tensor:
-        return torch.cat([encoder(images).float() for images in self._images(split)])
+        with self.autocast():
+            return torch.cat([encoder(images).float() for images in self._images(split)])
 
     def _images(self, split: Split) -> Iterable[Tensor]:
         known = self._cache.get(id(split))
         if known is not None:
             return known
+        values = len(split) * self.data.channels * self.size**2
+        if split.images is None and values <= _CACHE_BYTES:
+            decode = self._decoded.get(id(split)) or self._decoded.setdefault(id(split), decoded(split, self.size))
+            return evaluation_images(self.data, decode, self.size, self.device, _EVAL_BATCH)
         batches = evaluation_images(self.data, split, self.size, self.device, _EVAL_BATCH)
-        if len(split) * self.data.channels * self.size**2 * 4 > _CACHE_BYTES:
-            return batches
-        return self._cache.setdefault(id(split), list(batches))
+        return batches if values * 4 > _CACHE_BYTES else self._cache.setdefault(id(split), list(batches))
+
+
+def _strided(split: Split, rank: int, size: int) -> Split:
+    """Every ``size``-th image from ``rank`` on."""
+    return split if size == 1 else split.subset(torch.arange(rank, len(split), size))
+
+
+def gather_uneven(x: Tensor, rows: list[int]) -> Tensor:
+    """Rows of all processes, of which each has as many as ``rows`` says: (sum of rows, ...)."""
+    if len(rows) == 1:
+        return x
+    most = max(rows)
+    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    parts = gather(padded).split(most)
+    return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
 
 
 def part_of(split: Split, count: int | None) -> Split:

@@ -29,6 +29,7 @@ from stabilitylab.train.checkpoint import (
 from stabilitylab.train.device import pick_device
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
+from stabilitylab.train.interruption import Interruption
 from stabilitylab.train.large_batch import CutStep
 from stabilitylab.train.mitigations import configured
 from stabilitylab.train.mitigations.applied import build_mitigated
@@ -54,11 +55,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``stopped`` says why training ended early, or is empty."""
+    """``stopped`` says why training ended early, or is empty; ``interrupted`` names the signal that asked for it."""
 
     iterations: int
     knn_top1: float | None
     stopped: str = ""
+    interrupted: str = ""
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:
@@ -82,7 +84,7 @@ class Trainer:
     in the mitigation alone start from the same weights and see the same batches. ``config`` is as its mitigations
     leave it, ``given`` as it was. ``world``: this process's place among several; each takes its slice of every
     batch. ``stop``: where training ends, if not at ``total``, which the schedules know. ``protect`` names the
-    checkpoints, by iteration, that are not to be removed.
+    checkpoints, by iteration, that are not to be removed. ``interruptible``: a signal ends it with a checkpoint.
     """
 
     def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
@@ -98,7 +100,7 @@ class Trainer:
         self.method, self.mitigations = build_mitigated(config, self.data.channels, self.device)
         self.optimizer = build_optimizer(self.method.parameters(), config.optim)
         self.batches = training_batches(config, self.data, self.device, (world.rank, world.size))
-        self.monitor = KnnMonitor(config, self.data, self.device)
+        self.monitor = KnnMonitor(config, self.data, self.device, (world.rank, world.size), self._autocast)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.amp == "fp16")
         per_epoch = self.batches.order.iterations_per_epoch
         self.iterations_per_epoch = per_epoch
@@ -106,6 +108,7 @@ class Trainer:
         self.warmup = config.optim.warmup_iterations or round((config.optim.warmup_epochs or 0) * per_epoch)
         self.peak_lr = config.optim.base_lr * config.train.batch_size / 256
         self.start, self.stop = 0, self.total
+        self.interruptible = False
         self.protect: Callable[[], Collection[int]] = tuple
         self._skipped, self._last_bad = 0, -2
         if config.train.compile:
@@ -149,6 +152,7 @@ class Trainer:
         # On the CPU a loss is at hand; an accelerator is waited for now and then, all processes alike.
         watch = LossWatch(1 if self.device.type == "cpu" else _LOOK_EVERY)
         self.method.train()
+        interruption = Interruption(self.world, self.device, watch.every) if self.interruptible else None
         try:
             for iteration, views in enumerate(self.batches.iterate(self.start, self.stop), self.start):
                 if self._evaluates(iteration):
@@ -158,6 +162,11 @@ class Trainer:
                 stopped = self._judge(recorder, watch.note(iteration, loss))
                 if stopped:
                     break
+                interrupted = interruption.asked(iteration) if interruption else ""
+                if interrupted and iteration + 1 < self.stop:
+                    self._checkpoint(recorder, checkpoints, iteration + 1)
+                    recorder.event(iteration + 1, "interrupted", interrupted)
+                    return TrainResult(iteration + 1, knn_top1, f"interrupted by {interrupted}", interrupted)
                 self._checkpoint_if_due(recorder, checkpoints, iteration + 1)
                 progress(Progress(iteration + 1, self.total, watch.latest, knn_top1))
             done = iteration + 1
@@ -167,6 +176,8 @@ class Trainer:
                     knn_top1 = self._evaluate(recorder, done)
                 self._checkpoint(recorder, checkpoints, done)
         finally:
+            if interruption:
+                interruption.close()
             self.mitigations.report(recorder.event)
             recorder.settle()
             recorder.flush()
@@ -257,9 +268,10 @@ class Trainer:
         return every > 0 and iteration % every == 0
 
     def _evaluate(self, recorder: Recorder, iteration: int) -> float | None:
-        if not self.world.main:
-            return None
+        """All processes measure together; the main one records."""
         value = self.monitor(self.method.base_encoder).item()
+        if not self.world.main:
+            return value
         recorder.log(iteration, "knn_top1", value, self.monitor.num_samples)
         for name, number in self.monitor.statistics(self.method.base_encoder).items():
             recorder.scalar(iteration, name, number)
