@@ -17,7 +17,6 @@ from torch import Tensor
 from stabilitylab.config import Config
 from stabilitylab.data.batches import training_batches
 from stabilitylab.data.datasets import ImageData, load_data
-from stabilitylab.methods.base import Method
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.recording.recorder import Recorder
 from stabilitylab.train.checkpoint import (
@@ -26,7 +25,7 @@ from stabilitylab.train.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from stabilitylab.train.device import pick_device
+from stabilitylab.train.device import compile_encoders, pick_device
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.interruption import Interruption
@@ -61,20 +60,6 @@ class TrainResult:
     knn_top1: float | None
     stopped: str = ""
     interrupted: str = ""
-
-
-def compile_encoders(method: Method, device: torch.device) -> None:
-    """Compile the encoders in place: parameters keep their names. On the CPU attention is written out, so that it fuses
-    with its neighbours: with few tokens torch's own kernel takes twice as long."""
-    torch.compiler.reset()  # of the models of earlier runs in this process: a function is compiled a few times at most
-    encoders = [method.base_encoder]
-    if method.uses_momentum_encoder:
-        encoders.append(method.get_submodule("momentum_encoder"))
-    for encoder in encoders:
-        for module in encoder.modules():
-            if device.type == "cpu" and hasattr(module, "fused_attn"):
-                module.fused_attn = False  # type: ignore[assignment]
-        encoder.compile()
 
 
 class Trainer:
