@@ -13,6 +13,7 @@ import numpy as np
 from stabilitylab.analysis.detection.spikes import false_alarms
 from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
 from stabilitylab.run.loading import load_run
+from stabilitylab.run.provenance import provenance
 from stabilitylab.store.reader import open_run
 from stabilitylab.studies.collect import LEVEL_OVER
 from stabilitylab.studies.search import Objective, Search, Setting
@@ -30,7 +31,7 @@ COLUMNS = (
     "run", "source", "index", *_VALUES, "iterations", "objectives", "alive", "knn_untrained", "knn_end", "knn_max",
     "first_layer", "first_layer_spikes", "first_layer_chance", "first_layer_largest", "spikes", "chance", "p_value",
     "spikes_by_layer", "dips", "recovered", "deepest_dip", "lags", "stopped", "iterations_per_second", "hours",
-    "git_commit", "torch", "cpu", "cpu_capability",
+    "git_commit", "analysed_at", "torch", "cpu", "cpu_capability",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -50,6 +51,7 @@ def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
         "iterations_per_second": series.iterations / spent if spent else None,
         "hours": spent / 3600,
         "git_commit": meta.get("git_commit", "")[:10],
+        "analysed_at": provenance()["git_commit"][:10],
         "torch": meta.get("torch_version", ""),
         "cpu": meta.get("cpu_model", ""),
         "cpu_capability": meta.get("cpu_capability", ""),
@@ -176,6 +178,7 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
     hours = sum(float(row["hours"] or 0) for row in rows)
     machines = sorted({f"{row['cpu']} ({row['cpu_capability']})" for row in rows if row["cpu"]})
     commits = sorted({row["git_commit"] for row in rows if row["git_commit"]})
+    analysed = sorted({row["analysed_at"] for row in rows if row.get("analysed_at")})
     whole = [row for row in rows if row["objectives"] == "3"]
     lines = [
         f"# {search.title}",
@@ -192,7 +195,7 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
         "or not judged: accuracy ends below the untrained encoder's.",
         "",
         f"Trained at {', '.join(commits) or 'an unknown commit'} on {', '.join(machines) or 'an unknown machine'}, one "
-        "thread.",
+        f"thread; analysed at {', '.join(analysed) or 'an unknown commit'}.",
         "",
     ]
     for title, source in (("Leads", "lead"), (f"Drawn settings, the {_TOP} that came nearest", "drawn")):
