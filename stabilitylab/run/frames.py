@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from stabilitylab.errors import NoDataError
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -59,6 +61,23 @@ def table(rows: Sequence[Any], kind: type | None = None, name: str = "") -> Data
     return described(frame, name)
 
 
+def not_judged(name: str, why: str, kind: type | None) -> DataFrame:
+    """An empty table that says in its text that nothing was judged, which is not the same as none found.
+    ``df.attrs["judged"]`` is False, ``df.attrs["reason"]`` says why."""
+    from pandas import DataFrame
+
+    class NotJudged(DataFrame):
+        def __repr__(self) -> str:
+            return f"{name}: not judged: {why}"
+
+        def _repr_html_(self) -> str:
+            return as_html(name, f"not judged: {why}", [])
+
+    frame = NotJudged(columns=[field.name for field in fields(kind)] if kind is not None else [])
+    frame.attrs.update({"judged": False, "reason": why})
+    return frame
+
+
 def described(frame: DataFrame, name: str = "", **columns: str) -> DataFrame:
     """The same frame with its columns documented in ``attrs``."""
     known = {str(column): COLUMNS[str(column)] for column in frame.columns if str(column) in COLUMNS}
@@ -75,7 +94,8 @@ def _cell(value: Any) -> Any:
 
 
 class Result:
-    """One result of an analysis: its fields as attributes, a sentence, and a table for notebooks."""
+    """One result of an analysis: its fields as attributes, a sentence, and a table for notebooks. ``judged`` is False
+    for a result that the run lacks the data for; its fields then raise `NoDataError` with the reason."""
 
     def __init__(self, value: Any, title: str, sentence: str) -> None:
         self._value, self._title, self._sentence = value, title, sentence
@@ -83,18 +103,24 @@ class Result:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if self._value is None:
+            raise NoDataError(f"{self._title}: {self._sentence}")
         try:
             return getattr(self._value, name)
         except AttributeError:
             names = ", ".join(field.name for field in fields(self._value))
             raise AttributeError(f"{self._title} has no {name!r}; it has {names}") from None
 
+    @property
+    def judged(self) -> bool:
+        return self._value is not None
+
     def __dir__(self) -> list[str]:
-        return [field.name for field in fields(self._value)]
+        return ["judged", *(field.name for field in fields(self._value))] if self.judged else ["judged"]
 
     def _rows(self) -> list[tuple[str, str]]:
         shown = []
-        for field in fields(self._value):
+        for field in fields(self._value) if self.judged else ():
             value = getattr(self._value, field.name)
             if value is None or value == "" or (isinstance(value, tuple) and len(value) > 4):
                 continue

@@ -6,20 +6,24 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from stabilitylab.analysis import results, sentences
+from stabilitylab.analysis.drift import Drift
 from stabilitylab.analysis.results import RunAnalysis
 from stabilitylab.comparison.results import Comparison, Effect, LrSensitivity, RunSummary
-from stabilitylab.errors import NoDataError
-from stabilitylab.run.frames import Result, as_html, described, table
+from stabilitylab.run.frames import Result, as_html, described, not_judged, table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+_UNASKED = "the run lacks the data"
+_NEEDS = {"early_warning": "no signal was recorded beside grad_norm", "early_warnings": "no signal was recorded"}
+
+
 class Analysis:
     """The analysis of one run. ``result`` is the `RunAnalysis` with every number; ``notes`` name what lacked data.
 
-    What could not be judged is not the same as what was not found: ``a.dips`` then raises `NoDataError` with the
-    reason, while an empty DataFrame means that none were found.
+    What could not be judged is not the same as what was not found: such a table or result says ``not judged`` and why
+    (``a.dips.attrs["judged"]``, ``a.lag.judged``), while an empty table without that means that none were found.
     """
 
     def __init__(self, result: RunAnalysis, status: str) -> None:
@@ -47,7 +51,7 @@ class Analysis:
     @property
     def drifts(self) -> DataFrame:
         """One row a drift: a norm that grows or shrinks by a large factor over a long stretch."""
-        return self._table("drifts", getattr(results, "Drift", None))
+        return self._table("drifts", Drift)
 
     @property
     def propagation(self) -> DataFrame:
@@ -55,47 +59,65 @@ class Analysis:
         return self._table("propagation", results.LayerLag)
 
     @property
+    def early_warnings(self) -> DataFrame:
+        """One row a recorded signal: how often it rose before spikes did, and by how much; see `early_warning`."""
+        return self._table("early_warnings", results.EarlyWarning)
+
+    @property
+    def loss_spikes(self) -> DataFrame:
+        """One row a spike of the training loss."""
+        found = self.result.loss_spikes
+        if found is None or found.reason:
+            return not_judged("loss_spikes", found.reason if found else _UNASKED, results.Spike)
+        return table(found.spikes, results.Spike, "loss_spikes")
+
+    @property
     def lag(self) -> Result:
         """The lag from the first to the last layer."""
-        return Result(self._part("lag"), "Lag", sentences.lag_sentence(self.result))
+        return self._result("lag", "Lag", sentences.lag_sentence(self.result))
 
     @property
     def collapse(self) -> Result:
-        """Whether features no longer differ."""
-        value = self._part("collapse")
-        return Result(value, "Collapse", str(getattr(value, "reason", "")))
+        """Whether features still differ: ``verdict``, ``reason`` and the signs behind them."""
+        found = self.result.collapse
+        words = "" if found is None else found.verdict + (f": {found.reason}" if found.reason else "")
+        return self._result("collapse", "Collapse", words)
 
     @property
     def early_warning(self) -> Result:
         """Whether a signal rose before the spikes did."""
-        return Result(self._part("early_warning"), "Early warning", sentences.early_sentence(self.result))
+        found = self.result.early_warning
+        words = sentences.early_sentence(self.result) or (found.reason if found else "")
+        return self._result("early_warning", "Early warning", words)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of ``stablab analyze --format json``."""
         return self.result.to_dict()
 
-    def _part(self, name: str) -> Any:
-        value = getattr(self.result, name, None)
-        if value is None:
-            reasons = [note for note in self.notes if name.rstrip("s").replace("_", " ") in note]
-            needs = {"early_warning": "record adam_rms", "collapse": "record evaluations of the features"}
-            why = "; ".join(reasons) or needs.get(name, "the run lacks what it needs")
-            raise NoDataError(f"{name} of run {self.result.run} was not judged: {why}")
-        return value
+    def _why(self, name: str) -> str:
+        """Why a part is missing, from the notes."""
+        words = name.rstrip("s").replace("_", " ")
+        return "; ".join(note for note in self.notes if words in note) or _NEEDS.get(name, _UNASKED)
 
-    def _table(self, name: str, kind: type | None) -> DataFrame:
-        return table(self._part(name), kind, name)
+    def _result(self, name: str, title: str, sentence: str) -> Result:
+        value = getattr(self.result, name)
+        return Result(value, title, sentence if value is not None else f"not judged: {self._why(name)}")
+
+    def _table(self, name: str, kind: type) -> DataFrame:
+        rows = getattr(self.result, name)
+        return table(rows, kind, name) if rows is not None else not_judged(name, self._why(name), kind)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("iterations", f"{self.result.iterations}{', still running' if self.status == 'running' else ''}")]
         for name in ("spikes", "episodes", "dips", "drifts"):
-            if hasattr(self.result, name):
-                value = getattr(self.result, name)
-                rows.append((name, "not judged" if value is None else str(len(value))))
+            value = getattr(self.result, name)
+            rows.append((name, "not judged" if value is None else str(len(value))))
         if self.result.false_alarms is not None:
             rows.append(("spikes expected by chance", f"{self.result.false_alarms.expected:.1f}"))
         if self.result.lag is not None:
             rows.append(("lag", sentences.lag_sentence(self.result)))
+        if self.result.collapse is not None:
+            rows.append(("collapse", self.result.collapse.verdict))
         early = sentences.early_sentence(self.result)
         return rows + ([("early warning", early)] if early else []) + [("note", note) for note in self.notes]
 

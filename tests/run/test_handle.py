@@ -75,8 +75,15 @@ def test_every_line_of_the_design(folder: Path, name: str, tmp_path: Path) -> No
         assert a.early_warning.signal == "adam_rms"
         assert "adam_rms" in repr(a.early_warning)
     else:
-        with pytest.raises(NoDataError, match=r"early_warning of run .* was not judged"):
-            _ = a.early_warning
+        assert not a.early_warning.judged
+        assert "not judged" in repr(a.early_warning)
+        with pytest.raises(NoDataError, match="Early warning: not judged"):
+            _ = a.early_warning.hit_rate
+    assert list(a.drifts.columns)[:3] == ["layer", "start", "end"]
+    assert a.drifts.empty
+    assert a.collapse.verdict in ("not", "not judged")
+    assert "Collapse: " in repr(a.collapse)
+    assert "not judged" not in repr(a.drifts)
 
     for kind in run.plots:
         if kind == "loss":
@@ -114,6 +121,17 @@ def test_a_run_that_was_trained_here(tmp_path: Path) -> None:
         assert len(run.plot(kind).data) >= 1
     with pytest.raises(NoDataError, match="has no lag to draw"):
         run.plot("lag")
+
+
+def test_what_was_not_judged_is_not_none_found(tmp_path: Path) -> None:
+    planted_grads_csv(tmp_path / "grads.csv", seed=1)
+    import_csv(tmp_path, tmp_path / "grads.csv", name="no_curve")
+    a = sl.open_run("no_curve", tmp_path).analyze()
+    assert len(a.spikes)
+    assert a.dips.empty
+    assert a.dips.attrs["judged"] is False
+    assert repr(a.dips).startswith("dips: not judged: ")
+    assert "not judged" in a.dips._repr_html_()
 
 
 def test_runs_and_compare(folder: Path) -> None:
