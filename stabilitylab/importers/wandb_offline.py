@@ -48,7 +48,9 @@ def read_offline(path: Path, options: Options) -> Log:
             run = record.run.display_name
         elif kind == "history":
             records.append((place, _items(record.history)))
-    return log_of_records(records, path, options, format="wandb", run=run, refused=refused)
+    log = log_of_records(records, path, options, format="wandb", run=run, refused=refused)
+    log.series = dict(sorted(log.series.items()))  # wandb writes the entries of a step in any order
+    return log
 
 
 def _items(history: Any) -> dict[str, Any]:
