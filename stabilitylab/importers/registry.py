@@ -43,7 +43,6 @@ IMPORTERS: Registry[Format] = Registry(
     {
         module.FORMAT.name: module.FORMAT
         for module in (
-            tensorboard,
             huggingface,
             trackio,
             mlflow,
@@ -52,6 +51,7 @@ IMPORTERS: Registry[Format] = Registry(
             comet,
             lightning,
             wandb,
+            tensorboard,
             clearml,
             jsonlines,
             table,
@@ -61,7 +61,8 @@ IMPORTERS: Registry[Format] = Registry(
     group="stabilitylab.importers",
     check=_check,
 )
-"""name -> format, in the order in which a file is held against them: the special before the general."""
+"""name -> format, in the order in which a file is held against them: the special before the general.
+Folders of Trainers, MLflow and W&B may hold event files too, so those come before TensorBoard."""
 
 NEAREST = 3
 

@@ -15,7 +15,7 @@ from stabilitylab.importers.series import Log, Series
 
 SHORTEST_ATTEMPT = 3
 """Attempts have at least this many steps on average. Shorter ones are rows out of order, not restarts."""
-MOST_ATTEMPTS = 1000
+MOST_ATTEMPTS = 100
 """More falls than this in one series are not restarts either."""
 
 

@@ -133,6 +133,9 @@ class Points:
         if approximate:
             self._approximate.add(name)
 
+    def names(self) -> set[str]:
+        return set(self._steps)
+
     def series(self) -> dict[str, Series]:
         return {
             name: Series(

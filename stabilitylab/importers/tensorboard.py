@@ -35,7 +35,7 @@ class _Part:
 
     @property
     def tags(self) -> set[str]:
-        return {*self.points.series()}
+        return self.points.names()
 
 
 def recognises(sample: Sample) -> bool:

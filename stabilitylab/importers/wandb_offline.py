@@ -36,6 +36,7 @@ def read_offline(path: Path, options: Options) -> Log:
     refused = Refused(path, options.strict)
     records: list[tuple[int, dict[str, Any]]] = []
     run = path.stem.removeprefix("run-")
+    ended = False
     for place, raw in enumerate(_messages(path, refused), 1):
         record: Any = getattr(messages, "Record")()  # noqa: B009  (made by protobuf at run time)
         try:
@@ -46,9 +47,13 @@ def read_offline(path: Path, options: Options) -> Log:
         kind = record.WhichOneof("record_type")
         if kind == "run" and record.run.display_name:
             run = record.run.display_name
+        elif kind == "exit":
+            ended = True
         elif kind == "history":
             records.append((place, _items(record.history)))
     log = log_of_records(records, path, options, format="wandb", run=run, refused=refused)
+    if not ended:
+        log.note("unfinished", "the file has no end: its run was killed, or is still being written")
     log.series = dict(sorted(log.series.items()))  # wandb writes the entries of a step in any order
     return log
 

@@ -58,6 +58,19 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def json_list(folder: Path) -> Path:
+    path = folder / "records.json"
+    path.write_text(json.dumps([{"step": t, **record} for t, record in enumerate(records())], indent=2))
+    return path
+
+
+def json_columns(folder: Path) -> Path:
+    rows = [{"step": t, **record} for t, record in enumerate(records())]
+    path = folder / "columns.json"
+    path.write_text(json.dumps({name: [row.get(name) for row in rows] for name in rows[9]}))
+    return path
+
+
 def wandb_page(folder: Path) -> Path:
     rows = [{f"run-a - {k}{end}": v for k, v in row.items() for end in ("", "__MIN", "__MAX")} for row in records()]
     return wide(folder / "chart.csv", "Step", rows)
@@ -212,6 +225,8 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "tsv": ("table", tab_separated),
     "long csv": ("table", long_table),
     "parquet": ("table", parquet),
+    "json list": ("jsonl", json_list),
+    "json columns": ("jsonl", json_columns),
     "jsonl": (
         "jsonl",
         lambda folder: jsonl(folder / "l.jsonl", [{"iteration": t, **r} for t, r in enumerate(records())]),

@@ -53,6 +53,7 @@ def with_wandb(folder: Path, rows: Rows) -> Path:
     with wandb.init(project="p", name="nice", dir=str(folder), mode="offline", settings={"silent": True}) as run:
         for step, row in enumerate(rows):
             run.log(row, step=step)
+    wandb.teardown()  # its service writes the file to the end
     return folder
 
 
