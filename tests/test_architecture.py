@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "analysis.metrics",
         "comparison",
     ),
-    "attach": ("signals", "recording", "models.layers", "store", "run.provenance"),
+    "attach": ("signals", "analysis", "recording", "models.layers", "store", "run.provenance"),
     "integrations": ("attach",),
     "importers": ("signals", "recording", "models.layers", "store", "run.provenance", "metrics"),
     "studies": ("*",),

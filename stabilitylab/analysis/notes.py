@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.detection.tails import MIN_PEAKS
-from stabilitylab.analysis.detection.thresholds import PEAK_SHARE
+from stabilitylab.analysis.detection.shared import too_short
 from stabilitylab.analysis.resolution import Resolution
 from stabilitylab.analysis.series import LayerSeries
 
@@ -24,13 +23,6 @@ def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resoluti
     for reason, names in reasons.items():
         who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
         notes.append(f"{who}: {reason}")
-    short = [layer for layer in layers if not _why_not(layer, settings) and _uncalibrated(layer, settings)]
-    if short:
-        values = max(len(layer.grad_norm) for layer in short)
-        notes.append(
-            f"{values} values are too few to fit a threshold to: z = {settings.z_open:g} is used, and the rate of "
-            "false alarms asked for is not kept"
-        )
     if resolution.in_words():
         notes.append(resolution.in_words())
     if any(_gaps(layer) for layer in layers):
@@ -38,11 +30,22 @@ def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resoluti
     return notes
 
 
-def _uncalibrated(layer: LayerSeries, settings: SpikeSettings) -> bool:
-    """Whether the series has too few peaks for a fitted threshold."""
-    asked = settings.rule == "stablab" and settings.false_alarms_per_10k is not None
-    norm = np.asarray(layer.grad_norm, dtype=np.float64)
-    return asked and PEAK_SHARE * ((np.isfinite(norm) & (norm > 0)).sum() - settings.warmup) < MIN_PEAKS
+def short_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, shared: bool) -> list[str]:
+    """What layers too short for thresholds of their own were judged by: ``shared`` ones, or z alone."""
+    usable = [int((np.isfinite(x) & (x > 0)).sum()) for x in (np.asarray(layer.grad_norm) for layer in layers)]
+    short = [
+        n for n, layer in zip(usable, layers, strict=True) if too_short(n, settings) and not _why_not(layer, settings)
+    ]
+    if not short:
+        return []
+    if shared:
+        return [
+            f"{max(short)} values a layer are too few for thresholds of their own: {len(short)} layers share theirs"
+        ]
+    return [
+        f"{max(short)} values are too few to fit a threshold to: z = {settings.z_open:g} is used, and the rate of "
+        "false alarms asked for is not kept"
+    ]
 
 
 def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from stabilitylab.analysis.collapse import find_collapse
 from stabilitylab.analysis.crosscorr import cross_lags
-from stabilitylab.analysis.detection.spikes import SpikeSettings, chance_level, detect
+from stabilitylab.analysis.detection.spikes import SpikeSettings, chance_level, detect, shared_by
 from stabilitylab.analysis.dips import find_dips, link_dips
 from stabilitylab.analysis.drift import find_drifts
 from stabilitylab.analysis.early_warning import early_warning
@@ -19,7 +19,7 @@ from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import Reach, measure_lag, propagation
 from stabilitylab.analysis.loss_spikes import find_loss_spikes
 from stabilitylab.analysis.metrics import Metric, choose_metric
-from stabilitylab.analysis.notes import layer_notes
+from stabilitylab.analysis.notes import layer_notes, short_notes
 from stabilitylab.analysis.resolution import resolution_of
 from stabilitylab.analysis.results import Dip, DipLink, JudgedMetric, RunAnalysis
 from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries, without_duplicates
@@ -63,7 +63,9 @@ def analyze_run(
     timelines = _timelines(clean, means=series.rows == "mean")
     # The running medians are numpy's and scipy's: threads share them out.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        detections = list(pool.map(lambda layer: detect(layer, settings), clean))
+        shared = shared_by(clean, settings)
+        detections = list(pool.map(lambda layer: detect(layer, settings, shared), clean))
+    notes += short_notes(clean, settings, shared is not None)
     found = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
 
     measured = travels = None

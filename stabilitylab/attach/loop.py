@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stabilitylab.attach.features import RecordsFeatures
+from stabilitylab.attach.live import OnSpike, SpikeSink
 from stabilitylab.attach.ordering import Ordering, check_ends
 from stabilitylab.attach.request import check_options, check_signals, chosen_layers, in_order
 from stabilitylab.attach.start import Start, open_run_for, writes
@@ -49,6 +50,7 @@ def record(
     amp_skips: bool = False,
     resume: bool | int = False,
     config: dict[str, Any] | None = None,
+    on_spike: OnSpike | None = None,
 ) -> LoopRecorder:
     """Record every layer of ``model`` from your own loop::
 
@@ -71,6 +73,7 @@ def record(
     the loss.
     ``every``: record each how many iterations. ``amp_skips``: a GradScaler skips updates; see `Recorder`.
     ``config``: what you want to find in the run's ``meta`` later.
+    ``on_spike``: called with each `Spike` once it is over and written; what it raises ends the loop.
 
     In a distributed training call it in every process: rank 0 writes.
     """
@@ -90,7 +93,7 @@ def record(
         "amp_skips": amp_skips,
     }
     start = Start(layers, run, runs_dir, resume, dict(config or {}), ordered=depth is not None)
-    return LoopRecorder(model, optimizer, start, options, (first, last))
+    return LoopRecorder(model, optimizer, start, options, (first, last), on_spike)
 
 
 class LoopRecorder(RecordsFeatures):
@@ -106,6 +109,7 @@ class LoopRecorder(RecordsFeatures):
         start: Start,
         options: dict[str, Any],
         ends: tuple[str | None, str | None] = (None, None),
+        on_spike: OnSpike | None = None,
     ) -> None:
         self.iteration = 0
         self.path: Path | None = None
@@ -128,7 +132,8 @@ class LoopRecorder(RecordsFeatures):
             raise
         self.iteration, self.path, self._writer = opened.iteration, opened.path, opened.writer
         if self._writer is not None:
-            self._recorder.sink = self._writer
+            names = [layer.name for layer in start.layers]
+            self._recorder.sink = SpikeSink(self._writer, names, on_spike) if on_spike else self._writer
         watch = opened.needs_order and self._writer is not None
         self._ordering = Ordering(model, start.layers, watch=watch, first=ends[0], last=ends[1])
         self._pid = os.getpid()

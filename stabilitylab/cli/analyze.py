@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     help="Measure the lag from this layer. Default: the first with a gradient on the path of the main loss.",
 )  # fmt: skip
 @click.option("--last", metavar="LAYER", help="Measure the lag to this layer. Default: the last on that path.")
+@click.option(
+    "--fail-on", multiple=True, type=click.Choice(["spikes", "collapse", "drift", "nonfinite"]),
+    help="Exit with code 1 where the run has it: more spikes than chance brings (p < 0.01), features that collapsed, a "
+    "norm that drifts, a gradient that is not finite. Repeatable.",
+)  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Work it out anew; keep nothing in the run's folder.")
 @runs_dir
 def command(
@@ -63,6 +68,7 @@ def command(
     goal: str | None,
     first: str | None,
     last: str | None,
+    fail_on: tuple[str, ...],
     no_cache: bool,
     runs_dir: str | None,
 ) -> None:
@@ -93,6 +99,28 @@ def command(
         _print_csv(found)
     else:
         print_text(found, answer.status, accounts)
+    failures = _failures(answer.analysis, fail_on)
+    for failure in failures:
+        click.echo(f"stablab: failed: {failure}", err=True)
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+def _failures(found: RunAnalysis, fail_on: tuple[str, ...]) -> list[str]:
+    """Which of ``fail_on`` the run has, in words."""
+    alarms, collapse = found.false_alarms, found.collapse
+    broken = sum(spike.kind == "nonfinite" for spike in found.spikes or ())
+    spikes = sum(spike.kind == "spike" for spike in found.spikes or ())
+    failures = []
+    if "spikes" in fail_on and alarms is not None and spikes and alarms.p_value < 0.01:
+        failures.append(f"{spikes} spikes, where chance brings {alarms.expected:.3g} (p = {alarms.p_value:.2g})")
+    if "nonfinite" in fail_on and broken:
+        failures.append(f"{broken} stretches of gradients that are not finite")
+    if "collapse" in fail_on and collapse is not None and collapse.verdict == "collapsed":
+        failures.append(f"features collapsed at iteration {collapse.iteration}")
+    if "drift" in fail_on and found.drifts:
+        failures.append(f"the gradient norm drifts in {', '.join(sorted({drift.layer for drift in found.drifts}))}")
+    return failures
 
 
 def _settings(rule: str, false_alarms: float | None, min_ratio: float | None) -> SpikeSettings:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stabilitylab.analysis.detection.baseline import baseline
-from stabilitylab.analysis.detection.spikes import SpikeSettings, detect_spikes, log_norms
+from stabilitylab.analysis.detection.spikes import SpikeSettings, detect, log_norms, shared_by
 from stabilitylab.analysis.results import LayerSeries, Spike
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ TAIL = 1500
 """Recorded iterations that are looked at anew each time: several baselines long, whatever the run's length."""
 FIRST = 10_000
 """Recorded iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
+SETTLED = SpikeSettings().window
+"""Recorded iterations after a spike, until it is settled."""
 _QUIET_EVENTS = ("checkpoint", "mitigation")
 
 
@@ -47,6 +50,15 @@ class Snapshot:
     spikes: tuple[Spike, ...]
     events: tuple[str, ...]
     since: int = 0
+    step: int = 1
+
+    def over(self) -> list[Spike]:
+        """Spikes that have ended, as far as is known."""
+        return [s for s in self.spikes if s.end < self.iterations - 4 * self.step or self.status != "running"]
+
+    def provisional(self, spike: Spike) -> bool:
+        """Whether later values may still withdraw a spike: the median of the next 200 values is part of its score."""
+        return self.status == "running" and spike.end > self.iterations - SETTLED * self.step
 
     @property
     def seconds_left(self) -> float | None:
@@ -89,6 +101,7 @@ class Watcher:
                 if event.kind not in _QUIET_EVENTS
             ),
             since=self._since,
+            step=self._step(),
         )
 
     def _layers(self, iterations: int) -> tuple[LayerNow, ...]:
@@ -105,14 +118,17 @@ class Watcher:
             [since],
         ).fetchnumpy()
         ids, norms = rows["layer_id"], _plain(rows["grad_norm"])
-        found = []
+        found, tails = [], []
         for layer in self.reader.layers():
             start, stop = np.searchsorted(ids, [layer.layer_id, layer.layer_id + 1])
             if start == stop:
                 continue
             series = LayerSeries(layer.name, layer.depth, rows["iteration"][start:stop], norms[start:stop])
-            self._note(series, since, step)
+            tails.append(series)
             found.append(_now(series, self.settings))
+        shared = shared_by(tails, self.settings)
+        for series in tails:
+            self._note(series, since, step, shared)
         return tuple(sorted(found, key=lambda layer: -math.inf if layer.z is None else layer.z, reverse=True))
 
     def _step(self) -> int:
@@ -124,12 +140,12 @@ class Watcher:
         iterations = np.unique(_plain(rows["iteration"]))
         return max(int(np.median(np.diff(iterations))), 1) if len(iterations) > 1 else 1
 
-    def _note(self, series: LayerSeries, since: int, step: int) -> None:
+    def _note(self, series: LayerSeries, since: int, step: int, shared: Mapping[int, float] | None) -> None:
         """A tail's head has no baseline yet: what was seen there before stands."""
         head = since + self.settings.window * step if since > self._since else since
         kept = [s for s in self._spikes.get(series.name, []) if s.onset < head]
         last = max((s.end for s in kept), default=-1)
-        new = [s for s in detect_spikes(series, self.settings) if s.onset >= head and s.onset > last]
+        new = [s for s in detect(series, self.settings, shared).spikes if s.onset >= head and s.onset > last]
         self._spikes[series.name] = kept + new
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -29,8 +31,13 @@ _SPIKES = 6
 @click.option(
     "--every", metavar="SECONDS", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Between two looks."
 )
+@click.option(
+    "--on-spike", metavar="COMMAND",
+    help="Run a shell command for each new spike once it is over, with STABLAB_RUN, STABLAB_LAYER, STABLAB_ONSET, "
+    "STABLAB_PEAK, STABLAB_RATIO, STABLAB_Z and STABLAB_KIND in its environment.",
+)  # fmt: skip
 @runs_dir
-def command(run: str, once: bool, every: float, runs_dir: str | None) -> None:
+def command(run: str, once: bool, every: float, on_spike: str | None, runs_dir: str | None) -> None:
     """Watch RUN while it trains: progress, loss, kNN, the layers by their latest z, spikes as they happen.
 
     Ends when the run does. In a pipe it prints plain lines.
@@ -46,6 +53,8 @@ def command(run: str, once: bool, every: float, runs_dir: str | None) -> None:
     with open_run(find_run(runs_root(runs_dir), run), merge=False) as reader:
         watcher = Watcher(reader)
         now = watcher.snapshot()
+        alert = Alert(on_spike)
+        alert.note(now, run=once)  # what was there before watching began is no news
         try:
             if once:
                 console.print(view(now, console))
@@ -56,33 +65,81 @@ def command(run: str, once: bool, every: float, runs_dir: str | None) -> None:
                     time.sleep(every)
                     now = watcher.snapshot()
                     lines.show(now)
+                    alert.note(now)
             else:
                 with Live(view(now, console), console=console, auto_refresh=False) as live:
                     while now.status == "running":
                         time.sleep(every)
                         now = watcher.snapshot()
                         live.update(view(now, console), refresh=True)
+                        alert.note(now)
         except KeyboardInterrupt:
             return  # the usual way to stop watching
 
 
+class Told:
+    """Which spikes were told. What comes after a spike may move its onset: one that overlaps is the same."""
+
+    def __init__(self) -> None:
+        self.spikes: dict[str, dict[int, int]] = {}  # layer -> onset -> end
+
+    def new(self, spike: Spike) -> bool:
+        """Whether the spike was not told before. It is now."""
+        told = self.spikes.setdefault(spike.layer, {})
+        known = any(onset <= spike.end and spike.onset <= end for onset, end in told.items())
+        told[spike.onset] = spike.end
+        return not known
+
+    def withdrawn(self, now: Snapshot) -> list[tuple[str, int]]:
+        """Layer and onset of spikes that were told and are none any more; each once."""
+        found = []
+        for layer, told in self.spikes.items():
+            there = [s for s in now.spikes if s.layer == layer]
+            for onset, end in list(told.items()):
+                if not any(s.onset <= end and onset <= s.end for s in there):
+                    del told[onset]
+                    found.append((layer, onset))
+        return found
+
+
+class Alert:
+    """Runs a command for each new spike once it is over. A command that fails is said and changes nothing."""
+
+    def __init__(self, command: str | None) -> None:
+        self.command = command
+        self._told = Told()
+
+    def note(self, now: Snapshot, *, run: bool = True) -> None:
+        if self.command is None:
+            return
+        for spike in now.over():
+            if self._told.new(spike) and run:
+                self._run(now.run, spike)
+
+    def _run(self, run: str, spike: Spike) -> None:
+        told = {"RUN": run, "LAYER": spike.layer, "ONSET": spike.onset, "PEAK": spike.peak, "KIND": spike.kind}
+        told |= {"RATIO": f"{spike.ratio:.6g}", "Z": f"{spike.z:.6g}"}
+        environment = os.environ | {f"STABLAB_{name}": str(value) for name, value in told.items()}
+        assert self.command is not None
+        code = subprocess.run(self.command, shell=True, env=environment, check=False).returncode
+        if code:
+            click.echo(f"stablab: warning: --on-spike: the command ended with code {code}", err=True)
+
+
 class PlainLines:
-    """A line where something is new: progress, and each spike once it is over."""
+    """A line where something is new: progress, each spike once it is over, and those that turn out to be none."""
 
     def __init__(self) -> None:
         self._iterations = -1
         self._status = ""
-        self._told: dict[str, dict[int, int]] = {}  # layer -> onset -> end
+        self._told = Told()
 
     def show(self, now: Snapshot) -> None:
-        over = [s for s in now.spikes if s.end < now.iterations - 4 or now.status != "running"]
-        for spike in over:
-            told = self._told.setdefault(spike.layer, {})
-            if spike.onset not in told:
-                # What comes after a spike may move its onset: one that overlaps is the same.
-                if not any(onset <= spike.end and spike.onset <= end for onset, end in told.items()):
-                    click.echo(f"spike {_spike(spike)}")
-                told[spike.onset] = spike.end
+        for spike in now.over():
+            if self._told.new(spike):
+                click.echo(f"spike {_spike(spike, now)}")
+        for layer, onset in self._told.withdrawn(now):
+            click.echo(f"withdrawn: {clean(layer, 32)} at {onset} is no spike beside what came after")
         if (now.iterations, now.status) != (self._iterations, self._status):
             click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
         self._iterations, self._status = now.iterations, now.status
@@ -117,7 +174,7 @@ def view(now: Snapshot, console: Console) -> Group:
         since = f" since iteration {now.since}" if now.since else ""
         parts += [Text(), Text(f"spikes{since}: {len(now.spikes)}" + (", the last:" if now.spikes else ""))]
         parts += [
-            Text(f"  {_spike(spike)}", overflow="ellipsis", no_wrap=True) for spike in now.spikes[-_SPIKES:][::-1]
+            Text(f"  {_spike(spike, now)}", overflow="ellipsis", no_wrap=True) for spike in now.spikes[-_SPIKES:][::-1]
         ]
     parts += [Text(clean(event), overflow="ellipsis", no_wrap=True) for event in now.events[-3:]]
     return Group(*parts)
@@ -163,9 +220,10 @@ def clean(text: str, most: int = 60) -> str:
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
-def _spike(spike: Spike) -> str:
+def _spike(spike: Spike, now: Snapshot) -> str:
     size = "not finite" if spike.kind == "nonfinite" else f"{spike.ratio:.1f}x, z {spike.z:.1f}"
-    return f"{clean(spike.layer, 32)} at {spike.onset}: {size}"
+    provisional = " (provisional)" if now.provisional(spike) else ""
+    return f"{clean(spike.layer, 32)} at {spike.onset}: {size}{provisional}"
 
 
 def _progress(now: Snapshot) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from stabilitylab.analysis.intervals import median_interval
 from stabilitylab.analysis.lag import MIN_MATCHES, Reach, differences, pairs_around, verdict_of
 from stabilitylab.analysis.lag import common_lag as densest_lag
 from stabilitylab.analysis.results import RunAnalysis
@@ -135,7 +136,7 @@ def _onsets(run: RunAnalysis, source: str, target: str) -> RunOnsets:
 
 
 def _interval(lags: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    """Of the median, by resampling runs; the whole range below six runs."""
+    """Of the median, by resampling runs, and at least that of the runs' medians; the whole range below six runs."""
     own = [values for values in lags if len(values)]
     if len(own) < RANGE_BELOW:
         together = np.concatenate(own)
@@ -145,7 +146,9 @@ def _interval(lags: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
         np.median(np.concatenate([own[i] for i in rng.integers(0, len(own), len(own))])) for _ in range(RESAMPLES)
     ]
     low, high = np.percentile(medians, [2.5, 97.5], method="inverted_cdf")
-    return float(low), float(high)
+    # Of few runs, resampling promises too much: the sign test of their medians holds its level.
+    sign = median_interval(np.array([np.median(values) for values in own]))
+    return min(float(low), sign[0]), max(float(high), sign[1])
 
 
 def _range(run: RunOnsets) -> int:

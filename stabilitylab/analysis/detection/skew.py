@@ -25,20 +25,24 @@ def skewed_threshold(score: np.ndarray, mirrored: np.ndarray, threshold: float, 
     if not np.isfinite(threshold):
         return threshold
     down = _peaks(mirrored, settings.merge_gap)
-    up = _peaks(_without_lasting(score, settings.z_close), settings.merge_gap)
-    if down is None or up is None:
+    noise = _without_lasting(score, settings.z_close)
+    moderate = _peaks(np.where(noise > threshold, -np.inf, noise), settings.merge_gap)
+    if down is None or moderate is None:
+        return threshold
+    # As far above its quantile as the threshold lies above that of the other side: what is beyond may be spikes.
+    # Looking farther would meet the rate on real noise in full, and take spikes of heavy-tailed noise for its skew.
+    limit = moderate[0] + max(threshold - down[0], 0)
+    up = _peaks(np.where(noise > limit, -np.inf, noise), settings.merge_gap)
+    if up is None:
         return threshold
     (low, falls), (high, rises) = down, up
     usual = falls[falls <= max(threshold - low, 0)]
     if len(usual) < MIN_PEAKS or usual.mean() <= 0:
         return threshold
-    # As far out on this side as the threshold lies on the other: spikes beyond do not count. Looking farther out would
-    # meet the rate more closely on real noise, and take spikes of heavy-tailed noise for its skew.
-    kept = rises[rises <= threshold - low]
-    if len(kept) < MIN_PEAKS or kept.mean() <= 0:
+    if rises.mean() <= 0:
         return threshold
-    error = np.hypot(_relative_error(kept), _relative_error(usual))
-    skew = np.log(float(kept.mean()) / float(usual.mean())) - SURE * error
+    error = np.hypot(_relative_error(rises), _relative_error(usual))
+    skew = np.log(float(rises.mean()) / float(usual.mean())) - SURE * error
     return max(threshold, high + (threshold - low) * float(np.exp(skew))) if skew > 0 else threshold
 
 

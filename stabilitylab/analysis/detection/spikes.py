@@ -16,6 +16,7 @@ import numpy as np
 from stabilitylab.analysis.detection.baseline import Baseline, baseline
 from stabilitylab.analysis.detection.rules import published_score
 from stabilitylab.analysis.detection.settings import RULES, SpikeSettings
+from stabilitylab.analysis.detection.shared import score_of, shared_thresholds, too_short
 from stabilitylab.analysis.detection.skew import skewed_threshold, stretches
 from stabilitylab.analysis.detection.thresholds import lowest_of, thresholds_of
 from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike, chance_of
@@ -76,12 +77,25 @@ def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, ~finite
 
 
-def detect(series: LayerSeries, settings: SpikeSettings | None = None) -> Detection:
-    """Search one layer, with the rule of ``settings``."""
+def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[int, float] | None:
+    """The thresholds that the short ones of ``layers`` share; None where none is short, or all together are too few."""
+    logs = [log_norms(layer.grad_norm)[0] for layer in layers]
+    short = [x for x in logs if too_short(int((~np.isnan(x)).sum()), settings)]
+    return shared_thresholds(short, settings) if short else None
+
+
+def detect(
+    series: LayerSeries, settings: SpikeSettings | None = None, shared: Mapping[int, float] | None = None
+) -> Detection:
+    """Search one layer, with the rule of ``settings``. ``shared``: thresholds for a layer too short for its own."""
     settings = settings or SpikeSettings()
     x, nonfinite = log_norms(series.grad_norm)
     spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
-    found = _search(x, series.iteration, settings) if settings.rule == "stablab" else _search_by(x, series, settings)
+    if settings.rule == "stablab":
+        own = not too_short(int((~np.isnan(x)).sum()), settings)
+        found = _search(x, series.iteration, settings, None if own else shared)
+    else:
+        found = _search_by(x, series, settings)
     level = np.where(np.isnan(x), -np.inf, x)
     # Of rows that lie apart, nobody knows how long a spike lasted between them.
     one_by_one = len(series.iteration) > 1 and int(np.median(np.diff(series.iteration))) == 1
@@ -120,18 +134,20 @@ class _Found:
     excess: np.ndarray | None = None
 
 
-def _search(x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings) -> _Found:
+def _search(
+    x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings, shared: Mapping[int, float] | None
+) -> _Found:
     present = ~np.isnan(x)
     if present.sum() <= settings.warmup:
         return _Found([], 0, x, x, np.full(len(x), -np.inf))
     flagged = mirrored_flagged = np.zeros(len(x), dtype=bool)
     for _ in range(MAX_PASSES):
         base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
-        score = _score(x, base)
-        mirrored = _score(-x, Baseline(-base.before, -base.after, base.scale))
-        thresholds = thresholds_of(mirrored, settings)
+        score = score_of(x, base)
+        mirrored = score_of(-x, Baseline(-base.before, -base.after, base.scale))
+        thresholds = thresholds_of(mirrored, settings) if shared is None else shared
         raised = thresholds
-        if settings.false_alarms_per_10k is not None:
+        if shared is None and settings.false_alarms_per_10k is not None:
             raised = thresholds | {1: skewed_threshold(score, mirrored, thresholds[1], settings)}
         runs = _runs(x, base.before, score, raised, iteration, settings)
         mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
@@ -152,12 +168,6 @@ def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _
         found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
     runs, score, centre = found[0]
     return _Found(runs, len(found[1][0]), centre, score, score)
-
-
-def _score(x: np.ndarray, base: Baseline) -> np.ndarray:
-    """Noise sd above the higher median (n,); -inf where it cannot be told."""
-    score = (x - np.fmax(base.before, base.after)) / base.scale
-    return np.where(np.isnan(score) | np.isnan(base.before), -np.inf, score)
 
 
 def _runs(
