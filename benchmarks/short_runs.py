@@ -2,8 +2,9 @@
 
     python benchmarks/short_runs.py [--quick]
 
-Runs of 200 to 600 iterations, 11 layers, the noises of `detection.py`. Rates are per 10,000 iterations and layer, asked
-for 1. Recall: one spike of 1 to 10 iterations, 6 or 10 noise sd high, in each layer. Fails where a rate is above 2.
+Runs of 200 to 1,000 iterations, 11 layers, the noises of `detection.py`. Rates are per 10,000 iterations and layer,
+asked for 1. Recall: one spike of 1 to 10 iterations, 6 or 10 noise sd high, in each layer. Fails where a rate is above
+2.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def table(runs: int) -> bool:
     heads = "".join(f"{head:>16}" for head in ("rate", "rate, z = 6", "recall 6 / 10", "z = 6: 6 / 10"))
     print(f"{'iterations':>10}  {'noise':<8}{'phi':>5}{heads}")
     kept = True
-    for n in (200, 300, 400, 600):
+    for n in (200, 400, 600, 1000):
         for kind, phi in NOISES:
             cells = []
             for share in (True, False):

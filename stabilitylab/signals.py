@@ -94,6 +94,18 @@ _DECLARED = (
     ),
     Signal(name="activation_max", help="largest absolute activation", source="forward"),
     Signal(name="attention_max", help="largest absolute attention logit", source="forward"),
+    Signal(
+        name="attention_entropy",
+        help="entropy of the attention weights, in nats: mean over queries, of the head that has least",
+        unit="nat",
+        source="forward",
+    ),
+    Signal(
+        name="grad_cosine",
+        help="cosine of the gradient to that of the iteration before; keeps a copy of the gradients",
+        low=-1.0,
+        high=1.0,
+    ),
 )
 
 SIGNALS: Registry[Signal] = Registry(

@@ -10,7 +10,7 @@ class Spike:
     """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height,
     or its first value for the published rules and for ``kind`` ``nonfinite`` (else ``spike``).
 
-    ``lasted`` counts the recorded values above the closing level, from the first to the last: 1 is the work of one
+    ``lasted`` counts the recorded values in a row above the closing level, at their longest: 1 is the work of one
     batch, 3 or more a state that lasts (`nature`); 0 where it is not known.
 
     ``ratio`` is peak over the trailing median; ``z`` its robust z-score on the log scale. Both are inf for

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.detection.shared import too_short
+from stabilitylab.analysis.detection.shared import OWN_PEAKS, too_short
+from stabilitylab.analysis.detection.tails import MIN_PEAKS
 from stabilitylab.analysis.resolution import Resolution
 from stabilitylab.analysis.series import LayerSeries
 
@@ -32,16 +33,17 @@ def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resoluti
 
 def short_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, shared: bool) -> list[str]:
     """What layers too short for thresholds of their own were judged by: ``shared`` ones, or z alone."""
+    least = OWN_PEAKS if shared else MIN_PEAKS
     usable = [int((np.isfinite(x) & (x > 0)).sum()) for x in (np.asarray(layer.grad_norm) for layer in layers)]
     short = [
-        n for n, layer in zip(usable, layers, strict=True) if too_short(n, settings) and not _why_not(layer, settings)
+        n
+        for n, layer in zip(usable, layers, strict=True)
+        if too_short(n, settings, least) and not _why_not(layer, settings)
     ]
     if not short:
         return []
     if shared:
-        return [
-            f"{max(short)} values a layer are too few for thresholds of their own: {len(short)} layers share theirs"
-        ]
+        return [f"{max(short)} values are too few for thresholds of a layer's own: {len(short)} layers share theirs"]
     return [
         f"{max(short)} values are too few to fit a threshold to: z = {settings.z_open:g} is used, and the rate of "
         "false alarms asked for is not kept"

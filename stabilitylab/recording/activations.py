@@ -1,4 +1,4 @@
-"""Largest activation and attention logit per layer, by forward hooks that leave with the recorder."""
+"""Activations and attention per layer, by forward hooks that leave with the recorder."""
 
 from __future__ import annotations
 
@@ -85,6 +85,24 @@ class AttentionMax(ForwardMaximum):
         q = attention.q_norm(q) if hasattr(attention, "q_norm") else q
         k = attention.k_norm(k) if hasattr(attention, "k_norm") else k
         return q @ k.transpose(-2, -1) * getattr(attention, "scale", q.shape[-1] ** -0.5)
+
+
+_IMAGES = 32
+"""Of a batch, for the entropy: as many cost less than the logits of all, and tell as much."""
+
+
+@measures("attention_entropy")
+class AttentionEntropy(AttentionMax):
+    """The entropy of softmax(q k^T x scale), averaged over queries and images, of the head that has least; of several
+    forward passes the lowest. Attention that collapses onto single tokens has none (arXiv 2303.06296)."""
+
+    def _look(self, layer: int, attention: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and torch.is_tensor(output) and output.ndim == 3:
+            logs = self._logits(attention, output[:_IMAGES]).float().log_softmax(dim=-1)
+            of_heads = (logs.exp() * -logs).sum(dim=-1).mean(dim=(0, 2))
+            entropy = of_heads.amin()
+            known = self._seen.get(layer)
+            self._seen[layer] = entropy if known is None else torch.minimum(known, entropy)
 
 
 def _has_fused_qkv(module: nn.Module) -> bool:

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 import stabilitylab.recording.activations
 import stabilitylab.recording.adam
-import stabilitylab.recording.signals  # these three register what they measure  # noqa: F401
+import stabilitylab.recording.direction
+import stabilitylab.recording.signals  # these four register what they measure  # noqa: F401
 from stabilitylab.models.layers import Layer
 from stabilitylab.recording.buffer import Buffer, Scalar
 from stabilitylab.recording.columns import LayerStats, in_columns

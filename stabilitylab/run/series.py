@@ -133,7 +133,8 @@ class StoredSignals:
         self._reader = reader
         self._layers = {layer.name: layer for layer in series.layers}
         self._ids = {row.name: row.layer_id for row in reader.layers()}
-        others = [name for name in BUILT_IN if name not in ("grad_norm", "grad_max", "nonfinite")]
+        columns = reader.query("SELECT * FROM layer_stats LIMIT 0").fetchnumpy()  # an older run has fewer
+        others = [name for name in BUILT_IN if name in columns and name not in ("grad_norm", "grad_max", "nonfinite")]
         counts = ", ".join(f"count({name}) AS {name}" for name in others)
         counted = reader.query(f"SELECT {counts} FROM layer_stats").fetchnumpy()
         self.names = tuple(name for name in others if int(counted[name][0]) > 0)

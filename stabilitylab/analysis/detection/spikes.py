@@ -81,7 +81,7 @@ def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[in
     """The thresholds that the short ones of ``layers`` share; None where none is short, or all together are too few."""
     logs = [log_norms(layer.grad_norm)[0] for layer in layers]
     short = [x for x in logs if too_short(int((~np.isnan(x)).sum()), settings)]
-    return shared_thresholds(short, settings) if short else None
+    return shared_thresholds(short, settings) if len(short) > 1 else None
 
 
 def detect(
@@ -99,6 +99,7 @@ def detect(
     level = np.where(np.isnan(x), -np.inf, x)
     # Of rows that lie apart, nobody knows how long a spike lasted between them.
     one_by_one = len(series.iteration) > 1 and int(np.median(np.diff(series.iteration))) == 1
+    level_of = settings.z_close if settings.rule == "stablab" else THRESHOLDS[settings.rule]
     for start, stop in found.runs:
         peak = start + int(np.argmax(level[start:stop]))
         onset = start if found.excess is None else min(_onset(found.excess, start, stop), peak)
@@ -109,7 +110,7 @@ def detect(
             end=int(series.iteration[stop - 1]),
             ratio=float(np.exp(x[peak] - found.centre[peak])),
             z=float(found.height[peak]),
-            lasted=stop - start if one_by_one else 0,
+            lasted=_longest(found.score[start:stop], level_of) if one_by_one else 0,
         )
         spikes.append((int(series.iteration[start]), spike))
     spikes.sort(key=lambda one: one[1].onset)
@@ -205,6 +206,12 @@ def _onset(excess: np.ndarray, start: int, stop: int) -> int:
     known = within[within > -np.inf]
     height = max(float(lowest_of(known, 2).max()), float(known.max()) / 2)
     return start + int(np.argmax(within >= ONSET_HEIGHT * height))
+
+
+def _longest(score: np.ndarray, level: float) -> int:
+    """The longest stretch of values in a row at or above ``level``; an event has one at least."""
+    starts, stops = stretches(score >= level, 0)
+    return int((stops - starts).max()) if len(starts) else 1
 
 
 def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: int) -> list[tuple[int, int]]:
