@@ -99,7 +99,7 @@ def detect(
     level = np.where(np.isnan(x), -np.inf, x)
     # Of rows that lie apart, nobody knows how long a spike lasted between them.
     one_by_one = len(series.iteration) > 1 and int(np.median(np.diff(series.iteration))) == 1
-    level_of = settings.z_close if settings.rule == "stablab" else THRESHOLDS[settings.rule]
+    level_of = settings.z_close if settings.rule == "stablab" else RULES[settings.rule].threshold
     for start, stop in found.runs:
         peak = start + int(np.argmax(level[start:stop]))
         onset = start if found.excess is None else min(_onset(found.excess, start, stop), peak)
