@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stabilitylab import unfinished
 from stabilitylab.errors import RunBroken, RunExists, StoreError, StoreWarning
-from stabilitylab.store import export, unfinished
+from stabilitylab.store import export
 from stabilitylab.store.export import export_run
 from stabilitylab.store.listing import list_runs
 from stabilitylab.store.location import claim_run
