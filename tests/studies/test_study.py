@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from stabilitylab.cli import cli
 from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
 from stabilitylab.studies.collect import read_summary, verdicts, write_summary
@@ -21,6 +23,7 @@ from stabilitylab.studies.cost import estimate_seconds
 from stabilitylab.studies.local import run_jobs
 from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import load_study
+from tests.synthetic import planted_grads_csv
 
 STUDIES = Path(__file__).parents[2] / "experiments"
 TINY = """
@@ -165,6 +168,22 @@ def test_the_summary_is_what_the_runs_hold_and_decides_the_claims(tmp_path: Path
             assert float(row["best_knn"]) == pytest.approx(reader.evals()["knn_top1"]["value"].max(), rel=1e-5)
         assert row["iterations"] == "12"
     assert [(v.verdict, v.num_seeds) for v in verdicts(study, rows)] == [("inconclusive", 1)]  # one seed of three
+
+
+def test_the_summary_tells_of_blocks_what_was_planted(tmp_path: Path) -> None:
+    """The last layer is the predictor, 20 iterations behind the first; the last block, blocks.1, is 10 behind."""
+    study = load_study(study_file(tmp_path, TINY + "[grid]\nseed = 0\n"))
+    planted = planted_grads_csv(tmp_path / "grads.csv", lag=20, seed=3)
+    where = ["--name", study.runs[0].name, "--runs-dir", str(tmp_path / "runs")]
+    done = CliRunner().invoke(cli, ["import", "csv", "--grads", str(tmp_path / "grads.csv"), *where])
+    assert done.exit_code == 0, done.output
+    (row,) = write_summary(study, tmp_path / "runs", tmp_path / "out")
+    assert row["spikes_first_layer"] == len(planted.onsets["patch_embed"])
+    assert row["spikes_first_block"] == len(planted.onsets["blocks.0"])
+    assert abs(float(row["lag_median"]) - 20) <= 1
+    assert abs(float(row["lag_last_block"]) - 10) <= 1
+    assert row["lag_last_block_matched"] == len(planted.onsets["blocks.1"])
+    assert row["knn_untrained"] is row["dead"] is None  # no accuracy was recorded
 
 
 SEQUENTIAL = """
