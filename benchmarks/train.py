@@ -94,7 +94,7 @@ def official(folder: Path, trainer: Trainer) -> tuple[nn.Module, dict[str, nn.Pa
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """A group of one process, which the release's loss gathers over. Without a GPU, its `.cuda()` leaves tensors here."""
+    """A group of one process, which the release's loss gathers over. Without a GPU its `.cuda()` moves nothing."""
     for key, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29517")):
         os.environ.setdefault(key, value)
     dist.init_process_group("gloo", rank=0, world_size=1)
