@@ -1,4 +1,4 @@
-"""The run that `stabilitylab.record` writes into: a new one, or one that goes on."""
+"""The run that `stabilitylab.record` writes into: a new one, or one that is resumed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _open(start: Start, device: str) -> Opened:
             return _go_on(start, find_run(root, str(start.run)), rows, meta)
         path = claim_run(root, start.run)
     except RunExists as error:
-        raise RunExists(f"{error} (record(..., resume=True) goes on with it)") from None
+        raise RunExists(f"{error} (record(..., resume=True) continues it)") from None
     except StoreError as error:
         raise type(error)(str(error).replace("--runs-dir", "runs_dir=")) from None
     try:

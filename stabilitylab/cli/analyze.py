@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     help="Exit with code 1 where the run has it: more spikes than chance brings (p < 0.01), features that collapsed, a "
     "norm that drifts, a gradient that is not finite. Repeatable.",
 )  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Work it out anew; keep nothing in the run's folder.")
+@click.option("--no-cache", is_flag=True, help="Analyse again and store nothing in the run's folder.")
 @runs_dir
 def command(
     run: str,

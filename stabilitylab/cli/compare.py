@@ -225,7 +225,7 @@ def _print_lags(lags: Sequence[PooledLag], say: Callable[[str], None]) -> None:
 
 
 def _print_power(say: Callable[[str], None]) -> None:
-    say("\nhow many seeds to buy: chance that the interval leaves 0 out, by effect size (sd of the pairs' differences)")
+    say("\npower: probability that the 95% interval excludes 0, by effect size (sd of the pairs' differences)")
     say(f"  {'size':>6}" + "".join(f"{f'{n} seeds':>10}" for n in POWER_SEEDS))
     for size in POWER_SIZES:
         say(f"  {size:>6g}" + "".join(f"{p:>10.2f}" for s, _, p in _power_table() if s == size))

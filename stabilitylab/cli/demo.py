@@ -49,7 +49,7 @@ def command(iterations: int, seed: int, output: str | None, runs_dir: str | None
     learned, frozen = _free_names(root)
     report = Path(output) if output else root / f"{learned.replace('learned', 'report')}.html"
     if output and not report.parent.is_dir():
-        raise click.ClickException(f"{report.parent} is no folder; make it, or choose another place for the report")
+        raise click.ClickException(f"{report.parent} is not a folder; create it, or write the report elsewhere")
     jobs = [(learned, resolve(base)), (frozen, resolve(base, {"mitigation": ["frozen-patch"]}))]
     click.echo(
         f"MoCo v3 on scikit-learn's digits, base lr {DEMO_LR:g}, seed {seed}, {iterations} iterations, two runs:"

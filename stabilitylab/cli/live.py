@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stabilitylab.store.reader import RunReader
 
 TAIL = 1500
-"""Recorded iterations that are looked at anew each time: several baselines long, whatever the run's length."""
+"""Recorded iterations that each refresh analyses: several baselines long, whatever the run's length."""
 FIRST = 10_000
 """Recorded iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
 SETTLED = SpikeSettings().window

@@ -122,7 +122,7 @@ def _train_in_turn(study: Study, root: Path, jobs: int, cluster: dict[str, Any] 
 
 def _failed(failures: dict[str, str]) -> str:
     name, why = next(iter(failures.items()))
-    return f"{len(failures)} runs failed, the first {name}: {why}; the same command goes on"
+    return f"{len(failures)} runs failed, the first {name}: {why}; rerun the same command to continue"
 
 
 def describe(verdict: Verdict) -> str:

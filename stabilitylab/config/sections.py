@@ -32,7 +32,7 @@ class DataConfig(Section):
     @field_validator("name")
     @classmethod
     def _absolute(cls, name: str) -> str:
-        """A run may be gone on with from another folder."""
+        """Absolute, so a run can be resumed from any directory."""
         kind, colon, folder = name.partition(":")
         return f"{kind}:{Path(folder).expanduser().absolute()}" if colon and folder else name
 
@@ -40,7 +40,7 @@ class DataConfig(Section):
     @classmethod
     def _fractions(cls, local_crop: tuple[float, float]) -> tuple[float, float]:
         if not 0 < local_crop[0] <= local_crop[1] <= 1:
-            raise ValueError(f"{local_crop} are no area fractions: 0 < smallest <= largest <= 1")
+            raise ValueError(f"{local_crop} are not area fractions: 0 < smallest <= largest <= 1")
         return local_crop
 
     @field_validator("skip")

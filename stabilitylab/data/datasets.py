@@ -98,7 +98,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise ConfigError(f"cannot read {path}: {error}") from None
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims)
     if zeros or kind != 8 or body.size != int(np.prod(shape)):
-        raise ConfigError(f"{path} is not a whole IDX file of bytes; get the file anew")
+        raise ConfigError(f"{path} is not a whole IDX file of bytes; download it again")
     return body.reshape(shape)
 
 

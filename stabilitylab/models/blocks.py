@@ -22,7 +22,7 @@ _PART_OF_BLOCK = re.compile(r"att|mlp|ffn?\d*$|ffns?$|expert|heads?$|branch|^con
 """Names under which a block keeps several parts of one class that run side by side."""
 _NUMBERED = re.compile(r"(.*?)(\d+)[a-z]?")
 _CHAIN = 5
-"""A plain Sequential of so many weight matrices is a network, not a stem or a head."""
+"""A plain Sequential with this many weight matrices is a network, not a stem or a head."""
 _LARGE = 0.4
 """A module with more than this share of all parameters is split, if it is no block."""
 

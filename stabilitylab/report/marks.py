@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -102,3 +103,29 @@ class Chart:
     y: Axis
     marks: tuple[Mark, ...] = field(default=())
     note: tuple[str, ...] = ()
+
+
+class Drawing(ABC):
+    """Draws marks one by one; a way of drawing has a method for each kind."""
+
+    def add(self, mark: Mark) -> None:
+        """Draw one mark."""
+        getattr(self, f"draw_{type(mark).__name__.lower()}")(mark)
+
+    @abstractmethod
+    def draw_line(self, mark: Line) -> None: ...
+
+    @abstractmethod
+    def draw_points(self, mark: Points) -> None: ...
+
+    @abstractmethod
+    def draw_heat(self, mark: Heat) -> None: ...
+
+    @abstractmethod
+    def draw_outline(self, mark: Outline) -> None: ...
+
+    @abstractmethod
+    def draw_bars(self, mark: Bars) -> None: ...
+
+    @abstractmethod
+    def draw_band(self, mark: Band) -> None: ...

@@ -122,14 +122,19 @@ class Result:
         shown = []
         for field in fields(self._value) if self.judged else ():
             value = getattr(self._value, field.name)
-            if value is None or value == "" or (isinstance(value, tuple) and len(value) > 4):
+            if value is None or value == "" or value == self._sentence:
                 continue
-            shown.append((field.name.replace("_", " "), as_text(value)))
+            parts = value if isinstance(value, tuple) and value and is_dataclass(value[0]) else None
+            if parts is not None:
+                shown += [(f"{field.name.rstrip('s')} {number}", as_text(part)) for number, part in enumerate(parts, 1)]
+            elif not (isinstance(value, tuple) and len(value) > 4):
+                shown.append((field.name.replace("_", " "), as_text(value)))
         return shown
 
     def __repr__(self) -> str:
         width = max((len(name) for name, _ in self._rows()), default=0)
-        lines = [f"{self._title}: {self._sentence}" if self._sentence else self._title]
+        told = self._sentence.startswith(self._title)  # the sentence names what it is about
+        lines = [f"{self._title}: {self._sentence}" if self._sentence and not told else self._sentence or self._title]
         return "\n".join(lines + [f"  {name:<{width}}  {value}" for name, value in self._rows()])
 
     def _repr_html_(self) -> str:
@@ -145,7 +150,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return " to ".join(map(as_text, value)) if len(value) == 2 else ", ".join(map(as_text, value))
     if is_dataclass(value) and not isinstance(value, type):
-        return ", ".join(f"{field.name} {as_text(getattr(value, field.name))}" for field in fields(value))
+        named = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        return ", ".join(f"{name} {as_text(item)}" for name, item in named if item is not None and item != "")
     return str(value)
 
 

@@ -64,7 +64,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def try_lock(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> FolderLock | None:
     """The lock on `path`, or None while another holds it.
 
-    A lock file that was removed while we waited is no lock: the folder it guarded is gone, so a new one is made.
+    A lock file that was removed while we waited locks nothing: its folder is gone, so we create a new one.
     Raises OSError where the folder is missing, read-only, or its file system knows no locks.
     """
     deadline = time.monotonic() + wait_seconds

@@ -1,4 +1,4 @@
-"""What a writer starts from: a new run, or one that has ended and goes on."""
+"""What a writer starts from: a new run, or one that has ended and is resumed."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Loss:
 class Outbox:
     """Collects rows, seals them into batches, and drops the oldest rows beyond `max_bytes`.
 
-    Rows of layer_stats go first: they are many; evals and events are few and dear.
+    layer_stats rows are dropped first; evals and events are few and irreplaceable.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -24,7 +24,7 @@ from stabilitylab.store.rows import Rows, join, make_rows
 from stabilitylab.store.schema import TABLES, LayerRow
 from stabilitylab.store.segments import gather_segments, write_segment, writer_connection
 
-# As many small segments become a larger one, which holds at most so many rows.
+# This many small segments are merged into a larger one, up to this many rows.
 GATHER_SEGMENTS = 32
 GATHER_ROWS = 4_000_000
 

@@ -150,7 +150,7 @@ class RunReader:
     def verify(self) -> list[str]:
         """Everything that is wrong with the run: what is known, damaged blocks, double and missing rows."""
         damage = self._read(self._find_damage)
-        problems = list(self.problems)  # after that: a merge meanwhile makes it open the run anew
+        problems = list(self.problems)  # after that: a merge meanwhile makes it reopen the run
         if damage:
             return problems + damage
         rows = self._read(find_row_problems)
@@ -202,7 +202,7 @@ class RunReader:
             ) from None
 
     def _read(self, ask: Callable[[duckdb.DuckDBPyConnection], _T]) -> _T:
-        """Run `ask`; if the segments under it were merged away meanwhile, open the run anew and ask again."""
+        """Run `ask`; if the segments under it were merged away meanwhile, reopen the run and ask again."""
         for _ in range(ATTEMPTS):
             try:
                 return ask(self._con)

@@ -1,4 +1,4 @@
-"""A finished study in numbers: one row a run, small enough to commit, and enough to decide its claims anew."""
+"""A finished study in numbers: one row a run, small enough to commit, and enough to decide its claims again."""
 
 from __future__ import annotations
 

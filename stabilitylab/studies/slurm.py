@@ -24,7 +24,7 @@ def run_on_cluster(
 ) -> dict[str, str]:
     """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` go to submitit
     (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` for tests.
-    ``root`` must be a folder that the nodes share. A job that Slurm kills is gone on with by the next call."""
+    ``root`` must be a folder that the nodes share. The next call resumes a job that Slurm killed."""
     try:
         import submitit
     except ImportError:

@@ -157,7 +157,7 @@ def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
             return state
     if found or at is None:
         what = "none of them can be read" if found else "there is none"
-        raise ConfigError(f"no checkpoint in {folder}: {what}; start the run anew")
+        raise ConfigError(f"no checkpoint in {folder}: {what}; start the run again")
     there = ", ".join(str(iteration_of(path)) for path in reversed(checkpoints(folder))) or "none"
     raise ConfigError(
         f"no checkpoint at or before iteration {at} in {folder} (there: {there}); train with --keep-before-spikes, or "

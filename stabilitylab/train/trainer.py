@@ -39,7 +39,7 @@ from stabilitylab.train.schedules import ema_momentum, learning_rate, weight_dec
 _LOOK_EVERY = 20
 """Iterations between looks at the loss on an accelerator: each waits for the device."""
 _MAX_SKIPS = 50
-"""So many updates skipped in a row are no accident: the training is over."""
+"""Training stops after this many skipped updates in a row."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_a_bad_csv(refusal: Refusal, tmp_path: Path) -> None:
 
 
 def test_a_demo_that_cannot_be_is_refused_before_it_trains(refusal: Callable[..., str]) -> None:
-    assert refusal("demo", "-o", "no/such/report.html").startswith("no/such is no folder; make it")
+    assert refusal("demo", "-o", "no/such/report.html").startswith("no/such is not a folder; create it")
 
 
 def test_a_machine_without_git_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_compare_as_text_and_csv(stablab_in: Callable[..., str], study: tuple[Pa
     text = stablab_in("compare", *study[1])
     for word in ("12 runs by mitigation, against none", "x minus none", "better", "sensitivity to the learning rate"):
         assert word in text
-    assert "how many seeds to buy" in text
+    assert "power: probability that the 95% interval excludes 0" in text
     rows = list(csv.DictReader(io.StringIO(stablab_in("compare", *study[1], "--format", "csv"))))
     assert rows[0]["metric"] == "final_knn"
     assert float(rows[0]["ci95_low"]) <= float(rows[0]["difference"]) <= float(rows[0]["ci95_high"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -207,3 +208,14 @@ def test_importing_the_package_is_quick_and_brings_no_torch() -> None:
             break
         time.sleep(0.1)
     assert min(took) < 0.1
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STABLAB_RUNS", raising=False)
+    for name in ("my_run", "run_001", "run_002"):
+        write_run(tmp_path / "runs" / name)
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_run" in b)
+    exec(compile(block, "README.md", "exec"), {"__name__": "__readme__"})
+    assert (tmp_path / "report.html").exists()

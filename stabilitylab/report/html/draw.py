@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.html.plotting import COLOURS, DASHES, SYMBOLS, Figure, figure, line, numbers, points, text
-from stabilitylab.report.marks import Axis, Band, Bars, Chart, Heat, Line, Outline, Points
+from stabilitylab.report.marks import Axis, Band, Bars, Chart, Drawing, Heat, Line, Outline, Points
 
 LEGEND_ABOVE = 3
 """A longer legend goes below the chart: above, it would reach under the mode bar."""
@@ -54,7 +53,7 @@ def _axis(axis: Axis) -> Figure:
     return wanted
 
 
-class _Drawing:
+class _Drawing(Drawing):
     def __init__(self, chart: Chart) -> None:
         self.names = [text(name) for name in chart.y.names]
         self.traces: list[Figure] = []
@@ -62,18 +61,7 @@ class _Drawing:
         self.annotations: list[Figure] = []
         self.in_legend: set[tuple[str, int]] = set()
 
-    def add(self, mark: Any) -> None:
-        ways: dict[type, Callable[[Any], None]] = {
-            Line: self._line,
-            Points: self._points,
-            Heat: self._heat,
-            Outline: self._outline,
-            Bars: self._bars,
-            Band: self._band,
-        }
-        ways[type(mark)](mark)
-
-    def _line(self, mark: Line) -> None:
+    def draw_line(self, mark: Line) -> None:
         colour, label = COLOURS[mark.style % 6], text(mark.label)
         if mark.role == "chance":
             middle = (mark.x[:-1] + mark.x[1:]) / 2  # type: ignore[operator]
@@ -93,7 +81,7 @@ class _Drawing:
         self.in_legend.add((mark.label, mark.style))
         self.traces.append(trace | {"legendgroup": f"{mark.style} {label}", "showlegend": first})
 
-    def _points(self, mark: Points) -> None:
+    def draw_points(self, mark: Points) -> None:
         label = text(mark.label)
         if mark.hollow and len(mark.x) > MANY_MARKS:
             path = "".join(f"M{x},{y - 0.3:.1f}L{x},{y + 0.3:.1f}" for x, y in zip(mark.x, mark.y, strict=True))
@@ -114,7 +102,7 @@ class _Drawing:
             trace["hovertemplate"] = f"%{{text}}<extra>{text(mark.run)}</extra>"
         self.traces.append(trace | {"legendgroup": f"{mark.style} {label}", "showlegend": False})
 
-    def _heat(self, mark: Heat) -> None:
+    def draw_heat(self, mark: Heat) -> None:
         edges, cells = heat_rows(mark.layers)
         self.traces.append(
             {
@@ -144,7 +132,7 @@ class _Drawing:
             }
         )
 
-    def _outline(self, mark: Outline) -> None:
+    def draw_outline(self, mark: Outline) -> None:
         box = {"x0": mark.first, "x1": mark.last, "y0": mark.top - 0.5, "y1": mark.bottom + 0.5}
         self.shapes.append({"type": "rect", **box, "line": {"color": "ink", "width": 1.5}})
         if mark.number:
@@ -160,7 +148,7 @@ class _Drawing:
                 }
             )
 
-    def _bars(self, mark: Bars) -> None:
+    def draw_bars(self, mark: Bars) -> None:
         middle, width = (mark.edges[:-1] + mark.edges[1:]) / 2, mark.edges[1:] - mark.edges[:-1]
         self.traces.append(
             {
@@ -174,7 +162,7 @@ class _Drawing:
             }
         )
 
-    def _band(self, mark: Band) -> None:
+    def draw_band(self, mark: Band) -> None:
         self.shapes.append(
             {"type": "rect", "x0": mark.low, "x1": mark.high, "y0": 0, "y1": 1, "yref": "paper",
              "fillcolor": COLOURS[mark.style % 6], "opacity": 0.12, "line": {"width": 0}}

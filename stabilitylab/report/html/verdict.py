@@ -19,7 +19,7 @@ Run = tuple[RunSeries, RunAnalysis]
 MORE_THAN_CHANCE = 0.01
 """The p-value below which spikes are called more than chance brings."""
 ONE_BY_ONE = 4
-"""So many arms are told one by one; of more, all together and those that stand out. Tables below have the rest."""
+"""Up to this many groups get a line each; beyond it, a summary plus outliers. The tables below have the rest."""
 
 
 def unstable(found: RunAnalysis) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.html.plotting import COLOURS
-from stabilitylab.report.marks import Band, Bars, Chart, Heat, Line, Outline, Points
+from stabilitylab.report.marks import Band, Bars, Chart, Drawing, Heat, Line, Outline, Points
 
 DASHES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (7, 2, 1, 2)))
 SYMBOLS = ("v", "D", "s", "o", "P", "*")
@@ -38,25 +37,14 @@ def draw(axis: Axes, chart: Chart, *, legend: Any = None, width: float = 1.0, **
         axis.set_title("\n".join(short(said, 60) for said in chart.note), fontsize=6.5)
 
 
-class _Drawing:
+class _Drawing(Drawing):
     def __init__(self, axis: Axes, chart: Chart, width: float) -> None:
         self.axis, self.width = axis, width
         self.rows = bool(chart.y.names)
         self.several = {(m.label, m.style) for m in chart.marks if isinstance(m, Line) and m.role == "seed"}
         self.handles: dict[tuple[str, int], Any] = {}
 
-    def add(self, mark: Any) -> None:
-        ways: dict[type, Callable[[Any], None]] = {
-            Line: self._line,
-            Points: self._points,
-            Heat: self._heat,
-            Outline: self._outline,
-            Bars: self._bars,
-            Band: self._band,
-        }
-        ways[type(mark)](mark)
-
-    def _line(self, mark: Line) -> None:
+    def draw_line(self, mark: Line) -> None:
         colour, dash = COLOURS[mark.style % 6], DASHES[mark.style % 6]
         if mark.role == "join":
             self.axis.plot(mark.x, mark.y, color="#999999", lw=0.5, zorder=1)
@@ -81,7 +69,7 @@ class _Drawing:
         handle = Line2D([], [], **(style | {"lw": 1.4 if mark.note else style["lw"]}), label=label)
         self.handles.setdefault((mark.label, mark.style), handle)
 
-    def _points(self, mark: Points) -> None:
+    def draw_points(self, mark: Points) -> None:
         colour, symbol = COLOURS[mark.style % 6], SYMBOLS[mark.style % 6]
         if mark.hollow:
             self.axis.plot(mark.x, mark.y, "o", ms=2.2, mfc="none", mec="black", mew=0.4)
@@ -96,7 +84,7 @@ class _Drawing:
         size = {"spikes": 4.0, "dips": 4.5}.get(mark.what, 3.2)
         self.axis.plot(mark.x, mark.y, symbol, color=colour, ms=size, mec="white", mew=0.4, zorder=3)
 
-    def _heat(self, mark: Heat) -> None:
+    def draw_heat(self, mark: Heat) -> None:
         edges, cells = heat_rows(mark.layers, _COLUMNS)
         rows = np.arange(len(mark.layers) + 1) - 0.5
         filled = np.clip(cells, 0, None)
@@ -108,7 +96,7 @@ class _Drawing:
         bar.ax.set_yticklabels(["1x", "3x", "10x", "30x"])
         bar.outline.set_linewidth(0.4)
 
-    def _outline(self, mark: Outline) -> None:
+    def draw_outline(self, mark: Outline) -> None:
         width, height = mark.last - mark.first, mark.bottom - mark.top + 1
         box = Rectangle((mark.first, mark.top - 0.5), width, height, fill=False, lw=0.7, ec="black", zorder=3)
         self.axis.add_patch(box)
@@ -118,13 +106,13 @@ class _Drawing:
                 va="bottom", fontsize=5.5, annotation_clip=False,
             )  # fmt: skip
 
-    def _bars(self, mark: Bars) -> None:
+    def draw_bars(self, mark: Bars) -> None:
         middle, width = (mark.edges[:-1] + mark.edges[1:]) / 2, float(mark.edges[1] - mark.edges[0])
         colour = COLOURS[mark.style % 6]
         bars = self.axis.bar(middle, mark.shares, 0.88 * width, color=colour, ec="black", lw=0.3, label=mark.label)
         self.handles[mark.label, mark.style] = bars
 
-    def _band(self, mark: Band) -> None:
+    def draw_band(self, mark: Band) -> None:
         self.axis.axvspan(mark.low, mark.high, color=COLOURS[mark.style % 6], alpha=0.15, lw=0)
 
     def arrange(self, chart: Chart) -> None:

@@ -57,7 +57,7 @@ MITIGATIONS: Registry[Mitigation] = Registry(
             gradient=_HERE + "gradient:zclip",
         ),
         "skip-spike": Mitigation(
-            "skips an update whose gradient norm is thrice its median",
+            "skips an update whose gradient norm is three times its median",
             update=_HERE + "update:is_spike",
         ),
         "stable-adamw": Mitigation(
