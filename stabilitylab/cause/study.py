@@ -65,13 +65,16 @@ def load_impulse_study(path: Path) -> ImpulseStudy:
 
 
 def run_impulse_study(
-    study: ImpulseStudy, root: Path, say: Callable[[str], None] = lambda _: None
+    study: ImpulseStudy, root: Path, say: Callable[[str], None] = lambda _: None, *, collect: bool = False
 ) -> dict[str, Impulse]:
-    """Train what is missing and kick it. Results are kept beside each run: rerun the same command to continue."""
+    """Train what is missing and kick it. Results are kept beside each run: rerun the same command to continue.
+    ``collect``: run nothing, read what is finished."""
     found: dict[str, Impulse] = {}
     for number, run in enumerate(study.runs, 1):
-        folder = train_or_resume(run.config, root, run.name)
+        folder = root / run.name if collect else train_or_resume(run.config, root, run.name)
         known = load_impulse(folder, study.impulse)
+        if known is None and collect:
+            continue
         if known is None:
             frozen = "frozen-patch" in run.config.mitigation
             layers = [name for name in study.impulse["layers"] if not (frozen and name == "patch_embed")]

@@ -206,9 +206,10 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
 
 @command.command()
 @click.argument("file", metavar="FILE.toml")
+@click.option("--collect", is_flag=True, help="Run nothing: summarise what is finished.")
 @click.option("-o", "--output", metavar="DIR", help="Where the summary goes. Default: reports/<study>.")
 @runs_dir
-def study(file: str, output: str | None, runs_dir: str | None) -> None:
+def study(file: str, collect: bool, output: str | None, runs_dir: str | None) -> None:
     """Impulses over a grid of runs, and claims about them.
 
     \b
@@ -220,13 +221,16 @@ def study(file: str, output: str | None, runs_dir: str | None) -> None:
     path = Path(file)
     planned = load_impulse_study(path)
     click.echo(f"{planned.title}: {len(planned.runs)} runs")
-    found = run_impulse_study(planned, runs_root(runs_dir), lambda text: click.echo(text, err=True))
+    say = lambda text: click.echo(text, err=True)  # noqa: E731
+    found = run_impulse_study(planned, runs_root(runs_dir), say, collect=collect)
+    if not found:
+        raise ConfigError(f"no run of {file} is finished; give the command without --collect")
     verdicts = judge(planned, found)
     folder = Path(output) if output else Path("reports") / path.stem
     write_impulse_study(planned, found, folder, verdicts)
     for verdict in verdicts:
         click.echo(f"{verdict.verdict}: {verdict.text} ({verdict.reason})")
-    click.echo(f"summary: {folder}")
+    click.echo(f"summary: {folder}, of {len(found)} of {len(planned.runs)} runs")
 
 
 def _open(run: str, runs_dir: str | None) -> Replay:
