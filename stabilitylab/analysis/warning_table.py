@@ -49,7 +49,8 @@ def warning_table(
     for spike in spikes:
         onsets.setdefault(spike.layer, []).append(spike)
     names = sorted((name for name in onsets if name in timelines), key=lambda name: (-len(onsets[name]), name))
-    kept, cost = [], 0
+    kept: list[str] = []
+    cost = 0
     for name in names:
         cost += len(timelines[name].rows) * len(source.names)
         if kept and cost > BUDGET:

@@ -81,7 +81,7 @@ def draw_sharpness(run_dir: Path, sharpness: Sharpness, path: Path) -> None:
         values = np.array([c.eigenvalue / (c.edge or 1) for c in chosen])
         errors = np.array([c.error / (c.edge or 1) for c in chosen])
         style = {"color": "k", "lw": 1.6, "zorder": 3} if name == ALL else {"lw": 0.7, "alpha": 0.8}
-        top.errorbar([c.iteration for c in chosen], values, errors, marker=".", ms=4, label=name, **style)  # type: ignore[arg-type]
+        top.errorbar([c.iteration for c in chosen], values, errors, marker=".", ms=4, label=name, **style)
     if any(c.edge for c in sharpness.curvatures):
         top.axhline(1, color="#8c2d04", lw=0.9, ls="--")
         top.set_ylabel("largest eigenvalue\n/ edge of stability", fontsize=8)

@@ -101,7 +101,7 @@ def impulse(
     evaluations = futures * (horizon // metric_every) if metric_every else 0
     cost = Cost(replay, min(at), futures * horizon + sum(map(replay.distance, at)), evaluations)
     cost.say(f"{futures} futures of {horizon} iterations")
-    settings = {"layers": names, "at": at, "size": size, "of": of, "kicks": kicks, "horizon": horizon}
+    settings: dict[str, Any] = {"layers": names, "at": at, "size": size, "of": of, "kicks": kicks, "horizon": horizon}
     settings |= {"metric_every": metric_every, "seed": seed}
     _show(save_impulse(replay.run_dir, impulse_run(replay, progress=cost.progress, **settings), settings), cost)
 

@@ -65,8 +65,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
     try:
         check_path(folder)
     except StoreError:
-        with tempfile.TemporaryDirectory(prefix="stablab-export-") as path:
-            yield Path(path)
+        with tempfile.TemporaryDirectory(prefix="stablab-export-") as elsewhere:
+            yield Path(elsewhere)
         return
     path = folder.absolute() / f".export-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     path.mkdir()
