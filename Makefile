@@ -17,6 +17,19 @@ test: $(STAMP)  ## the fast tests
 slow: $(STAMP)  ## the slow tests and the browser tests
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+processors: $(STAMP) ## what depends on the processor, under each set of torch's kernels, with one thread and two
+	@for kernels in default avx2 native; do for threads in 1 2; do \
+		echo "== $$kernels kernels, $$threads threads"; \
+		if [ $$kernels = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$kernels; fi; \
+		OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -q -n auto \
+			tests/train/test_golden_run.py tests/recording tests/analysis || exit 1; \
+	done; done
+
+INPUTS ?= 3000
+KILLS ?= 300
+hostile: $(STAMP) ## mutated inputs and kills, counted (half an hour; less with INPUTS=... KILLS=...)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile --inputs $(INPUTS) --kills $(KILLS)
+
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

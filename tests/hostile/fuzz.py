@@ -13,6 +13,7 @@ import math
 import random
 import shutil
 import struct
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Tally:
             counts[fault] += 1
             last = outcome.err.strip().splitlines()[-1:] or [""]
             self.faults.append(f"{kind} {seed}: {fault}: exit {outcome.code}: {misread or last[0][:300]}")
+            print(self.faults[-1], file=sys.stderr, flush=True)
         counts["refused" if refused else "answered"] += not fault
 
 
@@ -86,9 +88,9 @@ class Inputs:
         out = run(stablab(["analyze", "answered", "--format", "json", "--runs-dir", str(self.base)]), self.base)
         (self.base / "answer.json").write_text(json.dumps(out.out))
         rng = np.random.default_rng(0)
-        for label in "ab":
+        for label in ("train/a", "train/b", "val/a", "val/b"):
             (self.base / "images" / label).mkdir(parents=True)
-            for i, ending in enumerate(("png", "jpg", "bmp", "gif", "webp")):
+            for i, ending in enumerate(("png", "jpg", "bmp", "webp")):
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(
                     self.base / "images" / label / f"{i}.{ending}"
                 )
@@ -293,7 +295,7 @@ class Inputs:
 
     def image(self, rng: random.Random, scratch: Path) -> tuple[Outcome, str]:
         shutil.copytree(self.base / "images", scratch / "images")
-        file = rng.choice(sorted((scratch / "images").glob("*/*")))
+        file = rng.choice(sorted((scratch / "images").glob("*/*/*")))
         file.write_bytes(mutate_bytes(file.read_bytes(), rng))
 
         def work() -> None:
@@ -308,7 +310,7 @@ class Inputs:
                     "model": {"img_size": 16, "patch_size": 4},
                 }
                 data = load_data(resolve(given).data)
-                assert len(data.train) + len(data.test) + len(data.left_out) == 10, "images are lost silently"
+                assert len(data.train) + len(data.test) + len(data.left_out) == 16, "images are lost silently"
             except StabilityLabError as error:
                 fail(str(error))
 
