@@ -79,7 +79,7 @@ def _declared(reader: RunReader) -> dict[str, tuple[str | None, str | None]]:
                 told.get("goal") if told.get("goal") in GOALS else None,
                 told.get("scale") if told.get("scale") in SCALES else None,
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # somebody else's event of that kind
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def _info(
         arch=_text(config, "model", "arch"),
         data=_text(config, "data", "name"),
         mitigation=_mitigations(config.get("mitigation")),
-        knn_top1=knn,
+        knn_top1=knn if knn is not None and math.isfinite(knn) else None,
         problem=problems[0] if problems else "",
     )
 

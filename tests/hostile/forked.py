@@ -4,7 +4,9 @@ takes. The parent must not have started a DuckDB or a thread."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -31,6 +33,15 @@ class Outcome:
     @property
     def traced(self) -> bool:
         return "Traceback (most recent call last)" in self.err
+
+
+def load() -> None:
+    """Import once, here, all that a command would: but for the frameworks, which take seconds and are not attacked."""
+    import stabilitylab
+
+    for module in pkgutil.walk_packages(stabilitylab.__path__, "stabilitylab."):
+        if not any(part in module.name for part in ("lightning", "huggingface", "integrations", "__main__")):
+            importlib.import_module(module.name)
 
 
 def start(work: Callable[[], None], scratch: Path) -> int:

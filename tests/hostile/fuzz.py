@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.hostile.forked import Outcome, run, stablab
+from tests.hostile.forked import Outcome, load, run, stablab
 from tests.hostile.mutate import any_text, mutate_bytes, mutate_text
 
 ROWS = "select iteration, layer_id, grad_norm from layer_stats order by 1, 2, 3"
@@ -399,14 +399,7 @@ def _event_file(values: list[tuple[int, str, np.float32]]) -> bytes:
 
 def fuzz(inputs: int, seed: int, only: str = "") -> Tally:
     """``inputs`` mutated inputs, spread over the kinds; ``only``: one kind."""
-    import importlib
-
-    from stabilitylab.cli import COMMANDS  # what a command would load: once, here
-
-    for module in COMMANDS.values():
-        importlib.import_module(f"stabilitylab.cli.{module}")
-    for module in ("train.trainer", "importers.tags", "importers.csv", "report.html.page", "report.paper.figures"):
-        importlib.import_module(f"stabilitylab.{module}")
+    load()
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="stablab-fuzz-") as folder:
         base = Path(folder) / "base"

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.hostile.forked import Outcome, finish, run, stablab, start
+from tests.hostile.forked import Outcome, finish, load, run, stablab, start
 from tests.hostile.runs import contents
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -45,14 +46,7 @@ class Victim:
 
 def kill(kills: int, seed: int, only: str = "") -> Killed:
     """``kills`` kills, spread over the commands; of those that train, one in six."""
-    import importlib
-
-    from stabilitylab.cli import COMMANDS
-
-    for module in COMMANDS.values():
-        importlib.import_module(f"stabilitylab.cli.{module}")
-    for module in ("train.trainer", "importers.tags", "importers.csv", "report.html.page", "store.writer"):
-        importlib.import_module(f"stabilitylab.{module}")
+    load()
     found = Killed()
     with tempfile.TemporaryDirectory(prefix="stablab-kill-") as folder:
         base = Path(folder) / "base"
@@ -112,6 +106,7 @@ def _kill(
     for kind, line in wrong:
         counts[kind] += 1
         found.faults.append(f"{name} {number}: {kind}: {line}")
+        print(found.faults[-1], file=sys.stderr, flush=True)
     shutil.rmtree(scratch)
 
 
