@@ -84,6 +84,7 @@ _FLAGS = {
 @click.option("--keep-before-spikes", is_flag=True, help="Keep the checkpoints that precede a gradient spike.")
 @click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
 @click.option("--resume", metavar="RUN", help="Resume a run from its last checkpoint. Takes no other setting.")
+@click.option("--plan", is_flag=True, help="Measure five steps, print what the run needs, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @runs_dir
 def command(
@@ -96,6 +97,7 @@ def command(
     compiled: bool,
     skip_list: str | None,
     keep_before_spikes: bool,
+    plan: bool,
     dry_run: bool,
     runs_dir: str | None,
     **flags: Any,
@@ -117,7 +119,7 @@ def command(
         given = (
             log_grads or mitigation or config_file or overrides or name or compiled or skip_list or keep_before_spikes
         )
-        given = given or dry_run
+        given = given or dry_run or plan
         if given or any(value is not None for value in flags.values()):
             raise click.UsageError("--resume uses the run's own configuration; give only --runs-dir beside it")
         _resume(resume, runs_dir)
@@ -132,7 +134,23 @@ def command(
     if dry_run:
         click.echo(config.to_toml(), nl=False)
         return
+    if plan:
+        _print_plan(config)
+        return
     _train(config, runs_dir, name)
+
+
+def _print_plan(config: Config) -> None:
+    from stabilitylab.studies.plan import lines
+    from stabilitylab.studies.plan import plan as measure
+    from stabilitylab.train.distributed import describe, leave
+
+    try:
+        found = measure(config)
+    finally:
+        leave()
+    if describe().main:
+        click.echo("\n".join(lines(found)))
 
 
 def _read_skip_list(file: str) -> list[int]:

@@ -1,0 +1,166 @@
+"""What a configuration needs, measured on a few of its steps before it is started."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stabilitylab.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stabilitylab.train.trainer import Trainer
+
+STEPS = 5
+_ROW = 6.0
+"""Bytes a recorded value takes in a finished run, compressed, columns of iteration and layer included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, a device and process. ``activations`` is what one step holds for its backward pass."""
+
+    device: str
+    processes: int
+    parameters: int
+    trained: int
+    iterations: int
+    warmup: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    images_per_second: float
+    seconds_per_step: float
+    hours: float
+    evaluation_seconds: float
+    rows: int
+    rows_bytes: int
+    checkpoint: int
+    checkpoints_bytes: int
+
+
+def plan(config: Config) -> Plan:
+    """Build the training, make `STEPS` steps after one that warms up, evaluate once, and record nothing."""
+    from stabilitylab.recording.recorder import NullSink, Recorder
+    from stabilitylab.train.distributed import describe
+    from stabilitylab.train.trainer import Trainer
+
+    trainer = Trainer(config, describe())
+    layers = trainer.layers() if config.record.log_grads else []
+    recorder = Recorder(layers, NullSink(), model=trainer.method, optimizer=trainer.optimizer, log_grads=bool(layers))
+    trainer.method.train()
+    activations, seconds = 0, []
+    for iteration, views in enumerate(trainer.batches.iterate(0, STEPS + 1)):
+        if iteration == 0:
+            activations = _held(trainer, recorder, views)
+        else:
+            trainer.step(recorder, iteration, views)
+        _wait(trainer)
+        seconds.append(time.perf_counter())
+    step = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
+    evaluation = 0.0
+    if config.eval.knn_every:
+        trainer.monitor(trainer.method.base_encoder)  # decodes, once
+        _wait(trainer)
+        started = time.perf_counter()
+        trainer.monitor(trainer.method.base_encoder)
+        _wait(trainer)
+        evaluation = time.perf_counter() - started
+    recorder.close()
+    every = config.eval.knn_every
+    evaluations = 1 + math.ceil(trainer.total / every) if every else 0
+    parameters = list(trainer.method.parameters())
+    rows = len(layers) * math.ceil(trainer.total / config.record.every) if layers else 0
+    weights, optimizer = _bytes(parameters), _state(trainer)
+    checkpoint = weights + optimizer
+    kept = config.train.checkpoint_keep if config.train.checkpoint_every else 1
+    return Plan(
+        device=str(trainer.device),
+        processes=trainer.world.size,
+        parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        iterations=trainer.total,
+        warmup=trainer.warmup,
+        weights=weights,
+        gradients=_bytes([p for p in parameters if p.requires_grad]),
+        optimizer=optimizer,
+        activations=activations,
+        images_per_second=config.train.batch_size / step,
+        seconds_per_step=step,
+        hours=(trainer.total * step + evaluations * evaluation) / 3600,
+        evaluation_seconds=evaluation,
+        rows=rows,
+        rows_bytes=round(rows * len(config.record.signals) * _ROW),
+        checkpoint=checkpoint,
+        checkpoints_bytes=checkpoint * kept,
+    )
+
+
+def _held(trainer: Trainer, recorder: object, views: list[Tensor]) -> int:
+    """Bytes of distinct tensors that one step keeps for its backward pass, weights apart."""
+    import torch
+
+    from stabilitylab.recording.recorder import Recorder
+
+    assert isinstance(recorder, Recorder)
+    known = {p.untyped_storage().data_ptr() for p in trainer.method.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trainer.step(recorder, 0, views)
+    return sum(kept.values())
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _state(trainer: Trainer) -> int:
+    import torch
+
+    values = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return _bytes([value for value in values if isinstance(value, torch.Tensor)])
+
+
+def _wait(trainer: Trainer) -> None:
+    import torch
+
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def lines(found: Plan) -> list[str]:
+    """The plan in words, a line each."""
+    count = f"{found.processes} processes" if found.processes > 1 else "one process"
+    memory = found.weights + found.gradients + found.optimizer + found.activations
+    return [
+        f"device       {found.device}, {count}",
+        f"parameters   {found.parameters:,}, of which {found.trained:,} are trained",
+        f"memory       {size(memory)} a device: weights {size(found.weights)}, gradients {size(found.gradients)}, "
+        f"optimizer {size(found.optimizer)}, activations {size(found.activations)}",
+        f"length       {found.iterations:,} iterations, {found.warmup:,} of warm-up",
+        f"speed        {found.images_per_second:,.0f} images/s, {found.seconds_per_step * 1000:,.0f} ms a step "
+        f"({STEPS} steps measured); an evaluation {found.evaluation_seconds:.2f} s",
+        f"time         {found.hours:.2g} hours",
+        f"disk         {found.rows:,} rows of gradients, about {size(found.rows_bytes)}; checkpoints "
+        f"{size(found.checkpoints_bytes)} ({size(found.checkpoint)} each)",
+    ]
+
+
+def size(count: float) -> str:
+    """Bytes as people write them: ``1.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
