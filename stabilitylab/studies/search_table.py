@@ -179,13 +179,13 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
     machines = sorted({f"{row['cpu']} ({row['cpu_capability']})" for row in rows if row["cpu"]})
     commits = sorted({row["git_commit"] for row in rows if row["git_commit"]})
     analysed = sorted({row["analysed_at"] for row in rows if row.get("analysed_at")})
-    whole = [row for row in rows if row["objectives"] == "3"]
+    whole = [row for row in rows if all(met(row, o).values())]
     lines = [
         f"# {search.title}",
         "",
         f"`stablab study --search {search.path.as_posix()}`: {len(rows)} of {len(search.settings)} settings tried, "
-        f"{sum(int(row['iterations']) for row in rows):,} iterations, {hours:.1f} hours of one core. `settings.csv` "
-        "has a row for each, with what was seen.",
+        f"{sum(int(row['iterations']) for row in rows):,} iterations, {hours:.1f} hours of steps on one core. "
+        "`settings.csv` has a row for each, with what was seen.",
         "",
         "A regime must show the paper's picture: kNN accuracy that ends "
         f"{100 * o.accuracy_gain:g} points above the untrained encoder's (met by {parts['accuracy']}), at least "
@@ -201,15 +201,15 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
     for title, source in (("Leads", "lead"), (f"Drawn settings, the {_TOP} that came nearest", "drawn")):
         chosen = [row for row in rows if row["source"] == source]
         if source == "drawn":
-            chosen = sorted(chosen, key=_nearness, reverse=True)[:_TOP]
+            chosen = sorted(chosen, key=lambda row: _nearness(row, o), reverse=True)[:_TOP]
         if chosen:
             lines += [f"## {title}", "", *_markdown(chosen), ""]
     return "\n".join(lines)
 
 
-def _nearness(row: Mapping[str, Any]) -> tuple[int, bool, float]:
+def _nearness(row: Mapping[str, Any], objective: Objective) -> tuple[int, bool, float]:
     rate = float(row["first_layer_spikes"] or 0) / max(int(row["iterations"]), 1)
-    return int(row["objectives"]), row["alive"] == "yes", rate
+    return sum(met(row, objective).values()), row["alive"] == "yes", rate
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
