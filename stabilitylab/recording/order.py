@@ -30,13 +30,14 @@ class ExecutionOrder:
         self._previous: int | None = None  # the layer that started last in this step
         self._moved = False
 
-        self._home: dict[int, str] = {}  # parameter -> the module that owns it
+        self._homes: dict[int, list[str]] = {}  # parameter -> the modules that own it: several where it is tied
         self._below: dict[str, set[int]] = {}  # module -> the layers inside it
         for path, module in model.named_modules():
             below = {self._owner[id(p)] for p in module.parameters() if id(p) in self._owner}
             if below:
                 self._below[path] = below
-                self._home.update({id(p): path for p in module.parameters(recurse=False)})
+                for p in module.parameters(recurse=False):
+                    self._homes.setdefault(id(p), []).append(path)
         self._starts = {
             path: StartHook(module, partial(self._start, path))
             for path, module in model.named_modules()
@@ -126,17 +127,21 @@ class ExecutionOrder:
         attention uses its output projection: it starts with what it lies in."""
         found = []
         for p in layer.parameters:
-            path = self._home.get(id(p), "")
-            if path not in self._started and p.grad is not None:
-                while path and path not in self._started:
-                    path = path.rpartition(".")[0]
-            if path in self._started:
-                found.append(self._started[path])
+            homes = self._homes.get(id(p), [""])
+            if p.grad is not None and not any(path in self._started for path in homes):
+                homes = [self._started_around(homes[0])]
+            found += [self._started[path] for path in homes if path in self._started]
         return min(found, default=None)
+
+    def _started_around(self, path: str) -> str:
+        """The innermost module that holds ``path`` and was started."""
+        while path and path not in self._started:
+            path = path.rpartition(".")[0]
+        return path
 
     def _is_raw(self, i: int) -> bool:
         """Whether a layer's parameters belong to modules that hold other layers."""
-        return all(len(self._below.get(self._home.get(id(p), ""), ())) > 1 for p in self._layers[i].parameters)
+        return all(len(self._below.get(self._homes.get(id(p), [""])[0], ())) > 1 for p in self._layers[i].parameters)
 
     def _place(self, i: int, raw: set[int]) -> int:
         """Where a raw layer comes in the order found so far."""
@@ -145,7 +150,7 @@ class ExecutionOrder:
         if mine and not self._compiled:
             before = next((o for p in ready[max(mine) + 1 :] if (o := self._owner[p]) not in raw), None)
             return 0 if before is None else self._order.index(before) + 1
-        holder = self._below.get(self._home.get(id(self._layers[i].parameters[0]), ""), set())
+        holder = self._below.get(self._homes.get(id(self._layers[i].parameters[0]), [""])[0], set())
         inside = [place for place, other in enumerate(self._order) if other in holder and other not in raw]
         if not inside:
             return len(self._order)

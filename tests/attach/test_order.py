@@ -65,6 +65,30 @@ def test_layers_that_the_first_step_skips_take_their_place_when_they_run(tmp_pat
     assert layers_of(train(Experts(), tmp_path / "short", steps=2))[-2:] == ["temperature", "experts.1"]
 
 
+class TiedLanguageModel(nn.Module):
+    """The embedding is also the output projection, registered before it, behind the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm_head = nn.Linear(4, 7, bias=False)
+        self.positions = nn.Embedding(5, 4)
+        self.embed = nn.Embedding(7, 4)
+        self.embed.weight = self.lm_head.weight
+        self.blocks = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x.abs().long() % 7) + self.positions(torch.arange(x.shape[1]))
+        for block in self.blocks:
+            h = h + block(h).tanh()
+        return self.lm_head(h)  # type: ignore[no-any-return]
+
+
+def test_tied_parameters_stand_where_they_are_first_used(tmp_path: Path) -> None:
+    names = layers_of(train(TiedLanguageModel(), tmp_path))
+    assert names[0] in ("embed", "lm_head")
+    assert names[1:] == ["positions", "blocks.0", "blocks.1", "blocks.2"]
+
+
 def test_a_compiled_model_is_compiled_once_and_keeps_its_order(tmp_path: Path) -> None:
     from torch._dynamo.testing import CompileCounter
 
