@@ -175,7 +175,7 @@ def blame(
 @command.command()
 @click.argument("run")
 @click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="E.g. 400,600 or 400:600:50.")
-@click.option("--steps", default=40, show_default=True, type=click.IntRange(2), help="Lanczos steps.")
+@click.option("--steps", default=24, show_default=True, type=click.IntRange(2), help="Lanczos steps.")
 @click.option("--whole", is_flag=True, help="All layers together only.")
 @runs_dir
 def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | None) -> None:
@@ -192,7 +192,7 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
     click.echo(replay.check(min(at)))
     parts = 1 if whole else 1 + sum(layer.trainable for layer in replay.layers)
     cost = Cost(replay, min(at), sum(map(replay.distance, at)))
-    cost.seconds += len(at) * parts * (steps + 2) * seconds_per_product(replay, min(at))
+    cost.seconds += len(at) * parts * (steps + 3) * seconds_per_product(replay, min(at))
     cost.say(f"{len(at)} iterations, {parts} part{'s' if parts > 1 else ''} of the network, {steps} Lanczos steps each")
     result = sharpness_run(replay, at=at, by_layer=not whole, steps=steps, progress=cost.progress)
     for c in result.curvatures:

@@ -1,0 +1,74 @@
+"""Does a replayed iteration give the recorded gradient norms bit for bit, and what does another processor change?
+
+    python benchmarks/replay.py [--count 20] [--iterations 200]
+
+Records a small run, replays random iterations of it from its checkpoints, and once more in a process without vector
+instructions (ATEN_CPU_CAPABILITY=default).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from stabilitylab.cause.replay import Replay
+from stabilitylab.config import resolve
+from stabilitylab.studies import train_run
+
+
+def compare(run: Path, count: int) -> str:
+    replay = Replay(run)
+    iterations, norms, loss = replay.recorded
+    first, last = replay.checkpoints[0], replay.trainer.total
+    chosen = np.sort(np.random.default_rng(0).choice(np.arange(first, last), count, replace=False))
+    apart = []
+    for at in chosen.tolist():
+        trace = replay.future(replay.state_at(at), 1)
+        row = int(np.flatnonzero(iterations == at)[0])
+        was, now = (np.float32(np.append(n, x)) for n, x in ((norms[row], loss[row]), (trace.norms[0], trace.loss[0])))
+        apart.append(float(np.nanmax(np.abs(now - was) / np.abs(was))))
+    exact = sum(x == 0 for x in apart)
+    return (
+        f"{exact} of {count} bit for bit; largest relative difference {max(apart):.1e}, median {np.median(apart):.1e}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--run", type=Path)
+    given = parser.parse_args()
+    if given.run is not None:
+        print(compare(given.run, given.count))
+        return
+    config = resolve(
+        {
+            "model": {"img_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+            "method": {"hidden_dim": 64, "out_dim": 32},
+            "train": {
+                "iterations": given.iterations,
+                "batch_size": 32,
+                "device": "cpu",
+                "checkpoint_every": 20,
+                "checkpoint_keep": 99,
+            },
+            "record": {"log_grads": True},
+            "eval": {"knn_every": 0},
+        }
+    )
+    run = train_run(config, Path(tempfile.mkdtemp()), "run").path
+    print("same processor:        ", compare(run, given.count))
+    command = [sys.executable, __file__, "--run", str(run), "--count", str(given.count)]
+    done = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, capture_output=True, text=True)
+    print("no vector instructions:", done.stdout.strip() or done.stderr.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
