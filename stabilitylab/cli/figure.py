@@ -8,20 +8,18 @@ import click
 
 from stabilitylab.cli.options import runs_dir
 from stabilitylab.errors import ConfigError
-
-_KINDS = ("knn", "spikes", "lag", "heatmap", "compare", "lr-sensitivity")
-_FORMATS = ("pdf", "svg", "png")
+from stabilitylab.report.paper import FIGURES, FORMATS, WIDTHS
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
-    "--kind", type=click.Choice(_KINDS), required=True,
-    help="Curves of kNN; norms with spikes; lag by layer; all layers; runs compared; final kNN by learning rate.",
+    "--kind", type=click.Choice(list(FIGURES)), required=True,
+    help="; ".join(f"{kind}: {shows}" for kind, shows in FIGURES.items()) + ".",
 )  # fmt: skip
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: what FILE ends with.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: what FILE ends with.")
 @click.option(
-    "--width", type=click.Choice(["single", "double"]), default="single", show_default=True,
+    "--width", type=click.Choice(list(WIDTHS)), default="single", show_default=True,
     help="One or two columns of a paper: 3.25 or 6.75 inches.",
 )  # fmt: skip
 @click.option("--latex", is_flag=True, help="The numbers as a LaTeX table with intervals, instead of a picture.")
@@ -50,7 +48,7 @@ def command(
     if output is not None:
         check_output(Path(output))
     ending = Path(output or "").suffix.lstrip(".").lower()
-    if not latex and form is None and ending not in _FORMATS:
+    if not latex and form is None and ending not in FORMATS:
         raise ConfigError(f"cannot tell a format from {output}: end it in .pdf, .svg or .png, or give --format")
     root = runs_root(runs_dir)
     shown = load_runs([find_run(root, run) for run in dict.fromkeys(runs)])

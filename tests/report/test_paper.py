@@ -18,7 +18,8 @@ from PIL import Image
 
 from stabilitylab.comparison.results import Comparison, Effect
 from stabilitylab.errors import NoDataError
-from stabilitylab.report.paper.figures import KINDS, STYLE, WIDTHS, render
+from stabilitylab.report.paper import FIGURES, WIDTHS
+from stabilitylab.report.paper.figures import KINDS, STYLE, render
 from stabilitylab.report.paper.numbers import numbers_latex
 from stabilitylab.run.analysed import AnalysedRun
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_episodes, renamed, report_run
@@ -47,6 +48,10 @@ def drawn(kind: str, runs: list[AnalysedRun], comparison: Comparison | None, wid
         figure = KINDS[kind](runs, comparison, width)
         FigureCanvasAgg(figure).draw()
     return figure
+
+
+def test_every_kind_that_the_command_offers_is_drawn() -> None:
+    assert list(FIGURES) == list(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

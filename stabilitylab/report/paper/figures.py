@@ -16,12 +16,10 @@ from stabilitylab.errors import NoDataError
 from stabilitylab.report import charts
 from stabilitylab.report.charts import several_rates
 from stabilitylab.report.metric import MetricText
+from stabilitylab.report.paper import WIDTHS
 from stabilitylab.report.paper.draw import draw, short
 from stabilitylab.run.analysed import AnalysedRun, arms_of
 
-WIDTHS = {"single": 3.25, "double": 6.75}
-"""Inches: one and two columns of the usual conference sheet."""
-FORMATS = ("pdf", "svg", "png")
 MOST_ROWS = 4
 
 STYLE: dict[str, Any] = {
