@@ -67,7 +67,9 @@ def _peaks(score: np.ndarray, gap: int) -> tuple[float, np.ndarray] | None:
     keep = int(PEAK_SHARE * usable)
     if keep < MIN_PEAKS:
         return None
-    quantile = float(np.partition(score, len(score) - keep)[len(score) - keep])
+    high = score[score > 1]  # far fewer to sort, and hardly ever too few
+    high = high if len(high) >= keep else score
+    quantile = float(np.partition(high, len(high) - keep)[len(high) - keep])
     starts, stops = stretches(score > quantile, gap)
     if quantile <= 0 or len(starts) < MIN_PEAKS:
         return None

@@ -79,8 +79,11 @@ def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[int, float] | None:
     """The thresholds that the short ones of ``layers`` share; None where none is short, or all together are too few."""
-    logs = [log_norms(layer.grad_norm)[0] for layer in layers]
-    short = [x for x in logs if too_short(int((~np.isnan(x)).sum()), settings)]
+    short = []
+    for layer in layers:
+        norm = np.asarray(layer.grad_norm)
+        if too_short(int((np.isfinite(norm) & (norm > 0)).sum()), settings):
+            short.append(log_norms(norm)[0])
     return shared_thresholds(short, settings) if len(short) > 1 else None
 
 
@@ -98,7 +101,7 @@ def detect(
         found = _search_by(x, series, settings)
     level = np.where(np.isnan(x), -np.inf, x)
     # Of rows that lie apart, nobody knows how long a spike lasted between them.
-    one_by_one = len(series.iteration) > 1 and int(np.median(np.diff(series.iteration))) == 1
+    one_by_one = len(series.iteration) > 1 and _step(series.iteration) == 1
     level_of = settings.z_close if settings.rule == "stablab" else RULES[settings.rule].threshold
     for start, stop in found.runs:
         peak = start + int(np.argmax(level[start:stop]))
@@ -142,14 +145,17 @@ def _search(
     if present.sum() <= settings.warmup:
         return _Found([], 0, x, x, np.full(len(x), -np.inf))
     flagged = mirrored_flagged = np.zeros(len(x), dtype=bool)
+    farther: float | None = None  # how much the noise's skew asks for: the first pass tells
     for _ in range(MAX_PASSES):
         base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
         score = score_of(x, base)
         mirrored = score_of(-x, Baseline(-base.before, -base.after, base.scale))
         thresholds = thresholds_of(mirrored, settings) if shared is None else shared
-        raised = thresholds
-        if shared is None and settings.false_alarms_per_10k is not None:
-            raised = thresholds | {1: skewed_threshold(score, mirrored, thresholds[1], settings)}
+        if farther is None:
+            farther = 0.0
+            if shared is None and settings.false_alarms_per_10k is not None:
+                farther = skewed_threshold(score, mirrored, thresholds[1], settings) - thresholds[1]
+        raised = {**thresholds, 1: thresholds[1] + farther}
         runs = _runs(x, base.before, score, raised, iteration, settings)
         mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
         now, now_mirrored = _mask(runs, len(x)), _mask(mirrored_runs, len(x))
@@ -214,10 +220,17 @@ def _longest(score: np.ndarray, level: float) -> int:
     return int((stops - starts).max()) if len(starts) else 1
 
 
+def _step(iteration: np.ndarray) -> int:
+    """The median recording step of two rows or more."""
+    if iteration[-1] - iteration[0] == len(iteration) - 1:
+        return 1
+    return max(int(np.median(np.diff(iteration))), 1)
+
+
 def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: int) -> list[tuple[int, int]]:
     """Stretches at most ``gap`` recording steps apart are one event."""
     events: list[tuple[int, int]] = []
-    step = max(int(np.median(np.diff(iteration))), 1) if len(starts) > 1 else 1
+    step = _step(iteration) if len(starts) > 1 else 1
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         if events and iteration[start] - iteration[events[-1][1] - 1] - step <= gap * step:
             events[-1] = (events[-1][0], stop)
