@@ -16,21 +16,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stabilitylab.attach.callbacks import Recording
 from stabilitylab.attach.loop import LoopRecorder
-from stabilitylab.recording.measurement import Measured
+
+_COSTS = ("_runtime", "_per_second", "_time")
+"""What an evaluation cost is no metric."""
 
 
 class StabilityCallback(TrainerCallback):
     """Records each optimizer step with the gradients as they were before the Trainer clipped them.
 
     The Trainer clips before it tells its callbacks, so gradients are measured at the end of the backward pass that
-    completes them. With fp16 they are scaled there: they are measured after unscaling and clipping instead, and an
-    event says so. Takes the options of `stabilitylab.record`. A training that crashed is closed when the next one
-    begins, or when the program ends.
+    completes them, or as they arrive where that pass uses them up. With fp16 they are scaled there: they are measured
+    after unscaling and clipping instead, and an event says so. Takes the options of `stabilitylab.record`. A training
+    that crashed is closed when the next one begins, or when the program ends.
     """
 
     def __init__(self, run: str | None = None, **options: Any) -> None:
         self._recording = Recording({"run": run, **options})
-        self._hooks: list[Any] = []
+        self._hook: Any = None
         self._forget()
 
     @property
@@ -38,81 +40,64 @@ class StabilityCallback(TrainerCallback):
         return self._recording.recorder
 
     def _forget(self) -> None:
-        self._stats: Measured | None = None
         self._losses: list[Tensor] = []
         self._normalised = False  # the model divides by the items of all accumulated batches: losses add up
-        self._queued = False
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        self._remove_hooks()
+        self._remove_hook()
         self._forget()
         model: nn.Module = context["model"]
         optimizer = getattr(context.get("optimizer"), "optimizer", context.get("optimizer"))
-        recorder = self._recording.begin(model, optimizer, state.global_step, amp_skips=args.fp16)
+        recorder = self._recording.begin(
+            model,
+            optimizer,
+            state.global_step,
+            amp_skips=args.fp16,
+            measure="step" if args.fp16 else "backward",
+            settings={"training_arguments": args.to_dict()},
+        )
+        recorder.complete_when(lambda: bool(GradientState().sync_gradients))
         if args.fp16 and args.max_grad_norm:
             recorder.event("clipped", f"fp16: norms are those after clipping to {args.max_grad_norm}")
-        if not args.fp16:
-            self._hooks = [
-                p.register_post_accumulate_grad_hook(self._in_backward) for p in model.parameters() if p.requires_grad
-            ]
-        self._hooks.append(model.register_forward_hook(self._after_forward, with_kwargs=True))
+        self._hook = model.register_forward_hook(self._after_forward, with_kwargs=True)
 
     def _after_forward(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
-        self._queued = False  # a backward pass that failed never said that it ended
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if torch.is_tensor(loss) and torch.is_grad_enabled():
+            if self.recorder is not None:
+                self.recorder.starts_forward(loss)
             self._losses.append(loss.detach().clone())
             self._normalised = named.get("num_items_in_batch") is not None
-
-    def _in_backward(self, parameter: Tensor) -> None:
-        if not self._queued and GradientState().sync_gradients:
-            self._queued = True
-            _at_the_end(self._after_backward)
-
-    def _after_backward(self) -> None:
-        # What DDP does at the end stands in the queue behind this, and averages the gradients: measure behind that.
-        _at_the_end(self._measure)
-
-    def _measure(self) -> None:
-        self._queued = False
-        if self.recorder is not None:
-            self._stats = self.recorder.measure()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        losses, stats, normalised = self._losses, self._stats, self._normalised
+        losses, normalised = self._losses, self._normalised
         self._forget()
-        if self.recorder is None or not self.recorder.has_gradient():
+        if self.recorder is None or not self._recording.may_step():
             return
         scheduler = context.get("lr_scheduler")
         lr = float(scheduler.get_last_lr()[0]) if scheduler is not None else None
         loss = torch.stack(losses).sum() / (1 if normalised else len(losses)) if losses else None
-        self.recorder.step(loss=loss, lr=lr, stats=stats, iteration=self._recording.iteration(state.global_step))
+        self.recorder.step(loss=loss, lr=lr, iteration=self._recording.iteration(state.global_step))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        if self.recorder is None:
-            return
         metrics = {k: float(v) for k, v in (context.get("metrics") or {}).items() if isinstance(v, int | float)}
+        found = {k: v for k, v in metrics.items() if k.startswith("eval") and not k.endswith(_COSTS)}
         data: Any = getattr(context.get("eval_dataloader"), "dataset", None)
-        self.recorder.log(metrics, num_samples=len(data) if hasattr(data, "__len__") else 0)
+        self._recording.log(found, num_samples=len(data) if hasattr(data, "__len__") else 0)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        self._remove_hooks()
+        self._remove_hook()
         self._recording.end("finished")
-
-
-def _at_the_end(call: Any) -> None:
-    """Call it when the backward pass that is running has ended."""
-    torch.autograd.Variable._execution_engine.queue_callback(call)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from stabilitylab.attach.timing import MEASURES
 from stabilitylab.errors import ConfigError, RecordError
 from stabilitylab.models.layers import Layer, group_layers
 from stabilitylab.signals import SIGNALS
@@ -27,13 +28,23 @@ def check_signals(signals: Sequence[str], optimizer: Optimizer | None) -> None:
     needing = [signal.name for signal in chosen if signal.needs_optimizer]
     if needing and optimizer is None:
         raise RecordError(f"{needing[0]} reads the optimizer's state: record(model, optimizer, ...)")
-    if optimizer is not None and "adam_rms" in needing and not any("betas" in g for g in optimizer.param_groups):
+    keeps = optimizer is None or any("betas" in g or "eps" in g for g in optimizer.param_groups)
+    if "adam_rms" in needing and not keeps:
         raise RecordError(f"adam_rms needs the second moment that Adam keeps; {type(optimizer).__name__} keeps none")
 
 
 def check_options(
-    *, every: int, flush_every: int, flush_seconds: float, resume: bool | int, run: str | None, config: Any
+    *,
+    every: int,
+    flush_every: int,
+    flush_seconds: float,
+    resume: bool | int,
+    run: str | None,
+    config: Any,
+    measure: str,
 ) -> None:
+    if measure not in MEASURES:
+        raise RecordError(f"measure={measure!r} is not one of {', '.join(MEASURES)}")
     if every < 1 or flush_every < 1 or flush_seconds < 0:
         raise RecordError("every= and flush_every= are 1 or more, flush_seconds= is 0 or more")
     if resume < 0:

@@ -2,40 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from stabilitylab.recording.measurement import Measured, Step, measures, real
+from stabilitylab.recording.measurement import Measured, Measurement, Step, measures, real
 from stabilitylab.recording.selection import local
 
 _CHUNK = 1 << 24
 """Entries of gradients that are copied at a time."""
 
 
+_OTHERWISE = {
+    "adamax": "an infinity norm in place of the second moment",
+    "adan": "the second moment of another quantity than the gradient",
+    "mars": "the second moment of another quantity than the gradient",
+    "adopt": "a second moment without the gradient of this step",
+    "soap": "the second moment in a rotated basis",
+    "kron": "no second moment",
+    "adafactor": "the second moment factored by rows and columns",
+}
+"""Optimizers that have betas, or a state of this name, and mean something else by it."""
+
+
 @measures("adam_rms")
-def adam_rms(step: Step) -> Measured:
+class AdamRMS(Measurement):
     """RMS_t = sqrt(mean(g^2 / max(v_t, eps^2))), v_t with this gradient already in it (arXiv 2304.13013). Over the
-    parameters of which the optimizer keeps the second moment; not measured in a layer without any."""
-    optimizer = step.optimizer
-    assert optimizer is not None
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    parameters of which the optimizer keeps the second moment; not measured in a layer without any. ``why``: what this
+    optimizer keeps instead."""
 
-    def known(p: nn.Parameter) -> bool:
-        state = optimizer.state.get(p)
-        return p.grad is not None and "betas" in groups.get(p, ()) and (not state or "exp_avg_sq" in state)
+    def measure(self, step: Step) -> Measured | None:
+        assert step.optimizer is not None
+        optimizer = _innermost(step.optimizer)
+        name = type(optimizer).__name__
+        kept = next((what for part, what in _OTHERWISE.items() if part in name.lower()), "no second moment of Adam's")
+        self.why = f"{name} keeps {kept}"
+        if any(part in name.lower() for part in _OTHERWISE):
+            return None
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
 
-    among = step.index.select(map(known, step.index.parameters))
-    if not among.parameters:
-        return step.nothing
-    sums: dict[nn.Parameter, Tensor] = {}
-    for part in _alike(among.parameters, lambda p: (local(p).device, id(groups[p]))):
-        group, states = groups[part[0]], [optimizer.state.get(p) or {} for p in part]
-        sums |= dict(zip(part, _adam_sums([_whole(p.grad) for p in part], states, group, step.scale), strict=True))
-    total = among.total(torch.stack([sums[p].to(among.device) for p in among.parameters]))
-    return Measured((total / among.layer_sizes).sqrt(), among.seen)
+        def known(p: nn.Parameter) -> bool:
+            group, state = groups.get(p, {}), optimizer.state.get(p)
+            if p.grad is None or "betas" not in group or "eps" not in group:
+                return False
+            return not state or ("exp_avg_sq" in state and _made(state, group) is not None)
+
+        among = step.index.select(map(known, step.index.parameters))
+        if not among.parameters:
+            return None
+        sums: dict[nn.Parameter, Tensor] = {}
+        for part in _alike(among.parameters, lambda p: (local(p).device, id(groups[p]))):
+            group, states = groups[part[0]], [optimizer.state.get(p) or {} for p in part]
+            sums |= dict(zip(part, _adam_sums([_whole(p.grad) for p in part], states, group, step.scale), strict=True))
+        total = among.total(torch.stack([sums[p].to(among.device) for p in among.parameters]))
+        return Measured((total / among.layer_sizes).sqrt(), among.seen)
+
+
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that keeps the state, inside wrappers such as Lookahead or accelerate's."""
+    for _ in range(4):
+        inner = next(
+            (o for n in ("optimizer", "base_optimizer", "_base_optimizer") if (o := getattr(optimizer, n, None))), None
+        )
+        if not isinstance(inner, Optimizer):
+            break
+        optimizer = inner
+    return optimizer
+
+
+def _made(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """How many updates have been made: counted in the state, or in the group (as ``step``, or schedule-free's ``k``).
+    None where nothing counts."""
+    return next((where[key] for where, key in ((state, "step"), (group, "step"), (group, "k")) if key in where), None)
 
 
 def _adam_sums(
@@ -54,7 +95,7 @@ def _adam_sums(
     for i, state in past:
         if "max_exp_avg_sq" in state:
             v[i] = torch.maximum(v[i], _whole(state["max_exp_avg_sq"]))
-    steps = [_known(state.get("step", 0)) for state in states]
+    steps = [_known(_made(state, group) if state else 0) for state in states]
     counted = [t for t in steps if isinstance(t, Tensor)]
     if counted:
         zero = torch.zeros_like(counted[0])

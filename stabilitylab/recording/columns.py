@@ -20,7 +20,8 @@ class LayerStats:
     values: np.ndarray
     measured: np.ndarray
 
-    def _of_gradient(self) -> list[int]:
+    def of_gradient(self) -> list[int]:
+        """The places of the gradient's signals among all."""
         return [i for i, signal in enumerate(self.signals) if signal.source == "gradient"]
 
     def measured_names(self) -> list[str]:
@@ -29,12 +30,12 @@ class LayerStats:
 
     def with_gradient(self) -> np.ndarray:
         """(layers,) whether any signal of the gradient was measured."""
-        return np.asarray(self.measured[:, self._of_gradient()].any(axis=(0, 1)))
+        return np.asarray(self.measured[:, self.of_gradient()].any(axis=(0, 1)))
 
     def not_finite(self) -> set[int]:
         """The iterations at which a gradient was not finite."""
         bad = np.zeros(len(self.iterations), bool)
-        for i in self._of_gradient():
+        for i in self.of_gradient():
             odd = self.values[:, i] > 0 if self.signals[i].flags_nonfinite else ~np.isfinite(self.values[:, i])
             bad |= (odd & self.measured[:, i]).any(axis=1)
         return set(self.iterations[bad].tolist())
@@ -42,20 +43,29 @@ class LayerStats:
     def drop_gradients(self, iterations: set[int]) -> None:
         """Skipped updates are stored as NULL so that they do not count as spikes; the share of NaN is kept."""
         rows = np.isin(self.iterations, list(iterations))
-        for i in self._of_gradient():
+        for i in self.of_gradient():
             if not self.signals[i].flags_nonfinite:
                 self.measured[rows, i] = False
 
-    def global_norms(self) -> dict[int, float]:
-        """iteration -> gradient norm over all layers, where any layer has one."""
+    def layer_norms(self) -> np.ndarray | None:
+        """(iterations, layers) gradient norms, 0 where there is none, of the iterations that have any; None where
+        they are not recorded."""
         for i, signal in enumerate(self.signals):
             if signal.name == "grad_norm":
                 norms = np.where(self.measured[:, i], self.values[:, i].astype(np.float64), 0.0)
-                there = self.measured[:, i].any(axis=1)
-                with np.errstate(invalid="ignore", over="ignore"):
-                    totals = np.sqrt((norms**2).sum(axis=1))
-                return dict(zip(self.iterations[there].tolist(), totals[there].tolist(), strict=True))
-        return {}
+                return np.asarray(norms[self.measured[:, i].any(axis=1)])
+        return None
+
+    def global_norms(self) -> dict[int, float]:
+        """iteration -> gradient norm over all layers, where any layer has one."""
+        norms = self.layer_norms()
+        if norms is None:
+            return {}
+        index = [signal.name for signal in self.signals].index("grad_norm")
+        there = self.measured[:, index].any(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            totals = np.sqrt((norms**2).sum(axis=1))
+        return dict(zip(self.iterations[there].tolist(), totals.tolist(), strict=True))
 
     def columns(self, live: np.ndarray) -> dict[str, object]:
         """Columns of ``layer_stats``, one row per iteration and ``live`` (layers,) layer; masked where not measured."""

@@ -71,7 +71,10 @@ class Step:
 
 
 class Measurement:
-    """One signal of one recording, with its state. Override what the signal needs."""
+    """One signal of one recording, with its state. Override what the signal needs. ``why``: where it was never
+    measured, the reason."""
+
+    why = "nothing in the model or the optimizer gives it"
 
     def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
         """Before training: register forward hooks. ValueError where the model has nothing to measure."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,27 +17,13 @@ import stabilitylab.recording.direction
 import stabilitylab.recording.signals  # these four register what they measure  # noqa: F401
 from stabilitylab.models.layers import Layer
 from stabilitylab.recording.buffer import Buffer, Scalar
+from stabilitylab.recording.checks import FIRST_LOOK, NormChecks
 from stabilitylab.recording.columns import LayerStats, in_columns
 from stabilitylab.recording.measurement import Measured, Measurement, Step, new_measurement
 from stabilitylab.recording.selection import LayerIndex, Selection
+from stabilitylab.recording.sink import Sink
 from stabilitylab.recording.transfer import Transfer
 from stabilitylab.signals import DEFAULT, SIGNALS
-
-
-class Sink(Protocol):
-    """Where flushed rows go; `stabilitylab.store.writer.RunWriter` is one."""
-
-    def append(self, table: str, columns: Mapping[str, object]) -> None: ...
-    def event(self, iteration: int, kind: str, detail: str) -> None: ...
-    def publish(self, wait: bool = False) -> None: ...
-
-
-class NullSink:
-    """Keeps nothing: for the processes of a training that do not record."""
-
-    def append(self, table: str, columns: Mapping[str, object]) -> None: ...
-    def event(self, iteration: int, kind: str, detail: str) -> None: ...
-    def publish(self, wait: bool = False) -> None: ...
 
 
 class Recorder:
@@ -77,10 +62,18 @@ class Recorder:
         self._buffer = Buffer()
         self._copying: tuple[Buffer, Transfer] | None = None
         self._last_flush = time.monotonic()
-        self._amp_skips = amp_skips
-        self._declared = [SIGNALS.choose(name) for name in self.signals]
+        self._flush_at = min(flush_every, FIRST_LOOK)
+        self.amp_skips = amp_skips
+        self.hold = False
+        """Whether flushes wait: rows in memory may still be replaced."""
+        self.found_clipped = False
+        """Whether the norms recorded last are those after clipping."""
+        self.num_measured = 0
+        """Iterations with a measured gradient."""
+        self._checks = NormChecks()
+        self.declared = [SIGNALS.choose(name) for name in self.signals]
         self._measurements = [new_measurement(name) for name in self.signals]
-        self._reads_weights = any(signal.source == "weights" for signal in self._declared)
+        self._reads_weights = any(signal.source == "weights" for signal in self.declared)
         self._late = any(type(m).after_update is not Measurement.after_update for m in self._measurements)
         self._unsettled = False  # whether the last row waits for what is known only after the update
         self._silent = set(self.signals)  # never measured so far
@@ -88,7 +81,7 @@ class Recorder:
             self._attach(model, [layer.name for layer in layers])
 
     def _attach(self, model: nn.Module | None, layers: list[str]) -> None:
-        for signal, measurement in zip(self._declared, self._measurements, strict=True):
+        for signal, measurement in zip(self.declared, self._measurements, strict=True):
             try:
                 if model is not None:
                     measurement.attach(model, layers)
@@ -101,6 +94,11 @@ class Recorder:
     def _detach(self) -> None:
         for measurement in self._measurements:
             measurement.detach()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The recorded parameters."""
+        return self._index.parameters
 
     def has_gradient(self) -> bool:
         """Whether any recorded parameter has a gradient now."""
@@ -130,12 +128,20 @@ class Recorder:
         self._buffer.rows.append({"iteration": iteration, **scalars})
 
     @torch.no_grad()
-    def measure(self, *, grad_scale: float | Tensor | None = None, optimizer: Optimizer | None = None) -> Measured:
+    def measure(
+        self,
+        *,
+        grad_scale: float | Tensor | None = None,
+        optimizer: Optimizer | None = None,
+        arrived: Mapping[Tensor, Tensor] | None = None,
+    ) -> Measured:
         """(signals, layers) on the device. ``grad_scale``: the factor by which the gradients are still scaled.
-        ``optimizer``: measure its parameters alone; the others' gradients are not of this step."""
+        ``optimizer``: measure its parameters alone; the others' gradients are not of this step. ``arrived``: the norm
+        and the largest entry, (2,), of each gradient, where gradients are gone; other signals of it are not measured.
+        """
         self.settle()
         parameters = self._index.parameters
-        reached = [p.grad is not None for p in parameters]
+        reached = [p.grad is not None if arrived is None else p in arrived for p in parameters]
         if optimizer is not None:
             mine = set(self._held(optimizer).parameters)
             reached = [yes and p in mine for yes, p in zip(reached, parameters, strict=True)]
@@ -143,14 +149,28 @@ class Recorder:
         # Where no weights are read, a thousand parameters need not be asked twice.
         held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
         step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale)
+        if arrived and chosen.parameters:
+            norms = torch.stack([arrived[p].to(chosen.device) for p in chosen.parameters], 1).float()
+            step.grad_norms = norms if grad_scale is None else norms / grad_scale
         rows: list[Measured] = []
-        for signal, measurement in zip(self._declared, self._measurements, strict=True):
+        for signal, measurement in zip(self.declared, self._measurements, strict=True):
             selection = held if signal.source == "weights" else chosen
-            value = measurement.measure(step) if signal.source == "forward" or selection.parameters else None
+            known = arrived is None or signal.source != "gradient" or signal.name in ("grad_norm", "grad_max")
+            reads = known and (signal.source == "forward" or bool(selection.parameters))
+            value = measurement.measure(step) if reads else None
             rows.append(_placed(value, selection) or step.nothing)
         values, measured = zip(*rows, strict=True)
         device = held.device
         return Measured(torch.stack([v.to(device) for v in values]), torch.stack([m.to(device) for m in measured]))
+
+    def replace(self, iteration: int, stats: Measured) -> None:
+        """Other statistics for an iteration that is still in memory."""
+        self._buffer.stats = [(t, stats if t == iteration else old) for t, old in self._buffer.stats]
+
+    def layers_of(self, optimizer: Optimizer) -> list[bool]:
+        """Which layers have a parameter that ``optimizer`` updates."""
+        seen = self._held(optimizer).seen
+        return [bool(yes) for yes in seen.tolist()]
 
     def _held(self, optimizer: Optimizer | None) -> Selection:
         """The parameters whose weights may change in this step."""
@@ -174,7 +194,9 @@ class Recorder:
         if self._copying is not None and self._copying[1].ready():
             self._hand_over()
             self.sink.publish()
-        due = len(self._buffer.rows) >= self.flush_every or time.monotonic() - self._last_flush >= self.flush_seconds
+        if self.hold:
+            return False
+        due = len(self._buffer.rows) >= self._flush_at or time.monotonic() - self._last_flush >= self.flush_seconds
         if due and self._buffer.rows:
             self.flush()
         return due
@@ -216,7 +238,7 @@ class Recorder:
         tensors = [tensor for _, stats in buffer.stats for tensor in stats] + [flag for _, flag in buffer.skips]
         tensors += [v for row in (*buffer.rows, *buffer.scalars) for v in row.values() if isinstance(v, Tensor)]
         self._copying = buffer, Transfer(tensors)
-        self._last_flush = time.monotonic()
+        self._last_flush, self._flush_at = time.monotonic(), self.flush_every
         if wait or self._copying[1].ready():
             self._hand_over()
         self.sink.publish(wait)
@@ -235,8 +257,8 @@ class Recorder:
         if arrays:
             values, measured = (np.stack(part) for part in zip(*arrays, strict=True))
             iterations = np.array([t for t, _ in buffer.stats], np.int32)
-            stats = LayerStats(self._declared, iterations, values, measured)
-            if self._amp_skips:
+            stats = LayerStats(self.declared, iterations, values, measured)
+            if self.amp_skips:
                 skipped |= stats.not_finite()
         for t in sorted(skipped):
             self.event(t, "amp-skip", "the loss scaler skipped this update: a gradient was not finite")
@@ -253,12 +275,20 @@ class Recorder:
     def _append_stats(self, stats: LayerStats, skipped: set[int], rows: Mapping[int, dict[str, Scalar]]) -> None:
         """Rows of layers; the norm over all layers goes to ``rows``, by iteration."""
         self._note_silence(stats)
+        self._check_norms(stats)
         self._live |= stats.with_gradient()
+        self.num_measured += int(stats.measured[:, stats.of_gradient()].any(axis=(1, 2)).sum())
         stats.drop_gradients(skipped)
         for t, norm in stats.global_norms().items():
             if t in rows:
                 rows[t]["grad_norm"] = norm
         self.sink.append("layer_stats", stats.columns(self._live))
+
+    def _check_norms(self, stats: LayerStats) -> None:
+        for kind, text in self._checks.look(stats):
+            self.found_clipped |= kind == "clipped"
+            self.event(int(stats.iterations[-1]), kind, text)
+            warnings.warn(text, stacklevel=2)
 
     def _note_silence(self, stats: LayerStats) -> None:
         """Warn once about a signal that was never measured."""
@@ -266,7 +296,7 @@ class Recorder:
         silent = sorted(self._silent - seen) if len(stats.iterations) > 1 else []
         self._silent -= {*seen, *silent}
         for name in silent:
-            text = f"{name} was never measured: nothing in the model or the optimizer gives it"
+            text = f"{name} was never measured: {self._measurements[self.signals.index(name)].why}"
             self.event(int(stats.iterations[0]), "not-measured", text)
             warnings.warn(text, stacklevel=2)
 

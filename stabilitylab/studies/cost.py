@@ -46,7 +46,8 @@ def _iterations(config: Config) -> float:
 
 def _probe(config: Config) -> tuple[float, float]:
     """Seconds of one iteration (the median) and of one kNN evaluation."""
-    from stabilitylab.recording.recorder import NullSink, Recorder
+    from stabilitylab.recording.recorder import Recorder
+    from stabilitylab.recording.sink import NullSink
     from stabilitylab.train.trainer import Trainer
 
     short = config.model_copy(

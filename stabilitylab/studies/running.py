@@ -232,7 +232,8 @@ def record_into(
 
 def _follow(trainer: Trainer) -> FinishedRun:
     """Train as one of several processes that do not record."""
-    from stabilitylab.recording.recorder import NullSink, Recorder
+    from stabilitylab.recording.recorder import Recorder
+    from stabilitylab.recording.sink import NullSink
 
     recorder = Recorder([], NullSink(), log_grads=False)
     return FinishedRun(Path(), trainer.train(recorder, Path()))

@@ -98,8 +98,8 @@ def clipping(model: nn.Module, optimizer: torch.optim.Optimizer, i: int, rec: An
 
 def clipped_before(model: nn.Module, optimizer: torch.optim.Optimizer, i: int, rec: Any) -> dict[str, float]:
     model(batch(i)).square().mean().backward()
+    truth = plain(groups_of(model))  # what is recorded is the gradient, not what clipping leaves of it
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    truth = plain(groups_of(model))
     rec.step()
     optimizer.step()
     optimizer.zero_grad()

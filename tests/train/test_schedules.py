@@ -5,7 +5,8 @@ import math
 import pytest
 
 from stabilitylab.config import resolve
-from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.sink import NullSink
 from stabilitylab.train.schedules import ema_momentum, learning_rate, weight_decay
 from stabilitylab.train.trainer import Trainer
 

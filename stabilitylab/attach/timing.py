@@ -1,0 +1,161 @@
+"""When gradients are measured: where the loop calls ``rec.step``, or at the end of the backward pass before it."""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stabilitylab.recording.backward import BackwardEnd
+from stabilitylab.recording.measurement import Measured
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.statistics import global_norm, joined, of_layers, scaled
+
+MEASURES = ("auto", "step", "backward")
+_TRIAL = 20
+"""Steps for which both are measured and compared, before ``auto`` settles for the call."""
+_EVIDENCE = 3
+"""Steps in which the gradient changed between the two, before it is judged how."""
+
+
+class Timing:
+    """``measure``: ``step``, ``backward``, or ``auto``, which measures at the call unless the gradients are gone,
+    zero, clipped or already applied by then."""
+
+    def __init__(self, measure: str, recorder: Recorder, optimizer: Optimizer | None, *, possible: bool = True) -> None:
+        self.mode = measure if possible else "step"
+        self._auto = self.mode == "auto"
+        self._recorder = recorder
+        self._backward: BackwardEnd | None = None
+        self._optimizer = optimizer
+        self._scaler: Any = None
+        self._trial = 0
+        self._changed: list[tuple[int, Measured, float, float]] = []  # iteration, before, norm before and at the call
+        self._complete: Callable[[], bool] = lambda: True
+        self._updated = False  # whether the optimizer has stepped since the last backward pass
+        self._hooks: list[Any] = []
+        if self.mode != "step" and recorder.log_grads:
+            self._backward = BackwardEnd(recorder, scale=self._scale)
+            if optimizer is not None and self.mode == "auto":
+                self._hooks = [optimizer.register_step_pre_hook(self._stepping)]
+
+    def only_when(self, complete: Callable[[], bool]) -> None:
+        """Measure a backward pass only where ``complete`` holds while it runs."""
+        self._complete = complete
+        if self._backward is not None:
+            self._backward.enabled = complete
+
+    @property
+    def pending(self) -> bool:
+        """Whether a backward pass was measured that no step has recorded."""
+        return self._backward is not None and self._backward.pending
+
+    def take(self, iteration: int, grad_scale: float | Tensor | None, optimizer: Optimizer | None) -> Measured | None:
+        """The gradient's statistics for this step; None where they are to be measured at the call as usual."""
+        before = self._backward.take() if self._backward is not None else None
+        updated, self._updated = self._updated, False
+        if before is None:
+            return self._late_clipping(iteration)
+        if self.mode == "auto":
+            before = self._decide(iteration, before, updated, grad_scale)
+        if before is None or optimizer is None:
+            return before
+        return of_layers(before, self._recorder.declared, self._recorder.layers_of(optimizer))
+
+    def reset(self) -> None:
+        """A forward pass has begun: a backward pass that failed before it never ended."""
+        if self._backward is not None:
+            self._backward.reset()
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._scaler, self._optimizer = [], None, None
+        if self._backward is not None:
+            self._backward.remove()
+
+    def _decide(
+        self, iteration: int, before: Measured, updated: bool, grad_scale: float | Tensor | None
+    ) -> Measured | None:
+        """``auto``: what to record of a step measured twice."""
+        recorder = self._recorder
+        if updated or not recorder.has_gradient():
+            why = "the optimizer had stepped before rec.step()" if updated else "gradients are gone before rec.step()"
+            scale = self._find_scale() if updated else None
+            self._settle("backward", iteration, why)
+            return before if scale is None else scaled(before, recorder.declared, 1 / scale)
+        now = recorder.measure(grad_scale=grad_scale)
+        was, norm = global_norm(before, recorder.declared), global_norm(now, recorder.declared)
+        if norm == 0 and was > 0:
+            self._settle("backward", iteration, "gradients are zero at rec.step(): zero_grad() comes before it")
+            return before
+        self._trial += 1
+        if math.isfinite(was) and math.isfinite(norm) and abs(norm - was) > 1e-4 * was:
+            self._changed.append((iteration, before, was, norm))
+            recorder.hold = len(self._changed) < _EVIDENCE
+        if len(self._changed) >= _EVIDENCE:
+            norms = [norm for *_, norm in self._changed]
+            ratios = [norm / was for *_, was, norm in self._changed]
+            if max(norms) - min(norms) < 1e-3 * max(norms) and max(ratios) - min(ratios) > 1e-3 * max(ratios):
+                for at, stats, *_ in self._changed[:-1]:
+                    recorder.replace(at, stats)
+                text = f"gradients are clipped to a norm of {norm:.4g} before rec.step()"
+                self._settle("backward", self._changed[0][0], text)
+                return before
+            self._settle("step", iteration)
+        elif self._trial >= _TRIAL:
+            self._settle("step", iteration)
+        return joined(before, now, recorder.declared)
+
+    def _settle(self, mode: str, iteration: int, why: str = "") -> None:
+        self.mode, self._changed, self._recorder.hold = mode, [], False
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if mode == "step" and self._backward is not None:
+            self._backward.remove()
+            self._backward = None
+        if why:
+            self._recorder.event(iteration, "measured-in-backward", f"{why}: measured at the end of the backward pass")
+
+    def _late_clipping(self, iteration: int) -> None:
+        """Norms that the recorder finds clipped long after the trial: measured at the end of backward from here on."""
+        if self._auto and self.mode == "step" and self._recorder.found_clipped:
+            self._auto = False
+            self._backward = BackwardEnd(self._recorder, enabled=self._complete, scale=self._scale)
+            self._settle("backward", iteration, "gradients are clipped before rec.step()")
+
+    def _stepping(self, *_: Any) -> None:
+        self._updated = True
+
+    def _scale(self) -> Tensor | None:
+        self._updated = False
+        scale = getattr(self._scaler, "_scale", None)
+        return None if scale is None else scale.clone()
+
+    def _find_scale(self) -> Tensor | None:
+        """A loss scaler that the loop hides from us (timm's NativeScaler): the only one alive, if there is one."""
+        alive = [
+            scaler
+            for scaler in gc.get_objects()
+            if issubclass(type(scaler), torch.amp.GradScaler) and scaler.is_enabled() and scaler._scale is not None
+        ]
+        stepping = [scaler for scaler in alive if id(self._optimizer) in scaler._per_optimizer_states]
+        alive = stepping or alive
+        if len(alive) > 1:
+            text = (
+                "several loss scalers are alive: gradient norms are scaled. Call rec.step(grad_scale=...) before step"
+            )
+            self._recorder.event(0, "scaled", text)
+            warnings.warn(text, stacklevel=6)
+        if len(alive) != 1:
+            return None
+        self._scaler = alive[0]
+        self._recorder.amp_skips = True
+        return self._scale()

@@ -1,0 +1,116 @@
+"""Gradients measured at the end of the backward pass: before anyone can clip, zero, use up or free them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabilitylab.recording.measurement import Measured
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.statistics import joined
+
+
+class BackwardEnd:
+    """Measures each backward pass; `take` gives what the last one measured.
+
+    ``enabled``: whether the pass that is running completes the gradients (the last of those accumulated).
+    ``scale``: the factor by which gradients are still scaled then. Gradients that a hook uses up while the backward
+    pass runs (an optimizer in the backward pass, LOMO) are measured one by one as they arrive.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        enabled: Callable[[], bool] = lambda: True,
+        scale: Callable[[], float | Tensor | None] = lambda: None,
+    ) -> None:
+        self._recorder, self.enabled, self._scale = recorder, enabled, scale
+        self._measured: Measured | None = None
+        self._queued = False
+        self._freed: bool | None = None  # whether gradients are gone when the pass ends; None: not known yet
+        self._arrived: dict[Tensor, Tensor] = {}  # (2,): norm and largest entry of each gradient that arrived
+        parameters = [p for p in recorder.parameters if p.requires_grad]
+        self._hooks: list[Any] = [p.register_post_accumulate_grad_hook(self._accumulated) for p in parameters]
+        self._early: list[Any] = [p.register_hook(_Arrival(self, p)) for p in parameters]
+
+    @property
+    def freed(self) -> bool:
+        """Whether gradients are gone when the backward pass ends."""
+        return bool(self._freed)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a backward pass was measured that nobody has taken."""
+        return self._measured is not None
+
+    def take(self) -> Measured | None:
+        """What the last backward pass measured, once; None where there was none since."""
+        measured, self._measured = self._measured, None
+        return measured
+
+    def reset(self) -> None:
+        """Forget a backward pass that failed: it never ended."""
+        self._queued = False
+        self._arrived.clear()
+
+    def remove(self) -> None:
+        for hook in (*self._hooks, *self._early):
+            hook.remove()
+        self._hooks, self._early = [], []
+
+    @torch.no_grad()
+    def arrive(self, parameter: Tensor, grad: Tensor) -> None:
+        self._queue()
+        if grad.is_sparse:
+            grad = grad.coalesce().values()
+        grad = grad.detach().abs()
+        self._arrived[parameter] = torch.stack([grad.double().norm(), grad.amax()]) if grad.numel() else grad.sum()
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        self._queue()
+
+    def _queue(self) -> None:
+        if not self._queued and self.enabled():
+            self._queued = True
+            # DDP queues its averaging for the end of the pass as well, behind this: measure behind that.
+            _at_the_end(lambda: _at_the_end(self._end))
+
+    def _end(self) -> None:
+        self._queued = False
+        arrived, self._arrived = self._arrived, {}
+        gone = [p for p in arrived if p.grad is None]
+        if self._freed is None and arrived:
+            self._freed = bool(gone)
+            if not self._freed:
+                for hook in self._early:
+                    hook.remove()
+                self._early = []
+        try:
+            norms = arrived if gone else None
+            measured = self._recorder.measure(grad_scale=self._scale(), arrived=norms)
+            before = self._measured
+            self._measured = measured if before is None else joined(before, measured, self._recorder.declared)
+        except Exception as error:  # an error here would end the training with a message about the autograd engine
+            self._recorder.event(0, "not-measured", f"at the end of the backward pass: {error}")
+
+
+class _Arrival:
+    """A hook that knows its parameter, and that a copy of the parameter does not take along."""
+
+    def __init__(self, owner: BackwardEnd, parameter: Tensor) -> None:
+        self._owner, self._parameter = owner, parameter
+
+    def __call__(self, grad: Tensor) -> None:
+        self._owner.arrive(self._parameter, grad)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> _Arrival:
+        return self
+
+
+def _at_the_end(call: Callable[[], None]) -> None:
+    """Call it when the backward pass that is running has ended."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)

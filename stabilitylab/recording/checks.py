@@ -1,0 +1,61 @@
+"""Recorded norms that cannot be those of the gradient: clipped, or zero."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabilitylab.recording.columns import LayerStats
+
+FIRST_LOOK = 16
+"""Iterations after which the norms are looked at first."""
+_ALIKE = 5
+_CLOSE = 1e-4
+"""So many total norms that differ by no more than this from the largest are no chance."""
+_KEPT = 60
+
+
+class NormChecks:
+    """Looks at the norms of each flush, together with those just before it. Each finding is told once."""
+
+    def __init__(self) -> None:
+        self._norms: np.ndarray | None = None  # (iterations, layers), 0 where not measured
+        self._told: set[str] = set()
+
+    def look(self, stats: LayerStats) -> list[tuple[str, str]]:
+        """(kind of event, text) of what is new."""
+        norms = stats.layer_norms()
+        if norms is None or not len(norms):
+            return []
+        before = norms[:0] if self._norms is None else self._norms
+        self._norms = np.concatenate([before, norms])[-_KEPT:]
+        with np.errstate(all="ignore"):
+            totals = np.sqrt((self._norms.astype(np.float64) ** 2).sum(axis=1))
+        found = {"zero-gradient": self._zero(totals), "clipped": self._clipped(totals)}
+        new = [(kind, text) for kind, text in found.items() if text and kind not in self._told]
+        self._told |= {kind for kind, _ in new}
+        return new
+
+    def _zero(self, totals: np.ndarray) -> str:
+        if len(totals) < _ALIKE or (totals[-_ALIKE:] != 0).any():
+            return ""
+        return (
+            "every gradient is zero at rec.step(): call it after backward() and before optimizer.zero_grad(), "
+            "or pass record(..., measure='backward')"
+        )
+
+    def _clipped(self, totals: np.ndarray) -> str:
+        assert self._norms is not None
+        finite = np.isfinite(totals) & (totals > 0)
+        if finite.sum() < 2 * _ALIKE:
+            return ""
+        top = totals[finite].max()
+        alike = finite & (totals > top * (1 - _CLOSE))
+        if alike.sum() < _ALIKE:
+            return ""
+        shares = self._norms[alike] / totals[alike, None]
+        if (shares.max(axis=0) - shares.min(axis=0)).max() < 100 * _CLOSE:
+            return ""  # one and the same gradient again and again
+        return (
+            f"the total gradient norm is {top:.4g} in {alike.sum()} of {finite.sum()} iterations: it is clipped before "
+            "rec.step(). Call rec.step() before clipping, or pass record(..., measure='backward')"
+        )

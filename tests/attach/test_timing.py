@@ -1,0 +1,202 @@
+"""When gradients are measured: the true norm, whether the loop clips, applies, zeroes or frees them first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stabilitylab
+from stabilitylab import RecordError
+from stabilitylab.store.reader import open_run
+
+STEPS, EVERY = 40, 10
+Loop = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Any], None]
+
+
+def loss_of(model: nn.Module, i: int) -> Tensor:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(i))
+    return model(x).square().mean() * (50 if i % EVERY == EVERY - 1 else 1)
+
+
+def clip(model: nn.Module) -> None:
+    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+
+def clips_before(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    loss.backward()
+    clip(model)
+    rec.step(loss=loss)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def steps_before(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    loss.backward()
+    clip(model)
+    optimizer.step()
+    rec.step(loss=loss)
+    optimizer.zero_grad()
+
+
+def zeroes_before(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    rec.step(loss=loss)
+
+
+def frees_before(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    rec.step(loss=loss)
+
+
+def averages(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    """Ordinary: the gradient of four times the loss is divided by four."""
+    (4 * loss).backward()
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad /= 4
+    rec.step(loss=loss)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def ordinary(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    loss.backward()
+    rec.step(loss=loss)
+    clip(model)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def native_scaler(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    """timm's: backward, unscale, clip and step in one call."""
+    from timm.utils import NativeScaler
+
+    scaler = model.__dict__.setdefault("scaler", NativeScaler(device="cpu"))
+    scaler(loss, optimizer, clip_grad=0.01, parameters=list(model.parameters()))
+    rec.step(loss=loss)
+    optimizer.zero_grad()
+
+
+def in_backward(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    """The optimizer steps each parameter as its gradient arrives, and frees it."""
+    loss.backward()
+    rec.step(loss=loss)
+
+
+def train(loop: Loop, tmp_path: Path, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Recorded and true norms (iterations, layers), and the kinds of events."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    each = {p: torch.optim.SGD([p], 0.01) for p in model.parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    if loop is in_backward:
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: (each[p].step(), setattr(p, "grad", None), None)[-1])
+    true = []
+    with stabilitylab.record(model, optimizer, run="r", runs_dir=tmp_path, **options) as rec:
+        for i in range(steps):
+            loss = loss_of(model, i)
+            grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            true.append([torch.cat([g.flatten().double() for g in grads[k : k + 2]]).norm().item() for k in (0, 2)])
+            loop(model, optimizer, loss, rec)
+    assert rec.path is not None
+    with open_run(rec.path) as reader:
+        assert reader.verify() == []
+        series = reader.layer_series()
+        return np.stack([series[i][1] for i in sorted(series)], 1), np.array(true), [e.kind for e in reader.events()]
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [ordinary, averages, clips_before, steps_before, zeroes_before, frees_before, native_scaler, in_backward],
+    ids=lambda f: f.__name__,
+)
+def test_the_norms_are_those_of_the_gradient_in_every_iteration(loop: Loop, tmp_path: Path) -> None:
+    recorded, true, events = train(loop, tmp_path)
+    np.testing.assert_allclose(recorded, true, rtol=1e-4)
+    quiet = loop in (ordinary, averages)
+    assert ("measured-in-backward" in events) is not quiet
+
+
+def test_clipping_that_is_asked_to_stay_is_told_within_20_iterations(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"total gradient norm is 0\.01 in \d+ of 16 iterations: it is clipped"):
+        recorded, _, events = train(clips_before, tmp_path, steps=20, measure="step")
+    np.testing.assert_allclose(np.linalg.norm(recorded, axis=1), 0.01, rtol=1e-3)
+    assert "clipped" in events
+
+
+def test_zeroes_that_are_asked_to_stay_are_told_within_20_iterations(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="every gradient is zero at rec.step"):
+        _, _, events = train(zeroes_before, tmp_path, steps=20, measure="step")
+    assert "zero-gradient" in events
+
+
+def test_clipping_that_begins_after_the_trial_is_measured_in_backward_from_then_on(tmp_path: Path) -> None:
+    def later(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+        (clips_before if rec.iteration >= 30 else ordinary)(model, optimizer, loss, rec)
+
+    with pytest.warns(UserWarning, match="it is clipped before"):
+        recorded, true, events = train(later, tmp_path, steps=120, flush_every=20)
+    np.testing.assert_allclose(recorded[:30], true[:30], rtol=1e-4)
+    np.testing.assert_allclose(recorded[-20:], true[-20:], rtol=1e-4)
+    assert events.count("clipped") == events.count("measured-in-backward") == 1
+
+
+def test_one_gradient_again_and_again_is_not_called_clipped(tmp_path: Path) -> None:
+    def same(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+        loss_of(model, 0).backward()
+        rec.step()
+        model.zero_grad()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(same, tmp_path)
+
+
+def test_norms_that_an_engine_computes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    with stabilitylab.record(model, run="r", runs_dir=tmp_path) as rec:
+        for i in range(5):
+            rec.step(loss=1.0, norms={"0": 1.0 + i, "1": torch.tensor(2.0)})
+        with pytest.raises(RecordError, match="norms= names 'blocks', which is not a layer; there are 0, 1"):
+            rec.step(norms={"blocks": 1.0})
+        with pytest.raises(RecordError, match="norms= holds -1; a gradient norm is 0 or more"):
+            rec.step(norms={"0": -1.0})
+    assert rec.path is not None
+    with open_run(rec.path) as reader:
+        series = reader.layer_series()
+        np.testing.assert_allclose(series[0][1], [1, 2, 3, 4, 5])
+        np.testing.assert_allclose(series[1][1], 2)
+        np.testing.assert_allclose(reader.table("iterations")["grad_norm"], np.hypot(np.arange(1, 6), 2), rtol=1e-6)
+
+
+def test_a_run_that_recorded_nothing_says_so(tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="0 iterations recorded in r: no optimizer step with a gradient was seen"),
+        stabilitylab.record(nn.Linear(2, 2), run="r", runs_dir=tmp_path) as rec,
+    ):
+        pass
+    assert rec.path is not None
+    with open_run(rec.path) as reader:
+        assert reader.status == "finished"
+        assert [event.kind for event in reader.events()] == ["nothing-recorded"]
+
+
+def test_no_hook_stays(tmp_path: Path) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with stabilitylab.record(model, optimizer, run="r", runs_dir=tmp_path) as rec:
+        ordinary(model, optimizer, loss_of(model, 0), rec)
+    assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+    assert not optimizer._optimizer_step_pre_hooks
