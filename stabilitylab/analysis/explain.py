@@ -11,8 +11,8 @@ from typing import Any
 from stabilitylab.analysis.dips import LINK_WINDOW
 from stabilitylab.analysis.metrics import depth_text, dip_word, metric_label
 from stabilitylab.analysis.results import Dip, Episode, JudgedMetric, RunAnalysis, plain
+from stabilitylab.layernames import input_kind
 
-PATCH = "patch_embed"
 FREEZE, CLIP = "frozen-patch", "clip-global:1.0"
 BEFORE = 100
 """A branch that is to avoid an episode starts this many iterations before it."""
@@ -31,8 +31,11 @@ class Account:
         return found
 
 
-def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None) -> tuple[Account, ...]:
-    """An account of every episode, in order. ``config``: what the run was trained with, for the advice."""
+def explain_episodes(
+    found: RunAnalysis, config: Mapping[str, Any] | None = None, *, ours: bool = True, checkpoints: bool = True
+) -> tuple[Account, ...]:
+    """An account of every episode, in order. ``config``: what the run was trained with, for the advice.
+    ``ours``: whether `stablab train` trained it. ``checkpoints``: whether there are any to branch from."""
     episodes = found.episodes or ()
     leaders = Counter(episode.leader for episode in episodes)
     seen: Counter[str] = Counter()
@@ -52,7 +55,11 @@ def explain_episodes(found: RunAnalysis, config: Mapping[str, Any] | None = None
             parts.append(
                 f"It is number {seen[episode.leader]} of {leaders[episode.leader]} that {episode.leader} leads."
             )
-        accounts.append(Account(episode.start, " ".join(filter(None, parts)), _advice(episode, found, config or {})))
+        accounts.append(
+            Account(
+                episode.start, " ".join(filter(None, parts)), _advice(episode, found, config or {}, ours, checkpoints)
+            )
+        )
     return tuple(accounts)
 
 
@@ -119,30 +126,35 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any]) -> str:
+def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any], ours: bool, checkpoints: bool) -> str:
+    lower = "lower --base-lr" if ours else "lower the learning rate"
     named = config.get("mitigation")
     done = (named,) if isinstance(named, str) else tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()
     warmup = _section(config, "optim").get("warmup_iterations")
 
     def branch(mitigation: str) -> str:
         at = max(episode.start - BEFORE, 0)
-        return f"see both futures: stablab branch {found.run} --at {at} --mitigation {mitigation}"
+        if not ours or not checkpoints:
+            return ""
+        return f"; see both futures: stablab branch {found.run} --at {at} --mitigation {mitigation}"
 
     if not math.isfinite(episode.ratio):
         amp = _section(config, "train").get("amp")
         half = "turn --amp fp16 off first; then " if amp == "fp16" else ""
-        return f"{half}lower --base-lr or clip the whole gradient; {branch(CLIP)}"
+        return f"{half}{lower} or clip the whole gradient{branch(CLIP)}"
     if isinstance(warmup, int) and 0 < episode.start < warmup:
         return (
             f"it lies in the warm-up of {warmup} iterations: a longer one, --set optim.warmup_iterations={2 * warmup}"
         )
-    if episode.leader == PATCH and FREEZE not in done:
-        return f"freeze the patch projection, the paper's cure for this order; {branch(FREEZE)}"
+    kind = input_kind(episode.leader)
+    if kind == "patch projection" and FREEZE not in done:
+        return f"freeze the patch projection, the paper's cure for this order{branch(FREEZE)}"
     if len(episode.order) == 1:
         return "one layer alone: look whether it comes back before changing anything"
     if FREEZE in done:
-        return f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: lower --base-lr"
-    return (
-        f"{episode.leader} leads, so freezing the patch projection may not help: lower --base-lr, or clip; "
-        f"{branch(CLIP)}"
-    )
+        return f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: {lower}"
+    if kind:
+        return f"{episode.leader}, the {kind}, leads: {lower}, or clip its gradient{branch(CLIP)}"
+    has_patches = any(input_kind(name) == "patch projection" for name, _ in found.layers)
+    instead = ", so freezing the patch projection may not help" if has_patches else ""
+    return f"{episode.leader} leads{instead}: {lower}, or clip{branch(CLIP)}"

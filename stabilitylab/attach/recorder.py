@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -76,8 +77,8 @@ class LoopRecorder(RecordsFeatures):
         watch = opened.needs_order and self._writer is not None
         self._ordering = Ordering(model, start.layers, watch=watch, first=ends[0], last=ends[1])
         self._timing = Timing(measure, self._recorder, optimizer, possible=not self._sharded)
-        self._every = self._recorder.every
-        self._timing.only_when(lambda: self.iteration % self._every == 0)
+        reference = weakref.ref(self)  # hooks on the model must not keep a forgotten recorder alive
+        self._timing.only_when(lambda: (me := reference()) is not None and me.iteration % me._recorder.every == 0)
         self._averaging = LossMean(self._parameters[0].device)
         self._pid = os.getpid()
         self._at_exit = close_at_exit(self)  # after the writer's own, so that it runs before

@@ -61,7 +61,8 @@ class Timing:
         before = self._backward.take() if self._backward is not None else None
         updated, self._updated = self._updated, False
         if before is None:
-            return self._late_clipping(iteration)
+            self._late_clipping(iteration)
+            return None
         if self.mode == "auto":
             before = self._decide(iteration, before, updated, grad_scale)
         if before is None or optimizer is None:

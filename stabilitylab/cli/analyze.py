@@ -88,7 +88,11 @@ def command(
     answer = answer_run(run_dir, settings, metric=metric, goal=goal, first=first, last=last, keep=not no_cache)
     for problem in answer.problems:
         click.echo(f"stablab: warning: {problem}", err=True)
-    accounts = explain_episodes(answer.analysis, answer.config) if explain else ()
+    has_checkpoints = any((run_dir / "checkpoints").glob("*"))
+    ours = "optim" in answer.config
+    accounts = (
+        explain_episodes(answer.analysis, answer.config, ours=ours, checkpoints=has_checkpoints) if explain else ()
+    )
     found = answer.analysis
     if spikes or lag or dips:
         found = found.only(spikes=spikes, lag=lag, dips=dips)

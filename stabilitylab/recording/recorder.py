@@ -22,6 +22,7 @@ from stabilitylab.recording.columns import LayerStats, in_columns
 from stabilitylab.recording.measurement import Measured, Measurement, Step, new_measurement
 from stabilitylab.recording.selection import LayerIndex, Selection
 from stabilitylab.recording.sink import Sink
+from stabilitylab.recording.statistics import placed
 from stabilitylab.recording.transfer import Transfer
 from stabilitylab.signals import DEFAULT, SIGNALS
 
@@ -158,7 +159,7 @@ class Recorder:
             known = arrived is None or signal.source != "gradient" or signal.name in ("grad_norm", "grad_max")
             reads = known and (signal.source == "forward" or bool(selection.parameters))
             value = measurement.measure(step) if reads else None
-            rows.append(_placed(value, selection) or step.nothing)
+            rows.append(placed(value, selection) or step.nothing)
         values, measured = zip(*rows, strict=True)
         device = held.device
         return Measured(torch.stack([v.to(device) for v in values]), torch.stack([m.to(device) for m in measured]))
@@ -169,8 +170,7 @@ class Recorder:
 
     def layers_of(self, optimizer: Optimizer) -> list[bool]:
         """Which layers have a parameter that ``optimizer`` updates."""
-        seen = self._held(optimizer).seen
-        return [bool(yes) for yes in seen.tolist()]
+        return [bool(yes) for yes in self._held(optimizer).seen.tolist()]
 
     def _held(self, optimizer: Optimizer | None) -> Selection:
         """The parameters whose weights may change in this step."""
@@ -185,7 +185,7 @@ class Recorder:
         self._unsettled = False
         values, measured = self._buffer.stats[-1][1]
         for index, measurement in enumerate(self._measurements):
-            late = _placed(measurement.after_update(), None)
+            late = placed(measurement.after_update(), None)
             if late is not None:
                 values[index], measured[index] = late
 
@@ -299,10 +299,3 @@ class Recorder:
             text = f"{name} was never measured: {self._measurements[self.signals.index(name)].why}"
             self.event(int(stats.iterations[0]), "not-measured", text)
             warnings.warn(text, stacklevel=2)
-
-
-def _placed(value: Tensor | Measured | None, selection: Selection | None) -> Measured | None:
-    """What a measurement gave, with its mask: a plain tensor is measured where ``selection`` has parameters."""
-    if isinstance(value, Measured | None):
-        return value
-    return Measured(value, torch.ones_like(value, dtype=torch.bool) if selection is None else selection.seen)

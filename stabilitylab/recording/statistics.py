@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stabilitylab.recording.measurement import Measured
+from stabilitylab.recording.selection import Selection
 from stabilitylab.signals import Signal
 
 _LINEAR = ("grad_norm", "grad_max")
@@ -61,3 +62,10 @@ def with_norms(stats: Measured, signals: Sequence[Signal], norms: Mapping[int, f
             for layer, norm in norms.items():
                 values[i, layer], measured[i, layer] = norm, True
     return Measured(values, measured)
+
+
+def placed(value: Tensor | Measured | None, selection: Selection | None) -> Measured | None:
+    """What a measurement gave, with its mask: a plain tensor is measured where ``selection`` has parameters."""
+    if isinstance(value, Measured | None):
+        return value
+    return Measured(value, torch.ones_like(value, dtype=torch.bool) if selection is None else selection.seen)

@@ -33,7 +33,12 @@ def load_run(
         curve = reader.table("iterations")
         known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
         versions = sorted(name for name in reader.meta if name.endswith("_version"))
-        accounts = explain_episodes(answer.analysis, reader.config)
+        accounts = explain_episodes(
+            answer.analysis,
+            reader.config,
+            ours="optim" in reader.config,
+            checkpoints=any((run_dir / "checkpoints").glob("*")),
+        )
         return AnalysedRun(
             series=load_series(reader),
             analysis=answer.analysis,

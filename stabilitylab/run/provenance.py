@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,16 +12,24 @@ _LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Versions, Python, git commit of the working folder, processor: what a reader needs to repeat the run."""
+    """Versions, Python, git commit of the user's code, processor: what a reader needs to repeat the run."""
     found = {f"{library}_version": version(library) for library in _LIBRARIES}
     try:
         git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=_users_folder(), check=False
         )
         commit = git.stdout.strip()
     except OSError:  # no git on this machine
         commit = ""
     return found | {"python_version": platform.python_version(), "git_commit": commit, "cpu_model": cpu_model()}
+
+
+def _users_folder() -> Path:
+    """Where the user's code is: beside the script that runs, else the working folder."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None or Path(script).resolve().is_relative_to(Path(sys.prefix).resolve()):
+        return Path.cwd()  # a notebook, or a command that a package installed
+    return Path(script).resolve().parent
 
 
 def cpu_model() -> str:
