@@ -56,6 +56,7 @@ class Recorder:
     ) -> None:
         self.sink, self.signals = sink, tuple(signals)
         self._index = LayerIndex([layer.parameters for layer in layers])
+        self.parameters = self._index.parameters
         self._live = np.array([layer.trainable for layer in layers], bool)
         self.log_grads = log_grads and bool(self._live.any())
         self._optimizer = optimizer
@@ -95,11 +96,6 @@ class Recorder:
     def _detach(self) -> None:
         for measurement in self._measurements:
             measurement.detach()
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The recorded parameters."""
-        return self._index.parameters
 
     def has_gradient(self) -> bool:
         """Whether any recorded parameter has a gradient now."""
