@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def pages() -> list[object]:
 def stablab(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command line as a shell would, in this process."""
     monkeypatch.setattr("sys.argv", shlex.split(line))
+    for stream in ("stdout", "stderr"):  # `main` replaces them
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code in (0, None), line

@@ -58,7 +58,7 @@ class SafeStream(TextIOBase):
         return True
 
     def close(self) -> None:
-        self.stream.close()
+        """Leaves the stream underneath open: it is not ours, and Python closes what is garbage collected."""
 
 
 @cache
