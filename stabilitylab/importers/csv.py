@@ -106,6 +106,7 @@ def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: s
     column ``depth``, else from their first appearance. Raises LogFormatError at the first fault, RunExists for a name
     that is taken."""
     log = _grads_log(grads)
+    log.may_restart = False  # each step of a layer stands once, in any order
     if scalars is not None:
         found = _scalars(scalars)
         log.series.update({tag if tag not in log.series else f"{tag} (scalar)": one for tag, one in found.items()})

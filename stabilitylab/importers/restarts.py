@@ -31,7 +31,8 @@ def drop_superseded(log: Log) -> None:
     """Drop what restarts superseded and all but the last value of a repeated step; sort each series by step. What was
     dropped is noted in the log."""
     cuts = [_Cut(row, step) for row, step in log.restarts]
-    cuts += _confirmed(log)
+    if log.may_restart:
+        cuts += _confirmed(log)
     dropped: dict[str, tuple[int, int]] = {}
     repeated: dict[str, int] = {}
     for name, series in log.series.items():
@@ -74,7 +75,13 @@ def _own_cuts(series: Series) -> list[_Cut]:
     back = np.flatnonzero(np.diff(series.step) < 0) + 1
     if not 0 < len(back) <= MOST_ATTEMPTS or len(series) / (len(back) + 1) < SHORTEST_ATTEMPT:
         return []
-    return [_Cut(int(series.row[index]), int(series.step[index])) for index in back]
+    cuts = []
+    for index, end in zip(back, [*back[1:], len(series)], strict=True):
+        stale = series.step[:index][series.step[:index] >= series.step[index]]
+        # A row that only stands too early is no attempt: nothing of it is logged again.
+        if len(stale) >= SHORTEST_ATTEMPT or np.isin(stale, series.step[index:end]).any():
+            cuts.append(_Cut(int(series.row[index]), int(series.step[index])))
+    return cuts
 
 
 def _vote(series: Series, cut: _Cut) -> int:

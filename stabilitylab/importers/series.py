@@ -70,7 +70,8 @@ class Log:
 
     ``format``: the importer's name. ``run``: the run's name in the log, if it has one. ``restarts``: marks of restarts
     as (row, step): everything logged before ``row`` at ``step`` or later was superseded. ``counts_from``: the number
-    that the log gives its first update. ``axis``: what a step is, if it is no iteration. ``layers``: series -> layer,
+    that the log gives its first update. ``may_restart``: whether steps that fall
+    back are looked at as restarts. ``axis``: what a step is, if it is no iteration. ``layers``: series -> layer,
     where the format says it; ``maxima`` likewise for largest entries; ``depths``: layer -> depth. ``rows``: what a row
     stands for, where the log says it: ``sampled`` (one iteration), ``mean`` or ``bucket``.
     """
@@ -82,6 +83,7 @@ class Log:
     notes: list[Note] = field(default_factory=list)
     restarts: list[tuple[int, int]] = field(default_factory=list)
     counts_from: int = 0
+    may_restart: bool = True
     axis: str = ""
     rows: str = ""
     depths: dict[str, int] = field(default_factory=dict)

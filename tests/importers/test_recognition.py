@@ -188,6 +188,10 @@ def test_a_restart_in_any_log_leaves_no_seam(form: str, tmp_path: Path) -> None:
 
 
 def test_repeated_steps_and_rows_out_of_order(tmp_path: Path) -> None:
+    early = text(
+        tmp_path / "early.csv", "step,grad_norm\n" + "".join(f"{t},{t}\n" for t in (0, 1, 2, 7, 3, 4, 5, 6, 8))
+    )
+    assert norms_of(bring(tmp_path / "runs", early).path)["global"][1].tolist() == list(range(9))
     steps = [0, 1, 1, 2, 5, 4, 3, 6]
     path = text(tmp_path / "log.csv", "step,grad_norm\n" + "".join(f"{t},{i}\n" for i, t in enumerate(steps)))
     made = bring(tmp_path / "runs", path)
