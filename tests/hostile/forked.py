@@ -83,7 +83,8 @@ def finish(pid: int, scratch: Path, started: float, limit: float) -> Outcome:
             hung = True
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
-    texts = [(scratch / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+    files = [scratch / name for name in ("out", "err")]  # neither, of one that was killed at once
+    texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in files]
     return Outcome(os.waitstatus_to_exitcode(status), *texts, usage.ru_utime + usage.ru_stime, hung)
 
 
