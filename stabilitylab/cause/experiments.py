@@ -11,6 +11,7 @@ import numpy as np
 from stabilitylab.cause.blame import Blame, draw_contact_sheet
 from stabilitylab.cause.impulses import Impulse
 from stabilitylab.cause.pictures import draw_matrices, draw_sharpness, draw_swap
+from stabilitylab.cause.responses import FEWEST
 from stabilitylab.cause.sharpness import Sharpness
 from stabilitylab.cause.swap import Swap
 from stabilitylab.run.experiments import Experiment, load_experiments, save_experiment
@@ -46,11 +47,11 @@ def save_impulse(run_dir: Path, impulse: Impulse, settings: Mapping[str, Any]) -
         "metric": metric,
         "replay_check": str(impulse.check) if impulse.check else None,
     }
-    at = ",".join(map(str, impulse.at))
     last = next(reversed(impulse.differences))
-    commands = (
-        [] if impulse.kicks >= 20 else [f"stablab cause impulse {run_dir.name} --layer {last} --at {at} --kicks 20"]
-    )
+    commands = []
+    if len(impulse.at) < FEWEST:
+        spread = f"{min(impulse.at)}:{min(impulse.at) + 20 * FEWEST}:20"
+        commands = [f"stablab cause impulse {run_dir.name} --layer {last} --at {spread}"]
     return save_experiment(
         run_dir,
         "impulse",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabilitylab.cause.replay import Replay, ReplayCheck, Trace
-from stabilitylab.cause.responses import Response, directions, respond
+from stabilitylab.cause.responses import FEWEST, Response, directions, respond
 from stabilitylab.errors import ConfigError, NoDataError
 from stabilitylab.models.layers import group_layers
 from stabilitylab.recording.recorder import NullSink, Recorder
@@ -40,7 +40,15 @@ class Impulse:
     def responses(self) -> list[Response]:
         """A response a pair of kicked and responding layer."""
         names = (*self.order, LOSS)
-        return [r for layer, values in self.differences.items() for r in respond(layer, names, values)]
+        return [r for layer in self.differences for r in respond(layer, names, self.by_start(layer))]
+
+    def by_start(self, layer: str) -> np.ndarray:
+        """(S, T, R): the mean over the kicks of ``layer`` from each iteration of ``at``. They share one unkicked
+        future, whose accidents they have in common, so they count once."""
+        values = self.differences[layer]
+        parts = np.nan_to_num(values).reshape(len(self.at), -1, *values.shape[1:])
+        means: np.ndarray = parts.mean(1)
+        return means
 
     @property
     def kicks(self) -> int:
@@ -53,7 +61,10 @@ class Impulse:
         responses = self.responses
         text = f"{self.kicks} kicks of {self.size:g} of {of} a layer. "
         if responses[0].reached is None:
-            return text + "Too few to judge what they reach: 6 kicks a layer are needed."
+            return text + (
+                f"Too few to judge what they reach: they start at {_count(len(self.at))}, and at least {FEWEST} are "
+                "needed."
+            )
         ways = directions(responses, self.order)
         told = [f"{hit} of {judged} layers {way}" for way, (hit, judged) in ways.items() if judged]
         if told:
@@ -107,7 +118,7 @@ def impulse(
     layers: Sequence[str],
     at: Sequence[int],
     size: float = 0.5,
-    kicks: int = 8,
+    kicks: int = 4,
     horizon: int = 60,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -174,7 +185,7 @@ def impulse_run(
     at: Sequence[int],
     size: float = 0.5,
     of: str = "weights",
-    kicks: int = 8,
+    kicks: int = 4,
     horizon: int = 60,
     seed: int = 0,
     metric_every: int = 0,
@@ -244,7 +255,7 @@ def pool(found: Sequence[Impulse]) -> Impulse:
         }
         for name in layers
     }
-    return Impulse(first.order, first.size, first.of, first.at, differences, metric)
+    return Impulse(first.order, first.size, first.of, tuple(t for x in found for t in x.at), differences, metric)
 
 
 def _generator(seed: int, *key: int) -> torch.Generator:

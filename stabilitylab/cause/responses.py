@@ -14,7 +14,8 @@ import numpy as np
 
 RESAMPLES = 1000
 FEWEST = 6
-"""Kicks that an arrival needs: of the 2^5 ways to flip their signs, one in 32 is as extreme as the data by chance."""
+"""Independent differences that an arrival needs: of the 2^5 ways to flip their signs, one in 32 is as extreme as the
+data by chance."""
 LEVEL = 0.95
 
 
@@ -23,7 +24,7 @@ class Response:
     """How layer ``responding`` answers kicks in layer ``kicked``, on the log scale; offset 0 is the kicked iteration.
 
     ``mean``, ``low``, ``high`` (T,): the mean over kicks and its pointwise 95% interval, by resampling kicks.
-    ``reached``: does the mean leave 0 anywhere, at 5% over all layers and offsets together (None: too few kicks);
+    ``reached``: does the mean leave 0 anywhere, at 5% over all layers and offsets together (None: too few starts);
     ``arrival``: the first offset where it does. ``peak``: the mean farthest from 0, at ``peak_at``. ``decay``: time
     constant of the exponential that fits the mean from the peak on, in iterations; inf beyond the horizon, None where
     nothing arrived.
@@ -44,8 +45,8 @@ class Response:
 
 
 def respond(kicked: str, names: Sequence[str], differences: np.ndarray, seed: int = 0) -> list[Response]:
-    """The responses of layers ``names`` to the kicks in one layer. ``differences`` (K, T, R): a kick a row; NaN where
-    a norm is missing or not finite."""
+    """The responses of layers ``names`` to the kicks in one layer. ``differences`` (K, T, R): a row each that is
+    independent of the others, so the mean of the kicks that share an unkicked future; NaN where a norm is missing."""
     kicks, length, _ = differences.shape
     chosen = np.random.default_rng(seed).integers(0, kicks, (RESAMPLES, kicks))
     weights = np.stack([np.bincount(row, minlength=kicks) for row in chosen]) / kicks  # (B, K)
@@ -96,14 +97,14 @@ def _leaves_zero(differences: np.ndarray, seed: int) -> np.ndarray:
         signs = np.concatenate([np.ones((1, kicks)), drawn])
     flat = values.reshape(kicks, -1)
     squares = (flat**2).mean(0)
-    # A spread from few kicks is small by accident somewhere: half of a layer's usual spread is added everywhere.
-    usual = np.median(np.sqrt((values**2).mean(0)), axis=0)  # (R,)
-    floor = np.broadcast_to(usual, values.shape[1:]).reshape(-1) / np.sqrt(kicks)
 
     def statistic(rows: np.ndarray) -> np.ndarray:
         means = rows @ flat / kicks
-        spread = np.sqrt(np.maximum(squares - means**2, 0) / max(kicks - 1, 1)) + floor
-        return np.abs(np.divide(means, spread, out=np.zeros_like(means), where=spread > 0))
+        spread = np.sqrt(np.maximum(squares - means**2, 0)).reshape(-1, *values.shape[1:])
+        # A spread from few kicks is small by accident somewhere: a layer's usual spread is added everywhere.
+        spread = spread + np.median(spread, axis=1, keepdims=True)
+        spread = spread.reshape(means.shape)
+        return np.abs(np.divide(means, spread, out=np.zeros_like(means), where=spread > 1e-12 * np.abs(means).max()))
 
     largest = np.concatenate([statistic(part).max(1) for part in np.array_split(signs, max(len(signs) // 64, 1))])
     bound = np.quantile(largest, LEVEL, method="higher")

@@ -22,7 +22,7 @@ import numpy as np
 
 from stabilitylab.cause.experiments import load_impulse, save_impulse
 from stabilitylab.cause.impulses import Impulse, impulse_run, pool
-from stabilitylab.cause.responses import RESAMPLES, time_constant
+from stabilitylab.cause.responses import FEWEST, RESAMPLES, time_constant
 from stabilitylab.config import read_toml
 from stabilitylab.errors import ConfigError
 from stabilitylab.studies.restarting import train_or_resume
@@ -126,7 +126,8 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
         and (place[r.responding] > place[kicked] if ahead else place[r.responding] < place[kicked])
     ]
     if not among or among[0].reached is None:
-        return ImpulseVerdict(claim["text"], "inconclusive", "too few kicks, or no such layer")
+        starts = len(impulse.at)
+        return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at {starts} iterations: too few to judge")
     hit = [r for r in among if r.reached]
     within = [r for r in among if r.low.min() > -smallest and r.high.max() < smallest]
     reason = (
@@ -143,7 +144,7 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
 def decays(impulse: Impulse, kicked: str, seed: int = 0) -> tuple[float, np.ndarray]:
     """Time constant of the mean over layers, in iterations, and its values over resampled kicks."""
     with np.errstate(invalid="ignore"):
-        curves = np.nan_to_num(np.nanmean(impulse.differences[kicked][:, :, :-1], axis=2))  # (K, T)
+        curves = np.nan_to_num(np.nanmean(impulse.by_start(kicked)[:, :, :-1], axis=2))  # (S, T)
     mean = curves.mean(0)
     start = int(np.abs(mean[: len(mean) // 2]).argmax())
     chosen = np.random.default_rng(seed).integers(0, len(curves), (RESAMPLES, len(curves)))
@@ -163,6 +164,8 @@ def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse |
         f"time constants {one:.3g} and {other:.3g} iterations, ratio {min(one, horizon) / min(other, horizon):.2f} "
         f"[{low:.2f}, {high:.2f}] of {treated.kicks} and {baseline.kicks} kicks (horizon {horizon})"
     )
+    if min(len(treated.at), len(baseline.at)) < FEWEST:
+        return ImpulseVerdict(claim["text"], "inconclusive", f"{reason}; they start at too few iterations to judge")
     censored = np.isinf(many).mean() > 0.025
     verdict = "reproduced" if low >= smallest else "contradicted" if high < smallest else "inconclusive"
     if verdict == "contradicted" and censored:

@@ -50,7 +50,7 @@ def command() -> None:
 
     \b
     stablab train --log-grads --set train.checkpoint_every=50 --set train.checkpoint_keep=20
-    stablab cause impulse run_001 --layer patch_embed,blocks.2,predictor --at 400,500
+    stablab cause impulse run_001 --layer patch_embed,blocks.2,predictor --at 400:520:20
     stablab cause swap run_001 --at 437
     stablab cause blame run_001 --at 437
     stablab cause sharpness run_001 --at 300:500:50
@@ -66,7 +66,7 @@ command.add_command(branch, "branch")
 @click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="The iterations to kick before.")
 @click.option("--size", default=0.5, show_default=True, type=click.FloatRange(0), help="Of a kick, relative.")
 @click.option("--of", default="weights", show_default=True, type=click.Choice(["weights", "gradient"]))
-@click.option("--kicks", default=8, show_default=True, type=click.IntRange(1), help="Directions a layer and iteration.")
+@click.option("--kicks", default=4, show_default=True, type=click.IntRange(1), help="Directions a layer and iteration.")
 @click.option("--horizon", default=60, show_default=True, type=click.IntRange(4), help="Iterations to watch.")
 @click.option("--metric-every", default=0, type=click.IntRange(0), metavar="N", help="Evaluate every N iterations.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Fixes the directions.")

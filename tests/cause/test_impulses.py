@@ -88,7 +88,9 @@ class Loop:
 
 def test_a_plain_loop_of_any_kind() -> None:
     loop = Loop()
-    found = sl.cause.impulse(loop.step, loop.restore, loop.model, layers=["fc1"], at=[5], kicks=8, size=2.0, horizon=12)
+    found = sl.cause.impulse(
+        loop.step, loop.restore, loop.model, layers=["fc1"], at=[5, *range(8, 22, 2)], kicks=1, size=2.0, horizon=12
+    )
     own, other, loss = found.responses
     assert (own.responding, other.responding, loss.responding) == ("fc1", "fc2", "loss")
     assert own.reached

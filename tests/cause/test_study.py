@@ -27,7 +27,9 @@ def planted(tau: float, reach: float, seed: int) -> Impulse:
     rng = np.random.default_rng(seed)
     t = np.arange(80)
     values = np.exp(-t / tau)[None, :, None] * np.array([reach, 1.0, 0.8, 0.1])
-    return Impulse(("a", "b", "c"), 0.5, "weights", (10,), {"b": values + 0.01 * rng.standard_normal((10, 80, 4))}, {})
+    return Impulse(
+        ("a", "b", "c"), 0.5, "weights", tuple(range(10)), {"b": values + 0.01 * rng.standard_normal((10, 80, 4))}, {}
+    )
 
 
 def test_claims_about_decay_are_decided_by_the_ratio() -> None:
