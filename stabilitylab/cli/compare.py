@@ -15,7 +15,6 @@ from stabilitylab.cli.options import goal, metric, runs_dir
 from stabilitylab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stabilitylab.analysis.results import RunAnalysis
     from stabilitylab.comparison.pooled import PooledLag
     from stabilitylab.comparison.results import Comparison, RunSummary
     from stabilitylab.run.answers import Answer
@@ -54,6 +53,7 @@ def command(
     sensitivity to the learning rate where several were run; and how many seeds it takes to show a difference.
     """
     from stabilitylab.comparison.effects import compare_runs
+    from stabilitylab.comparison.pooled import by_mitigation
 
     answers = {run: _answer(run, runs_dir, metric, goal) for run in dict.fromkeys(runs)}
     if len(answers) < 2:
@@ -65,7 +65,8 @@ def command(
     elif baseline not in groups:
         raise ConfigError(f"--baseline: no run has {by} {baseline!r}; there are: {', '.join(groups)}")
     found = compare_runs(summaries, baseline)
-    found = replace(found, lags=_pooled(summaries, list(answers.values())))
+    judged = [answer.analysis for answer in answers.values()]
+    found = replace(found, lags=by_mitigation(zip([s.mitigation for s in summaries], judged, strict=True)))
     found = replace(found, notes=(*found.notes, *_other_differences(list(answers.values()), by)))
     if form == "json":
         from stabilitylab.analysis.results import SCHEMA_VERSION, plain
@@ -82,16 +83,6 @@ def command(
         click.echo(write(found, by), nl=False)
     else:
         _print_text(found, by)
-
-
-def _pooled(summaries: Sequence[RunSummary], answers: Sequence[Answer]) -> tuple[PooledLag, ...]:
-    """The lag pooled over the runs of each group."""
-    from stabilitylab.comparison.pooled import pooled_lags
-
-    groups: dict[str, list[RunAnalysis]] = {}
-    for summary, answer in zip(summaries, answers, strict=True):
-        groups.setdefault(summary.mitigation, []).append(answer.analysis)
-    return pooled_lags(groups)
 
 
 def _answer(run: str, runs_dir: str | None, metric: str | None, goal: str | None) -> Answer:

@@ -49,6 +49,10 @@ def load_runs(run_dirs: Sequence[Path]) -> list[AnalysedRun]:
 
 def compare(runs: Sequence[AnalysedRun]) -> Comparison:
     """The runs side by side, mitigations against none."""
-    from stabilitylab.comparison.effects import compare_runs
+    from dataclasses import replace
 
-    return compare_runs([run.summary for run in runs])
+    from stabilitylab.comparison.effects import compare_runs
+    from stabilitylab.comparison.pooled import by_mitigation
+
+    lags = by_mitigation((run.summary.mitigation, run.analysis) for run in runs)
+    return replace(compare_runs([run.summary for run in runs]), lags=lags)

@@ -6,7 +6,7 @@ Runs, not pairs, are what was drawn at random, so runs are resampled; below six 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,14 @@ def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag,
             note = f"{left} runs begin with another layer than {source} and are left out" if left else ""
             found.append(pool_lag(onsets, group=group, source=source, target=target, note=note))
     return tuple(found)
+
+
+def by_mitigation(runs: Iterable[tuple[str, RunAnalysis]]) -> tuple[PooledLag, ...]:
+    """`pooled_lags` of runs given with the group that each belongs to."""
+    groups: dict[str, list[RunAnalysis]] = {}
+    for group, run in runs:
+        groups.setdefault(group, []).append(run)
+    return pooled_lags(groups)
 
 
 def pool_lag(

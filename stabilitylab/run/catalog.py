@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.comparison.arms import mitigation_name
 from stabilitylab.comparison.effects import compare_runs
+from stabilitylab.comparison.pooled import by_mitigation
 from stabilitylab.errors import NoDataError, RunNotFound
 from stabilitylab.run.frames import described
 from stabilitylab.run.handle import Run
@@ -59,7 +61,8 @@ def compare(
     if len(paths) < 2:
         raise NoDataError("a comparison needs two runs or more")
     loaded = [load_run(path, metric=metric, goal=goal) for path in paths]
-    return Compared(compare_runs([run.summary for run in loaded], baseline))
+    lags = by_mitigation((run.summary.mitigation, run.analysis) for run in loaded)
+    return Compared(replace(compare_runs([run.summary for run in loaded], baseline), lags=lags))
 
 
 def _locate(run: str | Path, runs_dir: str | Path | None) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stabilitylab.analysis import results, sentences
 from stabilitylab.analysis.drift import Drift
 from stabilitylab.analysis.results import RunAnalysis
+from stabilitylab.comparison.pooled import PooledLag
 from stabilitylab.comparison.results import Comparison, Effect, LrSensitivity, RunSummary
 from stabilitylab.run.frames import Result, as_html, described, not_judged, table
 
@@ -148,6 +149,11 @@ class Compared:
     def runs(self) -> DataFrame:
         """One row a run, indexed by its name."""
         return described(table(self.result.runs, RunSummary, "runs").set_index("run"), "runs")
+
+    @property
+    def lags(self) -> DataFrame:
+        """One row a group and layer: the lag pooled over the group's runs."""
+        return table(self.result.lags, PooledLag, "lags")
 
     @property
     def lr_sensitivity(self) -> DataFrame:
