@@ -48,9 +48,9 @@ TIMM: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cait_xxs24_224": (r"^blocks(_token_only)?\.\d+", 64, {"img_size": 64, "depth": 4}),
     "xcit_nano_12_p16_224": (r"^(cls_attn_)?blocks\.\d+", 64, {"img_size": 64}),
     "mixer_s32_224": (VIT, 64, {"img_size": 64}),
-    "gmixer_24_224": (VIT, 64, {"img_size": 64, "num_blocks": 4}),
+    "gmixer_24_224": (VIT, 64, {"img_size": 64}),
     "resmlp_12_224": (VIT, 64, {"img_size": 64}),
-    "convmixer_768_32": (VIT, 64, {"depth": 4}),
+    "convmixer_768_32": (VIT, 64, {}),
     "hiera_tiny_224": (VIT, 64, {"img_size": (64, 64)}),
     "swin_tiny_patch4_window7_224": (STAGES, 56, {"img_size": 56}),
     "swinv2_tiny_window8_256": (STAGES, 64, {"img_size": 64}),
@@ -137,7 +137,8 @@ TEXT: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     ),
     "T5": (
         "T5ForConditionalGeneration", "T5Config", r"(en|de)coder\.block\.\d+",
-        {"vocab_size": 99, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 3, "num_heads": 2},
+        {"vocab_size": 99, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 3, "num_heads": 2,
+         "decoder_start_token_id": 0},
     ),
     "Mamba": (
         "MambaForCausalLM", "MambaConfig", r"layers\.\d+",

@@ -68,7 +68,7 @@ class ExecutionOrder:
         at = {i: never if moment is None else moment for i, moment in start.items()}
         self._order = sorted((i for i in start if i not in raw), key=lambda i: (at[i], self._layers[i].depth))
         self._skipped = {i for i in self._order if start[i] is None and self._layers[i].trainable}
-        for i in raw:
+        for i in sorted(raw, key=self._reached):  # what the forward pass uses later first: others go before it
             self._order.insert(self._place(i, set(raw)), i)
         self._watch_on(start)
         return self._depths()
@@ -142,6 +142,10 @@ class ExecutionOrder:
     def _is_raw(self, i: int) -> bool:
         """Whether a layer's parameters belong to modules that hold other layers."""
         return all(len(self._below.get(self._homes.get(id(p), [""])[0], ())) > 1 for p in self._layers[i].parameters)
+
+    def _reached(self, i: int) -> int:
+        """When the backward pass was done with a layer; -1 if it never was."""
+        return max((k for k, p in enumerate(self._backward) if self._owner.get(p) == i), default=-1)
 
     def _place(self, i: int, raw: set[int]) -> int:
         """Where a raw layer comes in the order found so far."""
