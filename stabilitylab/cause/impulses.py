@@ -14,7 +14,8 @@ from stabilitylab.cause.replay import Replay, ReplayCheck, Trace
 from stabilitylab.cause.responses import FEWEST, Response, directions, respond
 from stabilitylab.errors import ConfigError, NoDataError
 from stabilitylab.models.layers import group_layers
-from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.sink import NullSink
 
 LOSS = "loss"
 

@@ -18,7 +18,8 @@ from stabilitylab.config import from_dict, read_toml
 from stabilitylab.data.batches import BatchOrder
 from stabilitylab.errors import ConfigError
 from stabilitylab.models.layers import Layer
-from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.sink import NullSink
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.reader import open_run
 from stabilitylab.train.checkpoint import Checkpoint, checkpoints, iteration_of, load_checkpoint

@@ -46,7 +46,8 @@ class Plan:
 
 def plan(config: Config) -> Plan:
     """Build the training, make `STEPS` steps after one that warms up, evaluate once, and record nothing."""
-    from stabilitylab.recording.recorder import NullSink, Recorder
+    from stabilitylab.recording.recorder import Recorder
+    from stabilitylab.recording.sink import NullSink
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from stabilitylab.config import resolve
-from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.sink import NullSink
 from stabilitylab.train.checkpoint import load_checkpoint
 from stabilitylab.train.distributed import describe, leave
 from stabilitylab.train.mitigations import applied
