@@ -22,6 +22,7 @@ def run_search(
     from stabilitylab.studies.restarting import is_complete
     from stabilitylab.studies.search import load_search
     from stabilitylab.studies.search_table import met, read_table, search_row, write_table
+    from stabilitylab.studies.series import write_series
 
     search, root = load_search(file), runs_root(runs_dir)
     folder = Path(output) if output else FOLDER / search.name
@@ -40,6 +41,8 @@ def run_search(
             click.echo(f"{name} failed: {why}", err=True)
             return
         row = rows[name] = search_row(waiting[name], root / name, search.objective)
+        if row["source"] == "lead":  # so that what later code finds in them can be told without training them again
+            write_series(root / name, folder / "series" / f"{name}.parquet")
         write_table(search, list(rows.values()), folder)
         shown = ", ".join(part for part, yes in met(row, search.objective).items() if yes) or "nothing"
         click.echo(

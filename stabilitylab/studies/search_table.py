@@ -185,7 +185,7 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"`stablab study --search {search.path.as_posix()}`: {len(rows)} of {len(search.settings)} settings tried, "
         f"{sum(int(row['iterations']) for row in rows):,} iterations, {hours:.1f} hours of steps on one core. "
-        "`settings.csv` has a row for each, with what was seen.",
+        "`settings.csv` has a row for each, with what was seen; `series/` the leads' gradient norms by layer.",
         "",
         "A regime must show the paper's picture: kNN accuracy that ends "
         f"{100 * o.accuracy_gain:g} points above the untrained encoder's (met by {parts['accuracy']}), at least "

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -186,6 +187,25 @@ def test_a_search_continues_from_its_table(tmp_path: Path) -> None:
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# Regimes\n")
     assert "3 of 3 settings tried, 36 iterations" in page
+
+
+def test_the_series_of_a_lead_are_kept_whole(tmp_path: Path) -> None:
+    lead = "[[lead]]\nlr = 0.01\nseed = 1\n"
+    path = search_file(tmp_path, SPACE + lead, settings=0)
+    found = run_command(path)
+    assert found.exit_code == 0, found.output
+    (setting,) = load_search(path).settings
+    table = pd.read_parquet(tmp_path / "table" / "series" / f"{setting.name}.parquet")
+    assert table["iteration"].tolist() == list(range(13))  # 12 updates, and the evaluation after them
+    with open_run(tmp_path / "runs" / setting.name) as reader:
+        recorded = reader.layer_series("grad_norm")
+        for layer in reader.layers():
+            np.testing.assert_array_equal(table[layer.name][:12], recorded[layer.layer_id][1].astype(np.float32))
+        curve = reader.evals()["knn_top1"]
+        told = table.dropna(subset="knn_top1")
+        assert told["iteration"].tolist() == curve["iteration"].tolist()
+        np.testing.assert_allclose(told["knn_top1"], curve["value"], rtol=1e-6)
+        np.testing.assert_allclose(table["loss"][:12], reader.table("iterations")["loss"], rtol=1e-6)
 
 
 def test_collect_and_time_that_is_up_train_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""A run's gradient norms as one small Parquet file: a row an iteration, a column a layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from stabilitylab.errors import NoDataError
+from stabilitylab.store.reader import open_run
+
+
+def write_series(run_dir: Path, file: Path) -> None:
+    """Write ``file``: ``iteration`` (int32), the gradient norm of each trained layer from input to output, ``loss`` and
+    ``knn_top1``, float32; NULL where a value was not recorded, as kNN is between evaluations. The evaluation after the
+    last update has a row of its own. About 0.5 MB for 13,000 iterations of 11 layers.
+
+    Raises NoDataError where the run has no gradient norms.
+    """
+    with open_run(run_dir) as reader:
+        recorded = reader.layer_series("grad_norm")
+        layers = [
+            layer for layer in sorted(reader.layers(), key=lambda layer: layer.depth) if layer.layer_id in recorded
+        ]
+        columns = {layer.name: recorded[layer.layer_id] for layer in layers}
+        losses = reader.table("iterations")
+        columns["loss"] = (losses["iteration"], losses["loss"])
+        for name, curve in reader.evals().items():
+            if name == "knn_top1":
+                columns[name] = (curve["iteration"], curve["value"])
+    if not layers:
+        raise NoDataError(f"run {run_dir.name} has no gradient norms recorded; train with --log-grads")
+    series = {
+        name: pd.Series(np.asarray(value, dtype=np.float32), index=np.asarray(iteration, dtype=np.int32))
+        for name, (iteration, value) in columns.items()
+    }
+    table = pd.DataFrame({name: one[~one.index.duplicated(keep="last")] for name, one in series.items()}).sort_index()
+    table = table.astype(np.float32).rename_axis("iteration").reset_index()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    with duckdb.connect() as con:
+        con.register("series", table.astype({"iteration": np.int32}))
+        target = str(part).replace("'", "''")
+        con.execute(f"COPY series TO '{target}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
+    part.replace(file)
