@@ -52,6 +52,23 @@ def vit() -> nn.Module:
     return VisionTransformer(img_size=32, patch_size=4, num_classes=10, embed_dim=192, depth=12, num_heads=3)
 
 
+class Language(nn.Module):
+    """GPT-2 of 12 blocks of 256, on 64 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(n_embd=256, n_layer=12, n_head=4, vocab_size=1000, n_positions=64)
+        self.gpt = GPT2LMHeadModel(config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.gpt(input_ids=ids).logits  # type: ignore[no-any-return]
+
+
+SIX = ("grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms", "update_ratio")
+
+
 @contextlib.contextmanager
 def bare(model: nn.Module, folder: Path) -> Iterator[Log]:
     yield lambda iteration, loss: None
@@ -61,6 +78,15 @@ def bare(model: nn.Module, folder: Path) -> Iterator[Log]:
 def ours(model: nn.Module, folder: Path) -> Iterator[Log]:
     # The default flushes every 5 seconds of training. Here others train in between, for five times as long.
     with stabilitylab.record(model, run="ours", runs_dir=folder, granularity="param", flush_seconds=30) as rec:
+        yield lambda iteration, loss: rec.step(loss=loss)
+
+
+@contextlib.contextmanager
+def six(model: nn.Module, folder: Path) -> Iterator[Log]:
+    optimizer = model.__dict__["optimizer"]
+    with stabilitylab.record(
+        model, optimizer, run="six", runs_dir=folder, signals=SIX, measure="step", flush_seconds=30
+    ) as rec:
         yield lambda iteration, loss: rec.step(loss=loss)
 
 
@@ -123,7 +149,12 @@ SLOW = ("wandb.watch (offline)", "trainscope")
 
 
 def contestants() -> dict[str, Callable[[nn.Module, Path], contextlib.AbstractContextManager[Log]]]:
-    found = {"bare loop": bare, "stabilitylab": ours, "foreach kernels + copy": foreach}
+    found = {
+        "bare loop": bare,
+        "stabilitylab": ours,
+        "stabilitylab, six signals": six,
+        "foreach kernels + copy": foreach,
+    }
     return found | {name: start for module, (name, start) in PEERS.items() if importlib.util.find_spec(module)}
 
 
@@ -133,6 +164,7 @@ class Loop:
     def __init__(self, model: nn.Module, x: Tensor, start: Any, folder: Path, close: ExitStack) -> None:
         self.model, self.x = copy.deepcopy(model).to(x.device), x
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.model.__dict__["optimizer"] = self.optimizer
         self.log: Log = close.enter_context(start(self.model, folder))
         self.iteration = 0
 
@@ -217,6 +249,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     found = [
         compare("ViT, 12 blocks of 192", vit(), torch.randn(batch, 3, 32, 32, device=device), rounds, 3),
+        compare("GPT-2, 12 blocks of 256", Language(), torch.randint(0, 1000, (4, 64), device=device), rounds, 3),
         compare("wide", Wide(), torch.randn(1024, 128, device=device), rounds, 3),
         disk(),
     ]
