@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabilitylab.config import Config, resolve
-from stabilitylab.recording.recorder import NullSink, Recorder
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.sink import NullSink
 from stabilitylab.store.writer import LayerRow, RunWriter
 from stabilitylab.train.trainer import Trainer
 
