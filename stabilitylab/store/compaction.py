@@ -70,6 +70,20 @@ def recover(run_dir: Path) -> bool:
         alone.release()
 
 
+def tidy(run_dir: Path) -> None:
+    """Remove what a merge left that was killed between the manifest and the segments: run.duckdb holds them."""
+    folder = run_dir / SEGMENTS
+    with contextlib.suppress(OSError):
+        lock = try_lock(folder / WRITER_LOCK)
+        if lock is None:
+            return
+        try:
+            if (run_dir / DATABASE).is_file() and not (folder / MANIFEST).exists():
+                _remove_segments(run_dir, [], keep_folder=False)
+        finally:
+            lock.release()
+
+
 def compact(run_dir: Path, manifest: Manifest, problems: list[str], *, keep_folder: bool = False) -> list[str]:
     """Merge run.duckdb and the segments into a new run.duckdb, then remove the segments.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from stabilitylab.errors import RunBroken
-from stabilitylab.store.compaction import SEGMENTS, recover
+from stabilitylab.store.compaction import SEGMENTS, recover, tidy
 from stabilitylab.store.database import DATABASE, attach_base, check_path, connect, one_line, stored_problems
 from stabilitylab.store.locks import WRITER_LOCK, is_held
 from stabilitylab.store.manifest import MANIFEST, START, Manifest, Segment, check_segment, read_manifest
@@ -103,6 +103,8 @@ def _take(con: duckdb.DuckDBPyConnection, run_dir: Path, merge: bool, checked: d
 def _manifest(run_dir: Path, merge: bool) -> tuple[Manifest | None, list[str]]:
     folder = run_dir / SEGMENTS
     if not (folder / MANIFEST).exists():
+        if merge and folder.is_dir():
+            tidy(run_dir)
         return None, []
     if merge and not is_held(folder / WRITER_LOCK) and recover(run_dir):
         return None, []

@@ -287,3 +287,12 @@ def test_names_that_no_folder_can_have_are_not_found(tmp_path: Path) -> None:
         assert len(str(refused.value)) < 600
     with pytest.raises(RunBroken):
         open_run(tmp_path / "nowhere")
+
+
+def test_what_a_merge_left_that_was_killed_while_it_tidied_goes_with_the_next_look(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run_001")
+    shutil.copytree(make_run(tmp_path / "run_002", finish=False) / "segments", run_dir / "segments")
+    (run_dir / "segments" / "manifest.json").unlink()
+    with open_run(run_dir) as reader:
+        assert reader.num_iterations == 60
+    assert [path.name for path in run_dir.iterdir()] == ["run.duckdb"]
