@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def answer_run(
     keep: bool = True,
     need_gradients: bool = True,
 ) -> Answer:
-    """The whole analysis of a run, kept or new. NoDataError for a run without gradients, if they are needed.
+    """The whole analysis of a run, kept or new.
+
+    Where gradients are needed and there are none, only the metric is judged; NoDataError if there is none either.
 
     ``metric`` and ``goal``: the curve in which dips are looked for; see `stabilitylab.analysis.metrics.choose_metric`.
     ``first`` and ``last``: the layers between which the lag is measured; see `stabilitylab.analysis.ends.find_ends`.
@@ -79,20 +81,19 @@ def answer_run(
     with open_run(run_dir) as reader:
         problems = tuple(reader.problems)
         kept = _load(file, rows) if keep else None
-        if kept is not None and need_gradients and not kept.analysis.layers:
-            kept = None  # kept by a caller that needs no gradients
         if kept is None:
             series = load_series(reader)
-            if need_gradients:
-                _need_gradients(series, reader.status)
             early = _signal(reader, series)
             analysis = analyze_run(
                 series, settings=settings, metric=metric, goal=goal, first=first, last=last, early=early
             )
             kept = _Kept(analysis, summarize(series, analysis, reader.config))
-            if keep:
+            if keep and (analysis.layers or not need_gradients):
                 _save(file, rows, kept)
-        return Answer(kept.analysis, kept.summary, reader.config, reader.status, problems)
+        analysis = (
+            kept.analysis if kept.analysis.layers or not need_gradients else _without(kept.analysis, reader.status)
+        )
+        return Answer(analysis, kept.summary, reader.config, reader.status, problems)
 
 
 EARLY_SIGNAL = "adam_rms"
@@ -112,16 +113,19 @@ def _signal(reader: RunReader, series: RunSeries) -> tuple[str, tuple[LayerSerie
     return EARLY_SIGNAL, tuple(layers)
 
 
-def _need_gradients(series: RunSeries, status: str) -> None:
-    if any(len(layer.iteration) for layer in series.layers):
-        return
+def _without(found: RunAnalysis, status: str) -> RunAnalysis:
+    """What can be said of a run without gradients: its metric, if one was judged. NoDataError if none was."""
+    if found.metric is not None and found.metric.judged:
+        note = "no gradient norms were recorded: spikes, their lag and drift are not judged"
+        kept = replace(found.only(spikes=False, lag=False, dips=True), drifts=None)
+        return replace(kept, notes=(note, *found.notes))
     if status == "running":
         raise NoDataError(
-            f"run {series.run} is still running and has no gradients recorded yet; "
+            f"run {found.run} is still running and has no gradients recorded yet; "
             "try again in some seconds (or it was started without --log-grads)"
         )
     raise NoDataError(
-        f"run {series.run} has no gradient norms recorded; train with --log-grads, record grad_norm, "
+        f"run {found.run} has no gradient norms recorded; train with --log-grads, record grad_norm, "
         "or name an imported log's norms with --grads"
     )
 

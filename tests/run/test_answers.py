@@ -135,6 +135,27 @@ def test_no_gradients_are_refused_and_not_kept(tmp_path: Path) -> None:
     assert not (folder / "analysis").exists()
 
 
+def test_a_run_with_a_metric_and_no_gradients_is_judged_by_it(tmp_path: Path) -> None:
+    folder = tmp_path / "metric"
+    folder.mkdir()
+    writer = RunWriter.create(folder, config={}, meta={}, layers=[LayerRow(0, "a", 0, 1, True)])
+    value = [2.0] * 20 + [3.0] * 5 + [2.0] * 15
+    writer.append(
+        "evals",
+        {
+            "iteration": list(range(0, 400, 10)),
+            "metric": ["val_loss"] * 40,
+            "value": value,
+            "num_samples": [0] * 40,
+        },
+    )
+    writer.close("finished")
+    found = answer_run(folder).analysis
+    assert (found.spikes, found.lag, found.episodes) == (None, None, None)
+    assert [(dip.start, dip.recovered) for dip in found.dips or ()] == [(200, 250)]
+    assert any("no gradient norms were recorded: spikes, their lag and drift are not judged" in n for n in found.notes)
+
+
 def test_a_new_version_asks_anew(tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "run_001")
     first = answer_run(tmp_path / "run_001")
