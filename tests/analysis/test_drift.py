@@ -31,6 +31,20 @@ def test_a_planted_drift_has_its_factor_and_stretch(factor: float, step: int) ->
     assert drift.slope == pytest.approx(slope, rel=0.2)
 
 
+@pytest.mark.parametrize(("phi", "sd"), [(0.5, 0.2), (0.99, 0.2), (0.995, 0.3)])
+def test_the_slopes_interval_covers_the_planted_slope(phi: float, sd: float) -> None:
+    """Also where the level itself wanders over hundreds of iterations."""
+    covered = []
+    for seed in range(40):
+        total = np.log(np.random.default_rng(seed).uniform(20, 300))
+        ramp = np.clip((np.arange(4000) - 1000) / 2000, 0, 1) * total
+        found, _ = find_drifts([series(ramp + noise(4000, seed=seed, phi=phi, sd=sd))])
+        if len(found) == 1:
+            covered.append(found[0].ci95[0] <= total / 2000 * 10_000 / np.log(10) <= found[0].ci95[1])
+    assert len(covered) >= 35
+    assert np.mean(covered) >= 0.93
+
+
 def test_what_is_no_drift() -> None:
     n = 4000
     level = noise(n, seed=1, phi=0.9)
