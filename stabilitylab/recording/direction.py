@@ -17,10 +17,11 @@ class GradCosine(Measurement):
 
     def __init__(self) -> None:
         self._before: tuple[Selection, list[Tensor]] | None = None
+        self._now: tuple[Selection, list[Tensor]] | None = None
 
     def measure(self, step: Step) -> Measured:
         chosen, grads = step.chosen, step.grads
-        before, self._before = self._before, (chosen, [g.clone() for g in grads])
+        before, self._now = self._before, (chosen, [g.clone() for g in grads])
         if before is None or before[0] is not chosen or any(a.shape != b.shape for a, b in zip(grads, before[1])):  # noqa: B905
             return step.nothing
         # Unit length first: neither a loss scale nor a tiny gradient changes the cosine or underflows in it.
@@ -31,3 +32,6 @@ class GradCosine(Measurement):
             dots.append(((now.float() / own[i]) * (last.float() / other[i])).sum())
         share = own / chosen.l2(own)[chosen.owner], other / chosen.l2(other)[chosen.owner]
         return Measured(chosen.total(torch.stack(dots) * share[0] * share[1]).clamp(-1, 1), chosen.seen)
+
+    def recorded(self) -> None:
+        self._before = self._now

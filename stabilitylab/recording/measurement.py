@@ -87,6 +87,10 @@ class Measurement:
         """
         return None
 
+    def recorded(self) -> None:
+        """The step measured last is now recorded: what it left becomes the state. A step may be measured twice, at the
+        end of its backward pass and at the call."""
+
     def after_update(self) -> Tensor | Measured | None:
         """(layers,) for the iteration measured last, once its update is made; see `measure`."""
         return None

@@ -77,6 +77,7 @@ class Recorder:
         self._measurements = [new_measurement(name) for name in self.signals]
         self._reads_weights = any(signal.source == "weights" for signal in self.declared)
         self._late = any(type(m).after_update is not Measurement.after_update for m in self._measurements)
+        self._stateful = [m for m in self._measurements if type(m).recorded is not Measurement.recorded]
         self._unsettled = False  # whether the last row waits for what is known only after the update
         self._silent = set(self.signals)  # never measured so far
         if self.log_grads:
@@ -121,6 +122,8 @@ class Recorder:
         if self.log_grads and iteration % self.every == 0:
             stats = self.measure(grad_scale=grad_scale, optimizer=optimizer) if stats is None else stats
             self._buffer.stats.append((iteration, stats))
+            for measurement in self._stateful:
+                measurement.recorded()
             self._unsettled = self._late
         self._buffer.rows.append({"iteration": iteration, **scalars})
 
