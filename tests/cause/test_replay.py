@@ -48,6 +48,7 @@ def test_other_batches_from_the_same_state(recorded: Path) -> None:
     np.testing.assert_array_equal(own.norms, replay.future(state, 3, batches=40).norms)
 
 
+@pytest.mark.slow
 def test_another_processor_is_measured_and_told(recorded: Path) -> None:
     """The same machine, told to use no vector instructions."""
     code = "import sys; from pathlib import Path; from stabilitylab.cause.replay import Replay; "

@@ -71,7 +71,7 @@ HARMS = [
     macro_for_a_table,
     another_type,
     no_layers,
-    many_equal_rows,
+    pytest.param(many_equal_rows, marks=pytest.mark.slow),
 ]
 
 

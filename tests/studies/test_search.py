@@ -159,6 +159,7 @@ def run_command(path: Path, *args: str) -> Result:
     return CliRunner().invoke(cli, ["study", "--search", str(path), *where, *args])
 
 
+@pytest.mark.slow
 def test_a_search_continues_from_its_table(tmp_path: Path) -> None:
     path, folder = search_file(tmp_path, SPACE, settings=2), tmp_path / "table"
     planned = run_command(path, "--dry-run")

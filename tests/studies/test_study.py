@@ -196,6 +196,7 @@ mitigation = ["none", "frozen-patch"]
 """
 
 
+@pytest.mark.slow
 def test_a_sequential_study_stops_when_its_claims_are_decided(tmp_path: Path) -> None:
     """An effect of 9 points of 1 is excluded at the first look."""
     study = study_file(tmp_path, TINY + SEQUENTIAL + CLAIM.replace("0.5", "9.0"))
