@@ -45,6 +45,11 @@ class AnalysedRun:
         return [layer for layer in self.series.layers if layer.trainable and len(layer.iteration)]
 
     @property
+    def trained_here(self) -> bool:
+        """Whether `stablab train` trained it, so that its options can be advised."""
+        return "optim" in self.config
+
+    @property
     def named(self) -> Settings:
         """Mitigation, seed and learning rate."""
         return Settings.of(self.config)

@@ -53,7 +53,9 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
     return environment.get_template("report.html.j2").render(
         title=", ".join(run.series.run for run in runs[:3]) + (" ..." if len(runs) > 3 else ""),
         headline=verdict.headline(pairs, comparison),
-        answers=verdict.answers(pairs, [run.named.mitigation for run in runs], groups, comparison),
+        answers=verdict.answers(
+            pairs, [run.named.mitigation if run.trained_here else "" for run in runs], groups, comparison
+        ),
         knn=_knn(runs, groups, charts),
         loss=_loss(runs, groups, charts),
         rates=tables.rate_rows(summaries, metric) if comparison and rated else None,

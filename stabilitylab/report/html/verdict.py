@@ -98,7 +98,8 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
 def answers(
     runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
 ) -> list[tuple[str, list[str]]]:
-    """Question and answer, one line an arm, or a few for many. What the data cannot answer says so."""
+    """Question and answer, one line an arm, or a few for many. What the data cannot answer says so. ``mitigations``: of
+    each run, empty for one that was not trained here."""
     if len(arms) > ONE_BY_ONE:
         return _of_many(runs, mitigations, arms, comparison)
     found = [analysis for _, analysis in runs]
@@ -212,9 +213,8 @@ def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
     mean = "on average " if len(curves) > 1 else ""
     side = "below" if metric.higher else "above"
     name = "" if metric.metric.name == "knn_top1" else f"{metric.label} "
-    ended = (
-        f"{name}ends {mean}at {metric.value(final)}, {metric.number(below)}{' points' if share else ''} {side} its best"
-    )
+    away = f"{metric.number(below)}{' points' if share else ''} {side} its best" if below else "its best"
+    ended = f"{name}ends {mean}at {metric.value(final)}, {away}"
     dips = [dip for analysis in found for dip in analysis.dips or ()]
     if not dips:
         return f"No {word}; {ended}."
@@ -245,6 +245,8 @@ def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str
         return [_effect_in_words(e, metric) for e in decided] + [
             f"{verdict[0].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in rest.items()
         ]
+    if not mitigations[0]:
+        return ["Not tested here: repeat the run with one thing changed and the same seed, and compare the two."]
     if mitigations[0] != "none":
         return [f"This run has {mitigations[0]}; to see its effect, compare it with a run of the same seed without."]
     return ["Not tested here: train the same seed with a mitigation, such as frozen-patch, and compare the two."]
