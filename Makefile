@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test slow lint docs dist bench clean help
+.PHONY: demo test slow processors hostile lint docs dist bench clean help
 
 help:           ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -15,7 +15,7 @@ test: $(STAMP)  ## the fast tests
 	$(BIN)/python -m pytest -n auto
 
 slow: $(STAMP)  ## the slow tests and the browser tests
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 processors: $(STAMP) ## what depends on the processor, under each set of torch's kernels, with one thread and two
 	@for kernels in default avx2 native; do for threads in 1 2; do \
