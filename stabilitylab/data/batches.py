@@ -1,6 +1,6 @@
-"""Batches of views. What batch ``iteration`` holds depends on (seed, iteration) and nothing else.
+"""Batches of augmented views. The contents of batch ``iteration`` depend only on (seed, iteration).
 
-That makes a resumed run exact, and runs that share a seed share their data order, so they can be paired.
+A resumed run therefore sees exactly the same data, and runs that share a seed share their data order and can be paired.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def stream(seed: int, *key: int) -> torch.Generator:
 
 
 class BatchOrder:
-    """Which images stand in batch ``iteration``: a fresh permutation each epoch, its incomplete last batch dropped."""
+    """The image indices of each batch: a new permutation every epoch; the incomplete last batch is dropped."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
         if batch_size > num_images:
@@ -57,7 +57,7 @@ class MemoryBatches:
     """Views of images held in memory, augmented as a batch on ``device``."""
 
     def set_views(self, views: tuple[View, ...]) -> None:
-        """Other views than the configuration's."""
+        """Replace the views that the configuration specifies."""
         self.views = views
 
     def __init__(self, config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)) -> None:
@@ -90,12 +90,12 @@ class Normalize:
 
 
 CHUNK = 64
-"""Images that a worker hands over at once: what lies in shared memory does not grow with the batch."""
+"""Images per worker item. A fixed chunk keeps shared memory use independent of the batch size."""
 
 
 class _FolderViews(torch.utils.data.Dataset[list[Tensor] | ConfigError]):
-    """One image's views, (size, size, 3) uint8. An item is (iteration, index): the augmentation depends on both, not on
-    the worker."""
+    """The views of one image, each (size, size, 3) uint8. An item is (iteration, index); the augmentation depends on
+    these two only, not on the worker."""
 
     def __init__(self, split: Split, views: tuple[View, ...], size: int, seed: int) -> None:
         assert split.paths is not None
@@ -106,7 +106,7 @@ class _FolderViews(torch.utils.data.Dataset[list[Tensor] | ConfigError]):
         rng = np.random.default_rng([self.seed, _AUGMENT, iteration, index])
         try:
             return views_of_file(self.paths[index], self.views, self.size, rng)
-        except ConfigError as error:  # returned, for a worker would wrap it in its traceback
+        except ConfigError as error:  # returned, because the DataLoader would wrap a raised error in a traceback
             return error
 
 
@@ -118,17 +118,17 @@ def _collate(items: list[list[Tensor] | ConfigError]) -> list[Tensor] | ConfigEr
 
 
 def _start_worker(_: int) -> None:
-    """A worker inherits the training's signal handlers, which only take note; it must end when it is told to."""
+    """Reset the signal handlers inherited from the trainer, which only set a flag, so that SIGTERM ends a worker."""
     for name in ("SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL if name == "SIGTERM" else signal.SIG_IGN)
 
 
 class FolderBatches:
-    """Views of images on disk, decoded and augmented in ``workers`` processes, in 8 bits up to the device."""
+    """Views of images on disk, decoded and augmented in ``workers`` processes and sent to the device as uint8."""
 
     def set_views(self, views: tuple[View, ...]) -> None:
-        """Other views than the configuration's."""
+        """Replace the views that the configuration specifies."""
         self.dataset.views = views
 
     def __init__(self, config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)) -> None:
@@ -167,22 +167,24 @@ class FolderBatches:
                 held = []
 
     def _on_device(self, parts: Sequence[Tensor]) -> Tensor:
-        """Chunks (n, size, size, 3) uint8 -> (N, 3, size, size), normalised, channels last in memory."""
+        """Chunks (n, size, size, 3) uint8 -> normalised (N, 3, size, size), channels last in memory."""
         return self.normalize(torch.cat(list(parts)).permute(0, 3, 1, 2).float() / 255)
 
 
 def training_batches(
     config: Config, data: ImageData, device: torch.device, share: Share = (0, 1)
 ) -> MemoryBatches | FolderBatches:
-    """The batches of a run; with ``share`` the slice of process (rank, number of processes)."""
+    """The training batches of a run. ``share`` is (rank, number of processes): only that process's rows are loaded.
+
+    Raises ConfigError if the batch size is not a multiple of the number of processes."""
     if config.train.batch_size % share[1]:
-        raise ConfigError(f"batch_size {config.train.batch_size} cannot be shared by {share[1]} processes evenly")
+        raise ConfigError(f"batch_size {config.train.batch_size} cannot be divided evenly among {share[1]} processes")
     kind = FolderBatches if data.train.images is None else MemoryBatches
     return kind(config, data, device, share)
 
 
 def evaluation_images(data: ImageData, split: Split, size: int, device: torch.device, batch: int) -> Iterator[Tensor]:
-    """A split in order, unaugmented, resized and normalised, ``batch`` at a time."""
+    """Yield a split in order, ``batch`` images at a time, resized and normalised without augmentation."""
     normalize = Normalize(data, device)
     for some in torch.arange(len(split)).split(batch):
         part = decoded(split.subset(some), size)
@@ -194,8 +196,8 @@ def evaluation_images(data: ImageData, split: Split, size: int, device: torch.de
 
 
 def decoded(split: Split, size: int) -> Split:
-    """A split of files as images in memory, (N, 3, size, size) uint8: shorter side, then centre crop. Pillow decodes
-    outside the interpreter's lock, so threads help. What is in memory stays as it is."""
+    """Decode a split of files into memory, (N, 3, size, size) uint8: resize the shorter side, then centre crop. A split
+    already in memory is returned unchanged. Pillow releases the GIL while it decodes, so threads help."""
     if split.images is not None or split.paths is None:
         return split
     with ThreadPoolExecutor() as pool:

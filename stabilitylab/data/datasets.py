@@ -1,6 +1,6 @@
-"""Image data sets. Nothing is downloaded: data comes from a package or from the user's folder.
+"""Image data sets. Nothing is downloaded: the data comes from an installed package or from the user's folder.
 
-A small set is held in memory as one uint8 tensor. An image folder is read file by file.
+Small data sets are held in memory as one uint8 tensor. An image folder is read file by file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Split:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> Split:
-        """The images of ``index`` (n,), in that order."""
+        """The images at ``index`` (n,), in that order."""
         images = None if self.images is None else self.images[index]
         paths = None if self.paths is None else self.paths.subset(index.numpy())
         return Split(self.labels[index], images, paths)
@@ -48,7 +48,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training images, held-out images for the monitor, and per-channel mean and std on the [0, 1] scale."""
+    """Training images, held-out images for the kNN monitor, and the per-channel mean and std on the [0, 1] scale."""
 
     train: Split
     test: Split
@@ -72,11 +72,11 @@ def _in_memory(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: T
 
 
 def load_digits(folder: str) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits, 8x8, shipped in its wheel. The split is fixed, not the run's."""
+    """scikit-learn's 1,797 handwritten digits, 8x8, shipped in its wheel. The split is the same for every run."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     if folder:
-        raise ConfigError(f"data digits takes no folder, not {folder!r}; use --data digits")
+        raise ConfigError(f"data digits takes no folder, but got {folder!r}; use --data digits")
     bunch = sklearn_digits()
     images = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))
@@ -87,7 +87,7 @@ def load_digits(folder: str) -> ImageData:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes (LeCun's MNIST format), gzipped or not."""
+    """Read an IDX file of unsigned bytes (LeCun's MNIST format), gzipped or not. Raises ConfigError if damaged."""
     try:
         raw = path.read_bytes()
         if path.suffix == ".gz":
@@ -98,7 +98,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise ConfigError(f"cannot read {path}: {error}") from None
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims)
     if zeros or kind != 8 or body.size != int(np.prod(shape)):
-        raise ConfigError(f"{path} is not a whole IDX file of bytes; download it again")
+        raise ConfigError(f"{path} is not a complete IDX file of bytes; download it again")
     return body.reshape(shape)
 
 
@@ -125,18 +125,18 @@ def load_image_folder(folder: str) -> ImageData:
     train = root / "train"
     test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if not train.is_dir() or test is None:
-        raise ConfigError(f"{root} needs the folders train and val (or test), each with one folder a class")
+        raise ConfigError(f"{root} needs the folders train and val (or test), each with one folder per class")
     classes = sorted(path.name for path in train.iterdir() if path.is_dir())
     return ImageData(_split(train, classes), _split(test, classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def without_bad_images(data: ImageData) -> ImageData:
-    """A folder without the images that cannot be decoded. Decodes every one once."""
+    """``data`` without the images that cannot be decoded. Decodes every image once."""
     bad: list[Path] = []
     splits = []
     for split in (data.train, data.test):
         assert split.paths is not None
-        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
             good = list(pool.map(_decodes, split.paths))
         bad += [path for path, fine in zip(split.paths, good, strict=True) if not fine]
         splits.append(split.subset(torch.tensor(good).nonzero().flatten()))
@@ -165,7 +165,7 @@ def load_torchvision(name: str, folder: str) -> ImageData:
             split = {"split": "train" if train else "test"} if name == "stl10" else {"train": train}
             found = make(root, download=False, **split)
         except RuntimeError:
-            raise ConfigError(f"{root} does not hold {name} as torchvision lays it out; fetch it there first") from None
+            raise ConfigError(f"{root} does not hold {name} in torchvision's layout; download it there first") from None
         images = torch.from_numpy(np.asarray(found.data))
         images = images if name == "stl10" else images.permute(0, 3, 1, 2).contiguous()
         labels = found.labels if name == "stl10" else found.targets
@@ -200,7 +200,7 @@ load_stl10 = partial(load_torchvision, "stl10")
 
 
 def load_data(config: DataConfig) -> ImageData:
-    """The data set that ``config.name`` names. ConfigError says what is missing."""
+    """Load the data set that ``config.name`` names. Raises ConfigError if a folder or file is missing."""
     data = located(DATASETS.choose(config.kind).load)(config.folder)
     if config.on_bad_image == "skip" and data.train.images is None:
         data = without_bad_images(data)
@@ -209,7 +209,7 @@ def load_data(config: DataConfig) -> ImageData:
 
 
 def kept_images(config: DataConfig, num_images: int) -> Tensor:
-    """Indices (n,) of the training images that ``config.skip`` leaves, of ``num_images`` there are without it."""
+    """Indices (n,) of the training images that remain after ``config.skip`` removes some of the ``num_images``."""
     if config.skip and config.skip[-1] >= num_images:
         raise ConfigError(
             f"data.skip: there is no training image {config.skip[-1]}; they are numbered from 0 to {num_images - 1}"
@@ -220,7 +220,7 @@ def kept_images(config: DataConfig, num_images: int) -> Tensor:
 
 
 def _limited(data: ImageData, limit: int) -> ImageData:
-    """A fixed random choice of training images, not the run's: runs of different seeds see the same."""
+    """A random subset of the training images. It is fixed, so runs with different seeds see the same images."""
     if limit > len(data.train):
         raise ConfigError(f"data.limit = {limit}, but there are {len(data.train)} training images")
     index = torch.from_numpy(np.random.default_rng(0).permutation(len(data.train))[:limit]).sort().values

@@ -1,4 +1,4 @@
-"""The files of an image folder: listed once, kept compactly, remembered between runs."""
+"""The files of an image folder: listed once, stored compactly and cached between runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 _FORMAT = 1
-_SETTLED = 2_000_000_000  # nanoseconds
+_SETTLED = 2_000_000_000  # nanoseconds since the last change, before a listing is cached
 
 
 class Files(Sequence[Path]):
-    """Paths below one folder. A million of them take 40 MB: names in one string of bytes, not an object each."""
+    """Paths below one folder. All names share one byte string, so a million paths take 40 MB."""
 
     def __init__(
         self, root: Path, names: bytes, ends: NDArray[np.int64], index: NDArray[np.int64] | None = None
@@ -66,15 +66,15 @@ class Files(Sequence[Path]):
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder of class folders: each class's files are consecutive, in order of name."""
+    """The images of a folder of class folders. The files of each class are consecutive and sorted by name."""
 
     files: Files
     counts: NDArray[np.int64]  # images in each class
 
 
 def list_images(root: Path, classes: Sequence[str]) -> Listing:
-    """The images in each of ``classes``, at any depth. What was listed before is taken from a cache while no folder in
-    it has changed since."""
+    """The images in each of ``classes``, at any depth. The listing is cached and reused until one of the folders
+    changes."""
     cache = _cache_file(root)
     known = _load(cache, root, classes)
     if known is not None:
@@ -88,14 +88,15 @@ def list_images(root: Path, classes: Sequence[str]) -> Listing:
         names += found
         counts.append(len(found))
     listing = Listing(Files.of(root, names), np.array(counts, dtype=np.int64))
-    # A folder that changed a moment ago may change again within one tick of the file system's clock.
+    # A folder that has just changed may change again without a new timestamp: the file system's clock is coarse.
     if not folders or max(folders.values()) < started - _SETTLED:
         _save(cache, listing, classes, folders)
     return listing
 
 
 def _walk(root: Path, folder: str, folders: dict[str, int]) -> Iterator[str]:
-    """Images below ``root/folder``, relative to ``root``. Notes each folder with the time of its last change."""
+    """Yield the images below ``root/folder``, relative to ``root``. Adds each folder's modification time to
+    ``folders``."""
     folders[folder] = (root / folder).stat().st_mtime_ns
     with os.scandir(root / folder) as entries:
         for entry in entries:
@@ -113,7 +114,7 @@ def _cache_file(root: Path) -> Path:
 
 
 def _load(cache: Path, root: Path, classes: Sequence[str]) -> Listing | None:
-    """What the cache holds, if it is of these classes and every folder is as it was. A damaged cache is none."""
+    """The cached listing, or None if it has other classes, a folder has changed, or the cache is damaged."""
     try:
         with np.load(cache, allow_pickle=False) as stored:
             if int(stored["format"]) != _FORMAT or stored["classes"].tolist() != list(classes):
@@ -128,7 +129,8 @@ def _load(cache: Path, root: Path, classes: Sequence[str]) -> Listing | None:
 
 
 def _save(cache: Path, listing: Listing, classes: Sequence[str], folders: dict[str, int]) -> None:
-    """Through a temporary name, since several processes list one folder. A cache that cannot be written is none."""
+    """Write the cache through a temporary file, since several processes may list one folder. A failure to write is
+    ignored: the cache is optional."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:

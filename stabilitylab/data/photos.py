@@ -1,4 +1,4 @@
-"""Photos in files, decoded and augmented one by one with Pillow, in 8 bits, by the law of `stabilitylab.data.views`."""
+"""Image files, decoded and augmented one by one with Pillow in 8 bits, distributed as in `stabilitylab.data.views`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def cannot_decode(path: Path, error: object) -> ConfigError:
 
 
 def views_of_file(path: Path, views: tuple[View, ...], size: int, rng: Generator) -> list[Tensor]:
-    """A random view of an image file for each of ``views``: (size, size, 3) uint8 tensors. ConfigError names a file
-    that cannot be decoded.
+    """One random view of an image file for each of ``views``: (size, size, 3) uint8 tensors. Raises ConfigError if the
+    file cannot be decoded.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where every crop still has at least as many pixels as its view.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if every crop then still has at least as many pixels as its view.
     """
     try:
         with Image.open(path) as image:
@@ -53,19 +53,19 @@ def views_of_file(path: Path, views: tuple[View, ...], size: int, rng: Generator
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as 8-bit RGB. Grey images of 16 bits keep their upper 8, where Pillow would cut all above 255."""
+    """Convert an opened image to 8-bit RGB. 16-bit grey images are scaled to 8 bits; Pillow would clip them at 255."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its values do not fit 16 bits; convert it to 8 or 16 bits")
+            raise ValueError("its values do not fit in 16 bits; convert it to 8 or 16 bits")
         image = Image.fromarray((values // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("it holds floating-point values, whose range is not told; convert it to 8 or 16 bits")
+        raise ValueError("it holds floating-point values of unknown range; convert it to 8 or 16 bits")
     return image.convert("RGB")
 
 
 def read_photo(path: Path) -> Image.Image:
-    """An image file as 8-bit RGB. ConfigError names a file that cannot be decoded."""
+    """Read an image file as 8-bit RGB. Raises ConfigError if it cannot be decoded."""
     try:
         with Image.open(path) as image:
             return to_rgb(image)
@@ -74,7 +74,7 @@ def read_photo(path: Path) -> Image.Image:
 
 
 def centre_crop(path: Path, size: int) -> Tensor:
-    """Shorter side to 8/7 of ``size`` (256 for 224), then the middle: (3, size, size) uint8."""
+    """Resize the shorter side to 8/7 of ``size`` (256 for 224), then crop the centre: (3, size, size) uint8."""
     photo = read_photo(path)
     scale = size * 8 / 7 / min(photo.size)
     width, height = (max(size, round(side * scale)) for side in photo.size)
@@ -84,7 +84,7 @@ def centre_crop(path: Path, size: int) -> Tensor:
 
 
 def crop_box(height: int, width: int, view: View, rng: Generator) -> Box:
-    """One box (top, left, height, width) by the law of `stabilitylab.data.views.crop_boxes`."""
+    """One box (top, left, height, width), drawn from the distribution of `stabilitylab.data.views.crop_boxes`."""
     low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
     for _ in range(CROP_TRIALS):
         area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * rng.random())
@@ -99,10 +99,10 @@ def crop_box(height: int, width: int, view: View, rng: Generator) -> Box:
 def augment_photo(
     photo: Image.Image, box: Box, view: View, size: int, rng: Generator, shrunk: float = 1.0
 ) -> Image.Image:
-    """One view: the crop, resized; then what ``view`` draws. Only what was drawn is computed. ``box`` is in pixels of
-    the whole photo, which may have been decoded ``shrunk`` to this part of its size."""
+    """One view: crop, resize, then the random operations of ``view``; only those drawn are computed. ``box`` is in
+    pixels of the full-size image; ``shrunk`` is the scale at which ``photo`` was decoded."""
     top, left, h, w = box
-    if shrunk == 1:  # cut out first, as torchvision does: nothing outside the crop is seen
+    if shrunk == 1:  # crop before resizing, as torchvision does, so that no pixel outside the crop contributes
         out = photo.crop((left, top, left + w, top + h)).resize((size, size), Image.Resampling.BILINEAR)
     else:
         right, bottom = min((left + w) * shrunk, photo.width), min((top + h) * shrunk, photo.height)
@@ -142,8 +142,8 @@ def jittered(photo: Image.Image, strengths: tuple[float, float, float, float], r
 
 
 def turned_hue(photo: Image.Image, turn: float) -> Image.Image:
-    """The hue turned by ``turn`` full circles, at most a fifth of one: `stabilitylab.data.views.rotate_hue`, rounded.
-    Pillow's way, to HSV and back, takes twice as long and rounds three times."""
+    """Rotate the hue by ``turn`` full circles, |turn| <= 0.2: `stabilitylab.data.views.rotate_hue`, rounded to 8 bits.
+    Pillow's conversion to HSV and back takes twice as long and rounds three times."""
     pixels = np.asarray(photo)
     r, g, b = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
     value = np.maximum(np.maximum(r, g), b)
@@ -161,8 +161,8 @@ def turned_hue(photo: Image.Image, turn: float) -> Image.Image:
     rounded, depth = value.astype(np.float32) + np.float32(0.5), chroma.astype(np.float32)
     out = np.empty_like(pixels)
     for channel, offset in enumerate((5, 3, 1)):
-        # The value less chroma times a trapezoid of the distance to a peak. Within reach, wrapping round the circle is
-        # folding at 3; beyond, the trapezoid is 0 either way.
+        # channel = value - chroma * trapezoid(distance to the peak). Folding at 3 replaces wrapping round the circle:
+        # the two agree wherever the trapezoid is not 0.
         x = hue + np.float32(offset - 5)
         np.abs(x, out=x)
         x -= 3
@@ -176,13 +176,13 @@ def turned_hue(photo: Image.Image, turn: float) -> Image.Image:
 
 
 def _stretched(level: float, factor: float) -> list[int]:
-    """The look-up table of level + factor (x - level), for the three channels."""
+    """Lookup table of level + factor * (x - level), repeated for the three channels."""
     table = np.clip(np.rint(level + factor * (_LEVELS - level)), 0, 255).astype(int).tolist()
     return list(table * 3)
 
 
 def _saturation(factor: float) -> tuple[float, ...]:
-    """luma + factor (x - luma) as the 3 x 4 matrix that Pillow takes."""
+    """luma + factor * (x - luma) as the 3 x 4 matrix that Pillow expects."""
     matrix = np.zeros((3, 4))
     matrix[:, :3] = (1 - factor) * _LUMA + factor * np.eye(3)
     return tuple(matrix.flatten().tolist())

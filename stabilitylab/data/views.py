@@ -1,7 +1,7 @@
-"""The two views of MoCo v3 (PAPER, Implementation), for a whole batch at once on its own device.
+"""The two views of MoCo v3 (PAPER, Implementation), computed for a whole batch on its device.
 
-Every random number is drawn on the CPU from one generator, so a batch's views depend on the seed alone and
-not on the device, nor on how many processes share the batch.
+All random numbers are drawn on the CPU from one generator, so the views of a batch depend only on the seed, not on the
+device or on the number of processes that share the batch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_p: float = 0.0
     flip_p: float = 0.5
-    size: int | None = None  # pixels; None: the run's
+    size: int | None = None  # pixels; None: the run's image size
 
 
 class Draws:
-    """Random numbers for a batch of which only the rows ``start`` to ``start`` + n are at hand: every process of
-    a training draws for the whole batch, so that its images get the views they would get in one process."""
+    """Random numbers for rows ``start`` to ``start + n - 1`` of a batch of ``total`` images. Every process draws for
+    the whole batch, so each image gets the same view as in single-process training."""
 
     def __init__(self, generator: Generator, total: int | None = None, start: int = 0) -> None:
         self.generator, self.total, self.start = generator, total, start
@@ -52,7 +52,7 @@ class Draws:
 
 
 def moved(drawn: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on ``device``. CUDA is not waited for: only a copy from pinned memory does not."""
+    """Copy a CPU tensor to ``device``. The copy to CUDA goes through pinned memory, so it does not block the CPU."""
     return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
@@ -60,9 +60,9 @@ JITTER_SWAV = (0.8, 0.8, 0.8, 0.2)
 
 
 def two_views(kind: str, crop_min: float) -> tuple[View, View]:
-    """The global views of ``data.views``. ``photo``: the asymmetric pair of BYOL, MoCo v3, VICReg and DINO (``dino``).
-    ``swav``: stronger colours, blur in half of the images. ``grey``: crops and light only, since a mirrored digit is
-    no digit."""
+    """The two global views for ``data.views``. ``photo`` and ``dino``: the asymmetric pair of BYOL, MoCo v3, VICReg and
+    DINO. ``swav``: stronger colour jitter, blur with probability 0.5. ``grey``: crops, brightness and contrast only;
+    no flips, because a mirrored digit is not a valid digit."""
     crop = (crop_min, 1.0)
     if kind in ("photo", "dino"):
         return View(crop=crop, blur_p=1.0), View(crop=crop, blur_p=0.1, solarize_p=0.2)
@@ -74,8 +74,8 @@ def two_views(kind: str, crop_min: float) -> tuple[View, View]:
 
 
 def views_of(config: Config) -> tuple[View, ...]:
-    """The two views of every method, then the local crops if there are any: as the second global view, but in ``dino``
-    with blur in half of the images and no solarization."""
+    """The two global views, followed by the local crops, if any. A local crop is augmented like the second global view;
+    with ``dino``, blur has probability 0.5 and there is no solarization."""
     data, model = config.data, config.model
     views = two_views(data.views, data.crop_min)
     half = max(model.img_size // 2 // model.patch_size, 1) * model.patch_size
@@ -108,15 +108,15 @@ def _chosen(x: Tensor, p: float, draws: Draws) -> Tensor:
 
 
 def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws) -> Tensor:
-    """Crop, resize to ``size`` x ``size`` and mirror, as torchvision's ``RandomResizedCrop`` and
-    ``RandomHorizontalFlip`` do on an image: bilinear, antialiased, the crop cut out before it is resized.
+    """Crop, resize to ``size`` x ``size`` and flip, as torchvision's ``RandomResizedCrop`` and
+    ``RandomHorizontalFlip`` do: bilinear, antialiased, cropped before it is resized.
 
     (N, C, H, W) -> (N, C, size, size).
     """
     height, width = x.shape[2:]
     boxes = crop_boxes(len(x), (height, width), view, draws)
     mirror = draws.rand(len(x)) < view.flip_p
-    if len(x) == 1:  # a photo: cut first, which is cheaper than weighting all its pixels
+    if len(x) == 1:  # a single image: cropping it is cheaper than a matrix product over all its pixels
         top, left, h, w = boxes[0].tolist()
         crop = x[..., top : top + h, left : left + w]
         crop = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -130,9 +130,9 @@ def random_resized_crop(x: Tensor, view: View, size: int, draws: Draws) -> Tenso
 
 
 def crop_boxes(n: int, sides: tuple[int, int], view: View, draws: Draws) -> Tensor:
-    """Crop boxes for ``n`` images of ``sides`` (H, W), by the law of torchvision's ``RandomResizedCrop``: draw an area
-    fraction and a log-uniform aspect ratio until the box fits, at most ten times; then crop at the centre, as
-    large as ``view.ratio`` allows.
+    """Crop boxes for ``n`` images of size ``sides`` (H, W), distributed as in torchvision's ``RandomResizedCrop``: draw
+    an area fraction and a log-uniform aspect ratio until the box fits, at most ten times; if none fits, take the
+    largest centre crop that ``view.ratio`` allows.
 
     Returns (n, 4) integers: top, left, height, width, in pixels.
     """
@@ -153,8 +153,8 @@ def crop_boxes(n: int, sides: tuple[int, int], view: View, draws: Draws) -> Tens
 
 
 def _resize_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """Weights of an antialiased bilinear resize of the pixels ``start`` to ``start + length`` - 1, each (N,), of a side
-    of ``side`` pixels to ``size`` pixels: (N, size, side), rows sum to 1."""
+    """Weights (N, size, side) of an antialiased bilinear resize to ``size`` pixels. The input is the pixels ``start``
+    to ``start + length`` - 1, each (N,), of a side of ``side`` pixels. Rows sum to 1."""
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length / size
     centres = start + scale * (torch.arange(size) + 0.5).view(-1, 1)
@@ -173,7 +173,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def colour_jitter(x: Tensor, view: View, draws: Draws) -> Tensor:
-    """Brightness, contrast, saturation and hue in a random order, one order a batch, one strength an image."""
+    """Brightness, contrast, saturation and hue in a random order: one order per batch, one strength per image."""
     if not view.jitter_p:
         return x
     out = x
@@ -196,21 +196,21 @@ def colour_jitter(x: Tensor, view: View, draws: Draws) -> Tensor:
 
 
 def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue in HSV space by ``turn`` (N,) full circles. (N, 3, H, W) in [0, 1]."""
+    """Rotate the hue in HSV space by ``turn`` (N,) full circles. ``x`` is (N, 3, H, W) in [0, 1]."""
     value, chroma_min = x.amax(1), x.amin(1)
     chroma = value - chroma_min
     safe = chroma.clamp(min=1e-8)
     r, g, b = x.unbind(1)
     hue = torch.where(value == r, ((g - b) / safe) % 6, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
     hue = (hue / 6 + turn.view(-1, 1, 1)) % 1
-    # HSV -> RGB: each channel is the value less chroma times a trapezoid in the hue.
+    # HSV -> RGB: each channel is value - chroma * trapezoid(hue).
     offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
     k = (offsets + hue[:, None] * 6) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def gaussian_blur(x: Tensor, sigma: tuple[float, float], draws: Draws) -> Tensor:
-    """Blur each image with its own sigma, in pixels; separable, reflected at the border."""
+    """Blur each image with its own sigma, in pixels. Separable; padded by reflection at the border."""
     n, channels, height, width = x.shape
     widths = _uniform(n, *sigma, draws, x)
     radius = min(math.ceil(3 * sigma[1]), height - 1, width - 1)

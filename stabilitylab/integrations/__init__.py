@@ -1,1 +1,1 @@
-"""Former place of the callbacks; they live in `stabilitylab.attach`. Kept so that existing imports work."""
+"""Deprecated location of the callbacks, kept so that existing imports work. They now live in `stabilitylab.attach`."""

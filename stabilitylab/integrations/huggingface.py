@@ -1,4 +1,4 @@
-"""Former place of `stabilitylab.attach.huggingface`. Kept so that existing imports work."""
+"""Deprecated alias of `stabilitylab.attach.huggingface`, kept so that existing imports work."""
 
 from stabilitylab.attach.huggingface import StabilityCallback
 

@@ -1,4 +1,4 @@
-"""Former place of `stabilitylab.attach.lightning`. Kept so that existing imports work."""
+"""Deprecated alias of `stabilitylab.attach.lightning`, kept so that existing imports work."""
 
 from stabilitylab.attach.lightning import StabilityCallback
 

@@ -1,4 +1,4 @@
-"""The methods. A new one is a file, a line here and a test."""
+"""The self-supervised methods. To add one, write a file, a line in METHODS and a test."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ METHODS: Registry[Any] = Registry(
     },
     group="stabilitylab.methods",
 )
-"""name -> the class, or where it is, so that listing the methods imports no torch."""
+"""name -> the class, or its import path, so that listing the methods does not import torch."""
 
 
 def build_method(config: Config, channels: int) -> object:
-    """The method of a run, with its encoder. Returns a `stabilitylab.methods.base.Method`."""
+    """Build the method of a run with its encoder. Returns a `stabilitylab.methods.base.Method`.
+
+    Raises ConfigError for an unknown method or for local crops that the method does not support."""
     from stabilitylab.models import build_encoder
 
     kind = located(METHODS.choose(config.method.name))
     crops = config.data.local_crops
     if crops and not kind.takes_local_crops:
-        raise ConfigError(f"data.local_crops = {crops}: only swav and dino take local crops, not {config.method.name}")
+        raise ConfigError(f"data.local_crops = {crops}: {config.method.name} has no local crops; use swav or dino")
     encoder = build_encoder(config.model, channels, any_size=crops > 0)
     return kind(encoder, config.method, vit=config.model.is_vit)

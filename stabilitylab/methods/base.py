@@ -1,7 +1,7 @@
-"""What every method is made of.
+"""The base class of all methods.
 
-A method is used in two halves, so that the trainer may compute features in chunks or on several devices
-and still get the loss of the whole batch: `encode` works image by image, `loss` sees a process's features at once.
+A method works in two steps, so that the trainer can compute features in chunks or on several devices and still get the
+loss of the whole batch: `encode` works image by image, `loss` sees all features of a process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Method(nn.Module):
-    """A self-supervised method over ``base_encoder``. Momentum copies are named ``momentum_*``."""
+    """A self-supervised method around ``base_encoder``. EMA copies of its modules are named ``momentum_*``."""
 
     base_encoder: nn.Module
     uses_momentum_encoder = False
@@ -38,7 +38,7 @@ class Method(nn.Module):
         return int(self.base_encoder.num_features)  # type: ignore[arg-type]
 
     def add_momentum_copies(self, *names: str) -> None:
-        """For each module name an EMA copy ``momentum_<name>`` that takes no gradient."""
+        """Add an EMA copy ``momentum_<name>`` without gradient for each module name."""
         self._averaged = names
         for name in names:
             frozen = copy.deepcopy(getattr(self, name)).requires_grad_(False)
@@ -46,7 +46,7 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def update_momentum_encoder(self, ema_momentum: float) -> None:
-        """EMA over parameters, not over BN buffers. A lerp, so that equal values stay bit-identical."""
+        """Update the EMA of the parameters; BN buffers are not averaged. ``lerp`` keeps equal values bit-identical."""
         for name in self._averaged:
             online = list(getattr(self, name).parameters())
             averaged = list(getattr(self, f"momentum_{name.removeprefix('base_')}").parameters())
@@ -62,17 +62,18 @@ class Method(nn.Module):
         return encode(self.momentum_encoder, views)  # type: ignore[arg-type]
 
     def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
-        """The loss of this process's rows, from one (N, D) tensor a view, at ``iteration``. Its mean over processes is
-        the loss of the whole batch: what needs other rows gathers them (`stabilitylab.models.collectives`)."""
+        """The scalar loss of this process's rows at ``iteration``, from one (N, D) tensor per view. The mean over
+        processes is the loss of the whole batch: a loss that needs the rows of other processes gathers them with
+        `stabilitylab.models.collectives`."""
         raise NotImplementedError
 
     def before_update(self, iteration: int) -> None:
-        """Called when gradients are known and recorded, before the optimizer."""
+        """Called after the gradients have been computed and recorded, before the optimizer step."""
 
 
 def encode(encoder: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """Each view through the encoder. Where no layer mixes images, views of one size go in one batch, which is the
-    same mathematics and faster; with BatchNorm they go apart, so that statistics are per view."""
+    """Encode each view. Without BatchNorm, views of one size share a forward pass, which is faster and gives the same
+    result; with BatchNorm, each view has its own pass, so that batch statistics are per view."""
     if mixes_images(encoder):
         return [encoder(view) for view in views]
     features: list[Tensor] = []
@@ -83,5 +84,5 @@ def encode(encoder: nn.Module, views: list[Tensor]) -> list[Tensor]:
 
 
 def mixes_images(encoder: nn.Module) -> bool:
-    """Whether an image's features depend on the others of its batch."""
+    """Whether the features of an image depend on the other images of its batch."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())

@@ -1,4 +1,4 @@
-"""BYOL (arXiv 2006.07733): predict the momentum encoder's other view. No negatives."""
+"""BYOL (arXiv 2006.07733): predict the momentum encoder's output for the other view. No negatives."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class DINO(Method):
         self.register_buffer("center", torch.zeros(config.num_prototypes))
 
     def encode_momentum(self, views: list[Tensor]) -> list[Tensor]:
-        return super().encode_momentum(views[:2])  # the teacher sees the global views alone
+        return super().encode_momentum(views[:2])  # the teacher sees only the global views
 
     def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
         assert momentum_features is not None
@@ -53,7 +53,7 @@ class DINO(Method):
         return total
 
     def teacher_temperature(self, iteration: int) -> float:
-        """Linear from its start over the warm-up, then constant."""
+        """The teacher's temperature: a linear ramp during warmup, then constant."""
         config = self.config
         done = min(1.0, iteration / config.teacher_warmup_iterations) if config.teacher_warmup_iterations else 1.0
         start = config.teacher_temperature_start
@@ -61,20 +61,20 @@ class DINO(Method):
 
     @torch.no_grad()
     def update_center(self, scores: Tensor) -> None:
-        """The running mean of the teacher's scores (N, K), over all processes."""
+        """Update the running mean of the teacher's scores (N, K) over all processes."""
         mean = mean_over_processes(scores.to(self.center.dtype).mean(0))
-        # A batch that is not finite would spoil every later target.
+        # Skip a non-finite batch: it would make every later target non-finite.
         self.center.copy_(
             torch.where(mean.isfinite(), self.center.lerp(mean, 1 - self.config.center_momentum), self.center)
         )
 
     def before_update(self, iteration: int) -> None:
-        """The last layer stands still at first (the authors: one epoch)."""
+        """Freeze the last layer during the first iterations (the paper uses one epoch)."""
         if iteration < self.config.freeze_prototypes_iterations:
             self.prototypes.weight.grad = None
 
 
 def scores(features: Tensor, projector: nn.Module, prototypes: nn.Module) -> Tensor:
-    """Cosines (N, K) of the projected features with the prototypes: the last layer's weight norm is fixed at 1."""
+    """Cosine similarities (N, K) of projected features and prototypes: the last layer's weight norm is fixed at 1."""
     z = F.normalize(projector(features), dim=1)
     return F.linear(z, F.normalize(prototypes.weight, dim=1))  # type: ignore[arg-type]

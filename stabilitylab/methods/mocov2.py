@@ -1,8 +1,9 @@
-"""MoCo v2 (arXiv 2003.04297): one direction, negatives from a queue. What v3 removed; it works at small batches.
+"""MoCo v2 (arXiv 2003.04297): asymmetric loss, negatives from a queue. MoCo v3 removed the queue, which lets small
+batches work.
 
-Keys are not shuffled over devices: a ResNet's BatchNorm sees the whole batch here (SyncBN), on every device alike.
-The paper's EMA momentum is a constant 0.999, for 200 epochs of ImageNet: ``--set method.ema_momentum=0.999 --set
-method.ema_schedule=constant``. The default is that of the other methods.
+Keys are not shuffled across devices, because BatchNorm is synchronised (SyncBN) and sees the whole batch everywhere.
+The paper uses a constant EMA momentum of 0.999 for 200 epochs of ImageNet: ``--set method.ema_momentum=0.999 --set
+method.ema_schedule=constant``. The default here is that of the other methods.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class MoCoV2(Method):
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.long))
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:
-        return super().encode(views[:1])  # the query's view
+        return super().encode(views[:1])  # view of the query
 
     def encode_momentum(self, views: list[Tensor]) -> list[Tensor]:
-        return super().encode_momentum(views[1:2])  # the key's
+        return super().encode_momentum(views[1:2])  # view of the key
 
     def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
         assert momentum_features is not None
@@ -48,9 +49,9 @@ class MoCoV2(Method):
 
     @torch.no_grad()
     def enqueue(self, k: Tensor) -> None:
-        """The newest keys (N, D) replace the oldest."""
+        """Replace the oldest keys in the queue with the new keys (N, D)."""
         k = k[-len(self.queue) :].to(self.queue.dtype)
         places = (self.queue_position + torch.arange(len(k), device=k.device)) % len(self.queue)
-        # A key that is not finite would spoil every loss until it leaves the queue.
+        # Skip non-finite keys: each would make the loss non-finite until it left the queue.
         self.queue[places] = torch.where(k.isfinite().all(1, keepdim=True), k, self.queue[places])
         self.queue_position.add_(len(k)).remainder_(len(self.queue))

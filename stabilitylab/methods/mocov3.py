@@ -18,7 +18,7 @@ class MoCoV3(Method):
     def __init__(self, base_encoder: nn.Module, config: MethodConfig, *, vit: bool = True) -> None:
         super().__init__(base_encoder, config)
         hidden, out, bn = config.hidden_dim, config.out_dim, config.head_bn
-        # ResNets: a projector of two layers, a predictor without the last BN (PAPER, Implementation).
+        # ResNets use a two-layer projector and no BN at the end of the predictor (PAPER, Implementation).
         self.projector = mlp_head(3 if vit else 2, self.features, hidden, out, bn=bn)
         self.predictor = mlp_head(2, out, hidden, out, bn=bn, last_bn=vit) if config.predictor else nn.Identity()
         self.add_momentum_copies("base_encoder", "projector")
@@ -32,8 +32,8 @@ class MoCoV3(Method):
 
 
 def contrastive(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """2 tau CE(q k^T / tau) over L2-normalised rows (n, D); the positive of row i is key i. Keys come from all
-    processes, without gradient."""
+    """Contrastive loss 2 tau CE(q k^T / tau) over L2-normalised rows (n, D); the positive of row i is key i. Keys are
+    gathered from all processes, without gradient."""
     keys = gather(F.normalize(k, dim=1))  # (N, D)
     logits = F.normalize(q, dim=1) @ keys.T / temperature  # (n, N)
     labels = torch.arange(len(q), device=q.device) + first_row(len(q))

@@ -1,4 +1,4 @@
-"""SimCLR (arXiv 2002.05709), with the heads that the MoCo v3 study gives it (arXiv 2104.02057, section 5)."""
+"""SimCLR (arXiv 2002.05709), with the heads used for it in the MoCo v3 paper (arXiv 2104.02057, section 5)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SimCLR(Method):
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each of this process's 2n views against the other 2N - 1 of all; the positive of a row (n, D) is
-    its other view."""
+    """NT-Xent loss: cross-entropy of this process's 2n views, each against the other 2N - 1 views of all processes.
+    ``z1`` and ``z2`` are (n, D); row i of one is the positive of row i of the other."""
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     everyone = torch.cat([gather_with_gradient(z1), gather_with_gradient(z2)])  # (2N, D)
     n, total = len(z1), len(everyone) // 2

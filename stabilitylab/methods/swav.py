@@ -1,4 +1,4 @@
-"""SwAV (arXiv 2006.09882): predict one view's cluster assignment from another's. Multi-crop where the data gives it."""
+"""SwAV (arXiv 2006.09882): predict the cluster assignment of one view from another. Supports multi-crop."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SwAV(Method):
         layers = 3 if vit else 2
         self.projector = mlp_head(layers, self.features, config.hidden_dim, config.out_dim, bn=config.head_bn)
         self.prototypes = nn.Linear(config.out_dim, config.num_prototypes, bias=False)
-        if config.code_queue:  # of earlier embeddings, one queue a global view, the newest first
+        if config.code_queue:  # a queue of earlier embeddings for each global view, newest first
             self.register_buffer("queue", torch.zeros(2, config.code_queue, config.out_dim))
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.long))
 
     def loss(self, features: list[Tensor], momentum_features: list[Tensor] | None, iteration: int = 0) -> Tensor:
-        """The first two views are global: they alone give codes. Every view predicts the codes of the others."""
+        """The first two views are global and only they have codes. Every view predicts the codes of the others."""
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
         z = [F.normalize(self.projector(h), dim=1) for h in features]
@@ -42,8 +42,8 @@ class SwAV(Method):
 
     @torch.no_grad()
     def codes(self, z: list[Tensor], iteration: int) -> list[Tensor]:
-        """Codes (n, K) of this process's embeddings, balanced over those of all processes and, once it is full, the
-        queue's."""
+        """Codes (n, K) of this process's embeddings. They are balanced over the embeddings of all processes and, once
+        the queue is full, those in the queue."""
         config = self.config
         everyone = [gather(x) for x in z]
         queued = config.code_queue > 0 and iteration >= config.code_queue_start
@@ -59,24 +59,24 @@ class SwAV(Method):
         return codes
 
     def enqueue(self, z: list[Tensor]) -> None:
-        """The newest embeddings (N, D) of each global view push out the oldest."""
+        """Replace the oldest embeddings in the queues with the new ones, (N, D) for each global view."""
         for queue, x in zip(self.queue, z, strict=True):
             x = torch.where(x.isfinite().all(1, keepdim=True), x, 0.0).to(queue.dtype)
             queue.copy_(torch.cat([x, queue])[: len(queue)])
         self.queue_filled.add_(len(z[0]))
 
     def before_update(self, iteration: int) -> None:
-        """Prototypes stand still at first (the authors: 313 iterations)."""
+        """Freeze the prototypes during the first iterations (the paper uses 313)."""
         if iteration < self.config.freeze_prototypes_iterations:
             self.prototypes.weight.grad = None
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Codes (N, K) from scores (N, K): rows sum to 1, columns nearly to N / K (appendix A)."""
+    """Codes (N, K) from scores (N, K): rows sum to 1, columns approximately to N / K (appendix A)."""
     q = ((scores.float() - scores.float().max()) / epsilon).exp()
     n, k = q.shape
     for _ in range(iterations):
         q = q / q.sum(0, keepdim=True).clamp(min=1e-30) / k  # each prototype gets an equal share
-        q = q / q.sum(1, keepdim=True).clamp(min=1e-30) / n  # each image an equal one
+        q = q / q.sum(1, keepdim=True).clamp(min=1e-30) / n  # each image too
     return q * n

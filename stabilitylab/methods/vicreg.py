@@ -1,5 +1,5 @@
-"""VICReg (arXiv 2105.04906): two views agree, each dimension varies, no two dimensions vary together. No negatives, no
-momentum encoder."""
+"""VICReg (arXiv 2105.04906): invariance between two views, variance of every dimension, zero covariance between
+dimensions. No negatives, no momentum encoder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class VICReg(Method):
 
 
 def variance(z: Tensor) -> Tensor:
-    """Mean over dimensions of how far the standard deviation of (N, D) falls short of 1."""
+    """Hinge loss on the standard deviation of (N, D): mean over dimensions of max(0, 1 - std)."""
     return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
 
 

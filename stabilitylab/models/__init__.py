@@ -10,6 +10,6 @@ from stabilitylab.models.vit import build_vit
 
 
 def build_encoder(config: ModelConfig, channels: int, *, any_size: bool = False) -> nn.Module:
-    """The backbone that ``config.arch`` names: images (N, channels, S, S) -> features (N, ``num_features``).
-    ``any_size``: a ViT that also takes images of other sizes, resampling its position embedding."""
+    """Build the backbone that ``config.arch`` names: images (N, channels, S, S) -> features (N, ``num_features``).
+    ``any_size``: a ViT also accepts images of other sizes and resamples its position embedding."""
     return build_vit(config, channels, any_size=any_size) if config.is_vit else build_resnet(config, channels)

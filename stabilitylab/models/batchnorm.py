@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes, on any backend. torch's SyncBatchNorm needs CUDA."""
+"""BatchNorm synchronised over all processes, on any backend. torch's SyncBatchNorm requires CUDA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Normalises (N, C, ...) by the moments of all processes' rows; gradients pass through the moments."""
+    """Normalises (N, C, ...) with mean and variance over the rows of all processes. Gradients flow through both."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -28,7 +28,7 @@ class SharedBatchNorm(_BatchNorm):
         count = x.numel() // x.shape[1] * num_processes()
         mean = sum_over_processes(x.sum(axes)) / count
         centred = x - mean.view(shape)
-        # Two passes: the difference of two large sums would lose the variance of a narrow channel.
+        # Two passes: E[x^2] - E[x]^2 would cancel in a channel whose variance is small relative to its mean.
         variance = sum_over_processes(centred.square().sum(axes)) / count
         self._note(mean.detach(), variance.detach(), count)
         y = centred * (variance + self.eps).rsqrt().view(shape)
@@ -48,8 +48,8 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def share_batch_norms(module: M) -> M:
-    """Replace every BatchNorm by one over all processes; parameters, buffers and their names stay. On CUDA torch's own
-    is taken. Returns the module, which is another one where it is itself a BatchNorm."""
+    """Replace every BatchNorm with a synchronised one; parameters, buffers and their names stay the same. On CUDA this
+    is torch's SyncBatchNorm. Returns the module, or its replacement if ``module`` is itself a BatchNorm."""
     tensor = next((p for p in [*module.parameters(), *module.buffers()]), None)
     if tensor is not None and tensor.is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -59,7 +59,7 @@ def share_batch_norms(module: M) -> M:
         )
         shared.train(module.training)
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(shared, name, parameter)  # the same one: optimizer and recorder hold it
+            setattr(shared, name, parameter)  # the same object: optimizer and recorder refer to it
         for name, buffer in module.named_buffers(recurse=False):
             setattr(shared, name, buffer)
         return shared  # type: ignore[return-value]

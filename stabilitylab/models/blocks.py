@@ -1,9 +1,9 @@
-"""The blocks of a network, found in its module tree.
+"""Find the blocks of a network in its module tree.
 
 A *stack* is a numbered series of modules of one class: the children of a ModuleList or Sequential, or siblings such as
-``layer1`` to ``layer4``. A *block* is an item of the innermost stack whose items still do a block's work: at least two
-weight matrices, and a normalisation or a spatial convolution among them. That leaves out what blocks are made of:
-pairs of a convolution and its norm, an MLP's two Linears, attention heads, experts.
+``layer1`` to ``layer4``. A *block* is an item of the innermost stack whose items contain at least two weight matrices
+and a normalisation or a spatial convolution. This excludes the parts of a block: a convolution with its norm, the two
+Linears of an MLP, attention heads, experts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from torch import nn
 
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-"""Attributes under which DDP, torch.compile, activation checkpointing and FSDP1 keep the module they wrap."""
+"""Attributes in which DDP, torch.compile, activation checkpointing and FSDP1 store the module they wrap."""
 _WHOLE = re.compile(r"project(or|ion)|predict(or|ion)|prototype|patch_embed$|stem$|probe|embeddings?$|embedder$")
-"""Heads and input projections: one layer each, unless they hold a stack of blocks."""
+"""Heads and input projections: one layer each, unless they contain a stack of blocks."""
 _PART_OF_BLOCK = re.compile(r"att|mlp|ffn?\d*$|ffns?$|expert|heads?$|branch|^convs?$|conv$|norm|adapter|lora")
-"""Names under which a block keeps several parts of one class that run side by side."""
+"""Names of parts of a block that have the same class and run in parallel."""
 _NUMBERED = re.compile(r"(.*?)(\d+)[a-z]?")
 _CHAIN = 5
 """A plain Sequential with this many weight matrices is a network, not a stem or a head."""
 _LARGE = 0.4
-"""A module with more than this share of all parameters is split, if it is no block."""
+"""A module with more than this share of all parameters is split unless it is a block."""
 
 
 def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
-    """What a wrapper holds, and its path."""
+    """The module inside any wrappers, and its path."""
     while True:
         children = dict(module.named_children())
         name = next((name for name in WRAPPERS if name in children), None)
@@ -39,8 +39,9 @@ def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
 
 
 class Partition:
-    """Every module that is one layer, by path, in order of registration: ``leaves``. Everything above them is a
-    holder of layers, and what parameters it owns itself (class tokens, a temperature) belongs to no leaf."""
+    """Splits a model into layers. ``leaves`` maps the path of each module that is one layer to the module, in order of
+    registration. Modules above the leaves contain layers; parameters that such a module owns directly (class tokens, a
+    temperature) belong to no leaf."""
 
     def __init__(self, model: nn.Module) -> None:
         self.leaves: dict[str, nn.Module] = {}
@@ -63,7 +64,7 @@ class Partition:
     def _split(self, path: str, holder: nn.Module) -> None:
         children = self._parametric(holder)
         opened = {name: self._opens(name, child, holder) for name, _, child in children}
-        # Stages of one series are treated alike: one with a single block is opened if its neighbour is.
+        # Stages of one series are treated alike: a stage with a single block is opened if its neighbour is.
         for members in _series(children).values():
             kinds = {_kind(child) for name, child in members if opened[name]}
             for name, child in members:
@@ -76,7 +77,7 @@ class Partition:
                 self.leaves[where] = child
 
     def _opens(self, name: str, child: nn.Module, holder: nn.Module) -> bool:
-        """Whether ``child`` holds layers, rather than being one."""
+        """Whether ``child`` contains several layers; otherwise it is one layer."""
         parts = self._parametric(child)
         if not parts:
             return False
@@ -110,8 +111,8 @@ class Partition:
         return any(len(members) > 1 for members in _series(parts).values()) or not self._is_full(child)
 
     def _holds_stack(self, module: nn.Module, name: str, *, inside: bool, few: int = 3) -> bool:
-        """Whether blocks repeat somewhere in ``module``. ``inside``: it may itself be a block, whose parts repeat too;
-        ``few``: how many numbered siblings then are a stack."""
+        """Whether ``module`` contains a stack of blocks. ``inside``: it may itself be a block, whose parts repeat too;
+        then at least ``few`` numbered siblings make a stack."""
         children = self._parametric(module)
         container = _is_container(module)
         for prefix, members in _series(children).items():
@@ -143,7 +144,7 @@ class Partition:
         return sum(p.numel() for p in module.parameters()) / self._size
 
     def matrices(self, module: nn.Module) -> int:
-        """Parameters with two dimensions or more, vectors in disguise apart."""
+        """Number of parameters with at least two dimensions larger than 1."""
         key = id(module)
         if key not in self._matrices:
             self._matrices[key] = sum(sum(n > 1 for n in p.shape) > 1 for p in module.parameters())
@@ -163,7 +164,7 @@ class Partition:
 
 
 def _series(children: list[tuple[str, str, nn.Module]]) -> dict[str, list[tuple[str, nn.Module]]]:
-    """Numbered children by what stands before the number: ``layer1``, ``layer2`` -> ``layer``."""
+    """Numbered children, grouped by the prefix before the number: ``layer1``, ``layer2`` -> ``layer``."""
     found: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, _, child in children:
         match = _NUMBERED.fullmatch(name)
@@ -177,12 +178,12 @@ def _kind(module: nn.Module) -> type:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module only holds others. A subclass of Sequential has a name of its own, and may be a block."""
+    """Whether a module only contains others. A subclass of Sequential does not count, because it may be a block."""
     return isinstance(module, nn.ModuleList) or type(module) in (nn.Sequential, nn.ModuleDict)
 
 
 def _mixes(module: nn.Module) -> bool:
-    """Whether there is a normalisation, or a convolution over space."""
+    """Whether a module contains a normalisation or a spatial convolution."""
     return any(_is_norm(m) or any(n > 1 for p in m.parameters(False) for n in p.shape[2:]) for m in module.modules())
 
 
@@ -191,7 +192,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def recurrent_layers(module: nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """(``l0``, names of its parameters) for each layer of an LSTM, GRU or RNN of several; both directions together."""
+    """(``l0``, names of its parameters) for each layer of a multi-layer LSTM, GRU or RNN, both directions together."""
     if not isinstance(module, nn.RNNBase) or module.num_layers == 1:
         return
     names = [name for name, _ in module.named_parameters(recurse=False)]

@@ -1,7 +1,7 @@
-"""What the processes of one training exchange within a step. In one process each of these is the identity.
+"""Collective operations within a training step. With one process each of them is the identity.
 
-Every process holds as many rows as the others and takes the loss of its own; the mean over processes is the loss of the
-whole batch, and so is the mean of the gradients, since these operations carry gradients back to where they come from.
+All processes have the same number of rows, and each computes the loss of its own rows. The mean over processes is the
+loss of the whole batch, and the mean of the gradients is its gradient, because these operations are differentiable.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ def num_processes() -> int:
 
 
 def first_row(rows: int) -> int:
-    """Where this process's ``rows`` begin among those of all."""
+    """Index of this process's first row in the whole batch, if each process has ``rows`` rows."""
     return dist.get_rank() * rows if num_processes() > 1 else 0
 
 
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes (n, ...) -> (size x n, ...), in order of rank, without gradient."""
+    """Gather the rows of all processes, (n, ...) -> (processes * n, ...), in order of rank, without gradient."""
     return _gathered(x.detach())
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """As `gather`; each process's rows get the gradient that all processes have for them."""
+    """Like `gather`, but differentiable: a row receives the sum of its gradients over all processes."""
     return _Gather.apply(x) if num_processes() > 1 else x
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of each process's ``x``, with gradient."""
+    """The sum of ``x`` over processes, differentiable."""
     return _Sum.apply(x) if num_processes() > 1 else x
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of each process's ``x``, with gradient."""
+    """The mean of ``x`` over processes, differentiable."""
     size = num_processes()
     return sum_over_processes(x) / size if size > 1 else x
 

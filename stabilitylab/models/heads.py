@@ -15,8 +15,10 @@ def mlp_head(
     last_bn: bool = True,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """An MLP (N, in_dim) -> (N, out_dim). With ``bn``: BN after every layer, no activation on the last, whose BN
-    (``last_bn``) has no affine parameters. Without: plain layers with biases."""
+    """Build an MLP (N, in_dim) -> (N, out_dim); there is no activation after the last layer.
+
+    With ``bn``, each linear layer has no bias and is followed by BN; the BN after the last layer is optional
+    (``last_bn``) and has no affine parameters. Without ``bn``, linear layers have biases."""
     widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
     modules: list[nn.Module] = []
     for index in range(layers):

@@ -1,4 +1,4 @@
-"""Parameter -> layer -> depth. The one place that knows what a layer is, and what "first" and "last" are."""
+"""Group parameters into layers and order the layers by depth. The definition of "layer", "first" and "last"."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import nn
 
 from stabilitylab.models.blocks import WRAPPERS, Partition, recurrent_layers
 
-# The method's own: the base encoder is the network; the momentum encoder takes no gradient.
+# Parts of a path that are left out of layer names. The base encoder is the network itself.
 _UNNAMED = (*WRAPPERS, "base_encoder")
 _HEADS = ("projector", "predictor", "prototypes")
 _TOKENS = re.compile(
     r"((cls|class|reg|register|dist|mask|query|sep)_?(token|embedding)s?|.*(pos|position|mask|masked)_(\w+_)?emb.*"
     r"|posemb.*|.*_pos|tokens?)(_?\d+)?"
 )
-# timm registers tokens before the patch projection; by depth they come after it.
+# timm registers tokens before the patch projection, but the network uses them after it.
 _INPUT_ORDER = {"patch_embed": 0, "conv1": 0, "stem": 0, "embeddings": 0, "tokens": 1}
 _UNKNOWN = 2
-"""The rank of a layer whose name does not tell where it stands."""
+"""Rank of a layer whose name does not reveal its position."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Parameters that are recorded as one series. ``depth`` 0 is nearest to the input; ``path`` is where the layer's
-    module is in the model, wrappers included, or empty where no single module owns the layer."""
+    """Parameters that are recorded as one series. ``depth`` 0 is closest to the input. ``path`` is the path of the
+    layer's module in the model, wrappers included, or empty if no single module owns the layer."""
 
     name: str
     depth: int
@@ -43,17 +43,18 @@ class Layer:
 
 
 def without_wrappers(path: str) -> str:
-    """``_orig_mod.base_encoder.blocks.0`` -> ``blocks.0``: what compiling, DDP and the method put in front is gone."""
+    """Remove the parts of a path added by torch.compile, DDP and the method: ``_orig_mod.base_encoder.blocks.0`` ->
+    ``blocks.0``."""
     return ".".join(part for part in path.split(".") if part not in _UNNAMED)
 
 
 def group_layers(model: nn.Module, granularity: str = "block") -> list[Layer]:
-    """The layers of a model, ordered from input to output as far as names tell.
+    """The layers of a model, ordered from input to output as far as their names reveal it.
 
-    ``granularity``: ``block`` (the innermost repeated block, and each module outside any), ``module`` (each module
-    that owns parameters) or ``param``. A parameter used in several places is counted once, where it is registered
-    first. Parameters fixed by construction (a sin-cos embedding, a momentum encoder) belong to no layer unless their
-    layer also holds others; a frozen layer is listed as not trainable.
+    ``granularity``: ``block`` (each innermost repeated block, and each module outside the blocks), ``module`` (each
+    module that owns parameters) or ``param`` (each parameter). A shared parameter is counted once, where it is
+    registered first. Parameters fixed by construction (a sin-cos embedding, a momentum encoder) are left out unless
+    their layer also has other parameters; a frozen layer is listed as not trainable.
 
     >>> from torch import nn
     >>> block = lambda: nn.TransformerEncoderLayer(8, 2, 16)
@@ -76,22 +77,22 @@ def group_layers(model: nn.Module, granularity: str = "block") -> list[Layer]:
 
 
 def depth_order(names: Sequence[str]) -> list[str]:
-    """Layer names from input to output, as far as names tell; the order given decides the rest."""
+    """Sort layer names from input to output as far as the names reveal it; otherwise keep the given order."""
     return sorted(names, key=_rank)  # stable
 
 
 def is_head(name: str) -> bool:
-    """Whether a layer's name says that it is a method's projection or prediction head."""
+    """Whether a layer's name marks it as a projection or prediction head of a method."""
     return any(part in _HEADS for part in name.split("."))
 
 
 def is_tokens(name: str) -> bool:
-    """Whether a layer holds the parameters that a network owns itself: tokens, position embeddings."""
+    """Whether a layer consists of parameters that the network owns directly: tokens, position embeddings."""
     return name.rpartition(".")[2] == "tokens"
 
 
 def _assigned(model: nn.Module, granularity: str) -> Iterator[tuple[str, nn.Parameter, str, str]]:
-    """(its name, parameter, its layer's name and path), wrappers still in the names."""
+    """Yield (parameter name, parameter, layer name, layer path) for each parameter; names still include wrappers."""
     leaves = Partition(model).leaves if granularity == "block" else {}
     recurrent = {
         f"{path}.{name}" if path else name: f"{path}.{layer}" if path else layer
@@ -120,7 +121,7 @@ def _assigned(model: nn.Module, granularity: str) -> Iterator[tuple[str, nn.Para
 
 
 def _distinct(keys: list[tuple[str, str]], model: nn.Module) -> dict[tuple[str, str], str]:
-    """Names without wrappers; with them where two layers would have one name."""
+    """Layer names without wrappers, or with them if two layers would otherwise share a name."""
     prefix = "base_model.model." if hasattr(model, "peft_config") else ""
     short = {key: without_wrappers(key[0].removeprefix(prefix)) or key[0] for key in keys}
     count: dict[str, int] = {}
@@ -130,7 +131,7 @@ def _distinct(keys: list[tuple[str, str]], model: nn.Module) -> dict[tuple[str, 
 
 
 def _rank(name: str) -> int:
-    """By the first part that tells: a head, or what a network begins with. Inside a block no name tells."""
+    """Rank by the first part of the name that marks a head or an input layer. Names inside a block have no rank."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part in _HEADS:

@@ -1,4 +1,4 @@
-"""timm ResNets behind the same face as the ViTs."""
+"""timm ResNets with the same interface as the ViTs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stabilitylab.config import ModelConfig
 
 
 def build_resnet(config: ModelConfig, channels: int) -> nn.Module:
-    """An encoder (N, channels, S, S) -> (N, ``num_features``). Images of 64 pixels or less get the usual
+    """Build an encoder (N, channels, S, S) -> (N, ``num_features``). For images of 64 pixels or less it has the usual
     small-image stem: a 3x3 convolution of stride 1 and no max pooling (SimCLR, appendix B.9)."""
     net = timm.create_model(config.arch, pretrained=False, num_classes=0, in_chans=channels)
     if config.img_size <= 64:

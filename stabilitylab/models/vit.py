@@ -24,16 +24,16 @@ class TokenBatchNorm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm1d(dim)  # a child, so that torch can turn it into SyncBatchNorm
+        self.bn = nn.BatchNorm1d(dim)  # a submodule, so that it can be converted to SyncBatchNorm
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(x.flatten(0, 1)).view_as(x)
 
 
 class ConvStem(nn.Sequential):
-    """Stacked 3x3 convolutions of stride 2 with BN and ReLU, then 1x1, in place of one patch projection
-    (arXiv 2106.14881; the last has ``dim`` channels, each before it half as many): (N, C, S, S) -> (N, dim,
-    S / patch, S / patch)."""
+    """A convolutional stem in place of the patch projection (arXiv 2106.14881): 3x3 convolutions of stride 2 with BN
+    and ReLU, whose widths double up to ``dim``, then a 1x1 convolution. (N, C, S, S) -> (N, dim, S / patch,
+    S / patch)."""
 
     def __init__(self, channels: int, dim: int, patch: int) -> None:
         steps = patch.bit_length() - 1
@@ -45,8 +45,8 @@ class ConvStem(nn.Sequential):
 
 
 class ConvPosition(nn.Module):
-    """Conditional position encoding (arXiv 2102.10882): a depthwise 3x3 convolution over the patch tokens, whose zero
-    padding tells where the border is, added to them. The class token passes through. (N, prefix + S S, D) -> same."""
+    """Conditional position encoding (arXiv 2102.10882): a depthwise 3x3 convolution over the patch tokens, added to
+    them; its zero padding encodes the border. The class token is unchanged. (N, prefix + S * S, D) -> same shape."""
 
     def __init__(self, dim: int, prefix_tokens: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ConvPosition(nn.Module):
 
 
 class PositionedBlock(Block):
-    """A transformer block that a position encoding may follow."""
+    """A transformer block, optionally followed by a position encoding."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,9 +73,9 @@ class PositionedBlock(Block):
 
 
 def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: int) -> Tensor:
-    """Fixed 2-D sin-cos embedding, (1, prefix + h w, dim), zero for the prefix tokens; T = 10,000.
+    """Fixed 2-D sin-cos embedding, (1, prefix + h * w, dim), zero for the prefix tokens; T = 10,000.
 
-    The first half of the dimensions encodes the row and the second the column, the order of the authors' released
+    The first half of the dimensions encodes the row and the second half the column, as in the authors' released
     weights.
     """
     quarter = dim // 4
@@ -89,7 +89,7 @@ def sincos_position_embedding(grid: tuple[int, int], dim: int, prefix_tokens: in
 
 
 def build_vit(config: ModelConfig, channels: int, *, any_size: bool = False) -> VisionTransformer:
-    """An encoder (N, channels, S, S) -> (N, ``num_features``) with the paper's initialisation."""
+    """Build an encoder (N, channels, S, S) -> (N, ``num_features``) with the paper's initialisation."""
     dim, depth, heads = config.vit_size
     vit = VisionTransformer(
         img_size=config.img_size,
@@ -114,7 +114,7 @@ def build_vit(config: ModelConfig, channels: int, *, any_size: bool = False) -> 
     if config.pos_embed == "sincos":
         fixed = sincos_position_embedding(vit.patch_embed.grid_size, dim, vit.num_prefix_tokens)
         vit.pos_embed = nn.Parameter(fixed, requires_grad=False)
-    elif config.pos_embed == "conv":  # after the first block, where the paper found it to work best
+    elif config.pos_embed == "conv":  # after the first block, which works best in the paper
         vit.blocks[0].position = ConvPosition(dim, vit.num_prefix_tokens)
     _initialise(vit)
     return vit
@@ -135,7 +135,7 @@ def _initialise(vit: VisionTransformer) -> None:
         nn.init.normal_(vit.cls_token, std=1e-6)
     projection = vit.patch_embed.proj
     if isinstance(projection, ConvStem):
-        return  # torch's own initialisation
+        return  # keeps torch's default initialisation
     fan_in = projection.weight[0].numel()  # channels x patch x patch
     bound = math.sqrt(6 / (fan_in + vit.embed_dim))
     nn.init.uniform_(projection.weight, -bound, bound)

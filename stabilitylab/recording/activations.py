@@ -1,4 +1,4 @@
-"""Activations and attention per layer, by forward hooks that leave with the recorder."""
+"""Activations and attention per layer, measured with forward hooks that are removed when the recorder closes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stabilitylab.recording.measurement import Measured, Measurement, Step, meas
 
 
 class ForwardMaximum(Measurement):
-    """The largest value that the hooks of a layer noted since the last step; subclasses place the hooks."""
+    """The largest value that the hooks of a layer have seen since the last step. Subclasses register the hooks."""
 
     def __init__(self) -> None:
         self._seen: dict[int, Tensor] = {}
@@ -40,19 +40,19 @@ class ForwardMaximum(Measurement):
 
     def _require(self, what: str) -> None:
         if not self._hooks:
-            raise ValueError(f"the model has no {what}; leave the signal out, or choose another granularity")
+            raise ValueError(f"the model has no {what}; remove the signal or choose another granularity")
 
 
 @measures("activation_max")
 class ActivationMax(ForwardMaximum):
-    """Watches the modules whose names are layer names."""
+    """The largest absolute output of each layer that is a single module."""
 
     def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
         for path, module in model.named_modules():
             name = without_wrappers(path)
             if name in layers:
                 self._hooks.append(ForwardHook(module, partial(self._look, layers.index(name))))
-        self._require("module named as a layer")
+        self._require("module with the name of a layer")
 
     def _look(self, layer: int, output: Any) -> None:
         while isinstance(output, tuple | list) and output:
@@ -63,7 +63,7 @@ class ActivationMax(ForwardMaximum):
 
 @measures("attention_max")
 class AttentionMax(ForwardMaximum):
-    """The largest |q k^T| x scale of modules with a fused ``qkv`` inside a layer, as timm's attention has."""
+    """The largest attention logit, |q k^T| * scale, of modules with a fused ``qkv`` such as timm's attention."""
 
     def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
         for path, module in model.named_modules():
@@ -88,13 +88,13 @@ class AttentionMax(ForwardMaximum):
 
 
 _IMAGES = 32
-"""Of a batch, for the entropy: as many cost less than the logits of all, and tell as much."""
+"""Images per batch that the entropy is computed from. A subset is enough and costs less than all logits."""
 
 
 @measures("attention_entropy")
 class AttentionEntropy(AttentionMax):
-    """The entropy of softmax(q k^T x scale), averaged over queries and images, of the head that has least; of several
-    forward passes the lowest. Attention that collapses onto single tokens has none (arXiv 2303.06296)."""
+    """The entropy of softmax(q k^T * scale), averaged over queries and images: the minimum over heads and forward
+    passes. It is 0 if attention collapses onto single tokens (arXiv 2303.06296)."""
 
     def _look(self, layer: int, attention: Any, output: Any) -> None:
         if torch.is_grad_enabled() and torch.is_tensor(output) and output.ndim == 3:
@@ -106,6 +106,6 @@ class AttentionEntropy(AttentionMax):
 
 
 def _has_fused_qkv(module: nn.Module) -> bool:
-    """Whether one linear map gives q, k and v; a convolution's output is laid out otherwise."""
+    """Whether one linear layer computes q, k and v. A convolution has another output layout and does not count."""
     qkv = getattr(module, "qkv", None)
     return hasattr(module, "num_heads") and isinstance(qkv, nn.Module) and not isinstance(qkv, nn.modules.conv._ConvNd)

@@ -1,4 +1,4 @@
-"""RMS_t of AdamW: how far the gradient runs ahead of the second moment that the optimizer keeps."""
+"""RMS_t of AdamW: how much larger the gradient is than the optimizer's second-moment estimate."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from stabilitylab.recording.measurement import Measured, Measurement, Step, meas
 from stabilitylab.recording.selection import local
 
 _CHUNK = 1 << 24
-"""Entries of gradients that are copied at a time."""
+"""Maximum number of gradient entries copied at a time."""
 
 
 _OTHERWISE = {
     "adamax": "an infinity norm in place of the second moment",
-    "adan": "the second moment of another quantity than the gradient",
-    "mars": "the second moment of another quantity than the gradient",
-    "adopt": "a second moment without the gradient of this step",
+    "adan": "the second moment of a quantity other than the gradient",
+    "mars": "the second moment of a quantity other than the gradient",
+    "adopt": "a second moment that excludes the current gradient",
     "soap": "the second moment in a rotated basis",
     "kron": "no second moment",
     "adafactor": "the second moment factored by rows and columns",
 }
-"""Optimizers that have betas, or a state of this name, and mean something else by it."""
+"""Optimizers with betas or a state of the same name that have another meaning."""
 
 
 @measures("adam_rms")
 class AdamRMS(Measurement):
-    """RMS_t = sqrt(mean(g^2 / max(v_t, eps^2))), v_t with this gradient already in it (arXiv 2304.13013). Over the
-    parameters of which the optimizer keeps the second moment; not measured in a layer without any. ``why``: what this
-    optimizer keeps instead."""
+    """RMS_t = sqrt(mean(g^2 / max(v_t, eps^2))), where v_t includes the current gradient (arXiv 2304.13013). The mean
+    is over the parameters for which the optimizer keeps a second moment; a layer without any is not measured. ``why``
+    states what this optimizer keeps instead."""
 
     def measure(self, step: Step) -> Measured | None:
         assert step.optimizer is not None
         optimizer = _innermost(step.optimizer)
         name = type(optimizer).__name__
-        kept = next((what for part, what in _OTHERWISE.items() if part in name.lower()), "no second moment of Adam's")
+        kept = next((what for part, what in _OTHERWISE.items() if part in name.lower()), "no Adam second moment")
         self.why = f"{name} keeps {kept}"
         if any(part in name.lower() for part in _OTHERWISE):
             return None
@@ -62,7 +62,7 @@ class AdamRMS(Measurement):
 
 
 def _innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that keeps the state, inside wrappers such as Lookahead or accelerate's."""
+    """The optimizer that holds the state, inside wrappers such as Lookahead or accelerate's."""
     for _ in range(4):
         inner = next(
             (o for n in ("optimizer", "base_optimizer", "_base_optimizer") if (o := getattr(optimizer, n, None))), None
@@ -74,15 +74,15 @@ def _innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def _made(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    """How many updates have been made: counted in the state, or in the group (as ``step``, or schedule-free's ``k``).
-    None where nothing counts."""
+    """Number of updates made, as counted in the state or in the group (``step``, or ``k`` in schedule-free). None if
+    there is no counter."""
     return next((where[key] for where, key in ((state, "step"), (group, "step"), (group, "k")) if key in where), None)
 
 
 def _adam_sums(
     grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any], scale: float | Tensor | None
 ) -> list[Tensor]:
-    """Sum of g^2 / max(v, eps^2) for each parameter. What is on the device stays there."""
+    """Sum of g^2 / max(v, eps^2) for each parameter, computed without a device sync."""
     beta2, eps = _known(group["betas"][1]), float(group["eps"])
     if scale is not None:
         grads = [g / scale for g in grads]
@@ -110,18 +110,18 @@ def _adam_sums(
 
 
 def _known(number: float | Tensor) -> float | Tensor:
-    """A number; on the device, a tensor: asking for it would wait."""
+    """``number`` as a float, or unchanged if it is a tensor on an accelerator: reading it would wait for the device."""
     return number if isinstance(number, Tensor) and number.device.type != "cpu" else float(number)
 
 
 def _whole(tensor: Tensor | None) -> Tensor:
-    """All entries, real and float32, of this process's shard."""
+    """This process's shard as a dense, real float32 tensor."""
     assert tensor is not None
     return real(tensor.to_dense() if tensor.is_sparse else tensor).float()
 
 
 def _alike(parameters: Sequence[nn.Parameter], key: Callable[[nn.Parameter], Any]) -> Iterator[list[nn.Parameter]]:
-    """Parameters with the same key, as many at a time as may be copied."""
+    """Yield groups of parameters with the same key and at most `_CHUNK` entries in total."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for p in parameters:
         groups.setdefault(key(p), []).append(p)

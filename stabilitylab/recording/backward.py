@@ -1,4 +1,4 @@
-"""Gradients measured at the end of the backward pass: before anyone can clip, zero, use up or free them."""
+"""Measure gradients at the end of the backward pass, before other code can clip, zero, consume or free them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stabilitylab.recording.statistics import joined
 
 
 class BackwardEnd:
-    """Measures each backward pass; `take` gives what the last one measured.
+    """Measures each backward pass; `take` returns the last measurement.
 
-    ``enabled``: whether the pass that is running completes the gradients (the last of those accumulated).
-    ``scale``: the factor by which gradients are still scaled then. Gradients that a hook uses up while the backward
-    pass runs (an optimizer in the backward pass, LOMO) are measured one by one as they arrive.
+    ``enabled``: returns whether the current pass completes the gradients (the last one with gradient accumulation).
+    ``scale``: returns the loss scale of the gradients at that time. Gradients that a hook consumes during the backward
+    pass (an optimizer fused into it, LOMO) are measured one by one as they arrive.
     """
 
     def __init__(
@@ -31,29 +31,29 @@ class BackwardEnd:
         self._recorder, self.enabled, self._scale = recorder, enabled, scale
         self._measured: Measured | None = None
         self._queued = False
-        self._freed: bool | None = None  # whether gradients are gone when the pass ends; None: not known yet
-        self._arrived: dict[Tensor, Tensor] = {}  # (2,): norm and largest entry of each gradient that arrived
+        self._freed: bool | None = None  # whether gradients are freed before the pass ends; None: not known yet
+        self._arrived: dict[Tensor, Tensor] = {}  # (2,): norm and largest absolute entry of each gradient so far
         parameters = [p for p in recorder.parameters if p.requires_grad]
         self._hooks: list[Any] = [p.register_post_accumulate_grad_hook(self._accumulated) for p in parameters]
         self._early: list[Any] = [p.register_hook(_Arrival(self, p)) for p in parameters]
 
     @property
     def freed(self) -> bool:
-        """Whether gradients are gone when the backward pass ends."""
+        """Whether gradients are freed before the backward pass ends."""
         return bool(self._freed)
 
     @property
     def pending(self) -> bool:
-        """Whether a backward pass was measured that nobody has taken."""
+        """Whether there is a measurement that has not been taken."""
         return self._measured is not None
 
     def take(self) -> Measured | None:
-        """What the last backward pass measured, once; None where there was none since."""
+        """Return the last measurement and clear it; None if there is none."""
         measured, self._measured = self._measured, None
         return measured
 
     def reset(self) -> None:
-        """Forget a backward pass that failed: it never ended."""
+        """Discard the state of a backward pass that raised an error."""
         self._queued = False
         self._arrived.clear()
 
@@ -76,7 +76,7 @@ class BackwardEnd:
     def _queue(self) -> None:
         if not self._queued and self.enabled():
             self._queued = True
-            # DDP queues its averaging for the end of the pass as well, behind this: measure behind that.
+            # DDP also queues its averaging for the end of the pass, after this callback; queue again to run after it.
             _at_the_end(lambda: _at_the_end(self._end))
 
     def _end(self) -> None:
@@ -94,12 +94,12 @@ class BackwardEnd:
             measured = self._recorder.measure(grad_scale=self._scale(), arrived=norms)
             before = self._measured
             self._measured = measured if before is None else joined(before, measured, self._recorder.declared)
-        except Exception as error:  # an error here would end the training with a message about the autograd engine
+        except Exception as error:  # raised here, it would stop training with an autograd engine error
             self._recorder.event(0, "not-measured", f"at the end of the backward pass: {error}")
 
 
 class _Arrival:
-    """A hook that knows its parameter, and that a copy of the parameter does not take along."""
+    """A gradient hook that knows its parameter and is not duplicated when the parameter is deep-copied."""
 
     def __init__(self, owner: BackwardEnd, parameter: Tensor) -> None:
         self._owner, self._parameter = owner, parameter
@@ -112,5 +112,5 @@ class _Arrival:
 
 
 def _at_the_end(call: Callable[[], None]) -> None:
-    """Call it when the backward pass that is running has ended."""
+    """Run ``call`` when the current backward pass ends."""
     torch.autograd.Variable._execution_engine.queue_callback(call)

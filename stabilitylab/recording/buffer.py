@@ -1,4 +1,4 @@
-"""What was recorded since the last flush."""
+"""The buffer of the recorder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scalar = float | int | Tensor
 
 @dataclass
 class Buffer:
-    """What was recorded since the last flush."""
+    """Everything recorded since the last flush."""
 
     stats: list[tuple[int, Measured]] = field(default_factory=list)
     rows: list[dict[str, Scalar]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Recorded norms that cannot be those of the gradient: clipped, or zero."""
+"""Detect recorded norms that are wrong: measured after clipping or after zero_grad."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import numpy as np
 from stabilitylab.recording.columns import LayerStats
 
 FIRST_LOOK = 16
-"""Iterations after which the norms are looked at first."""
+"""Iterations before the first check."""
 _ALIKE = 5
 _CLOSE = 1e-4
-"""So many total norms that differ by no more than this from the largest are no chance."""
+"""At least `_ALIKE` total norms within this relative distance of the largest indicate clipping."""
 _KEPT = 60
 
 
 class NormChecks:
-    """Looks at the norms of each flush, together with those just before it. Each finding is told once."""
+    """Checks the norms of each flush together with the most recent earlier ones. Each finding is reported once."""
 
     def __init__(self) -> None:
         self._norms: np.ndarray | None = None  # (iterations, layers), 0 where not measured
         self._told: set[str] = set()
 
     def look(self, stats: LayerStats) -> list[tuple[str, str]]:
-        """(kind of event, text) of what is new."""
+        """Check a flush. Returns (event kind, text) of each new finding."""
         norms = stats.layer_norms()
         if norms is None or not len(norms):
             return []
@@ -54,8 +54,8 @@ class NormChecks:
             return ""
         shares = self._norms[alike] / totals[alike, None]
         if (shares.max(axis=0) - shares.min(axis=0)).max() < 100 * _CLOSE:
-            return ""  # one and the same gradient again and again
+            return ""  # the same gradient every time, not clipping
         return (
-            f"the total gradient norm is {top:.4g} in {alike.sum()} of {finite.sum()} iterations: it is clipped before "
-            "rec.step(). Call rec.step() before clipping, or pass record(..., measure='backward')"
+            f"the total gradient norm is {top:.4g} in {alike.sum()} of {finite.sum()} iterations: gradients are "
+            "clipped before rec.step(). Call rec.step() before clipping, or pass record(..., measure='backward')"
         )

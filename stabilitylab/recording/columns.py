@@ -1,4 +1,4 @@
-"""What has arrived on the host, as columns of the store's tables."""
+"""Convert recorded statistics on the host to columns of the store's tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stabilitylab.signals import Signal
 
 @dataclass
 class LayerStats:
-    """``values`` float and ``measured`` bool, both (iterations, signals, layers); ``iterations`` is strictly rising."""
+    """``values`` float and ``measured`` bool, both (iterations, signals, layers); ``iterations`` strictly increases."""
 
     signals: Sequence[Signal]
     iterations: np.ndarray
@@ -21,15 +21,15 @@ class LayerStats:
     measured: np.ndarray
 
     def of_gradient(self) -> list[int]:
-        """The places of the gradient's signals among all."""
+        """Indices of the gradient signals."""
         return [i for i, signal in enumerate(self.signals) if signal.source == "gradient"]
 
     def measured_names(self) -> list[str]:
-        """The signals that some layer has."""
+        """Names of the signals measured in at least one layer."""
         return [signal.name for i, signal in enumerate(self.signals) if self.measured[:, i].any()]
 
     def with_gradient(self) -> np.ndarray:
-        """(layers,) whether any signal of the gradient was measured."""
+        """(layers,) whether any gradient signal was measured."""
         return np.asarray(self.measured[:, self.of_gradient()].any(axis=(0, 1)))
 
     def not_finite(self) -> set[int]:
@@ -48,8 +48,8 @@ class LayerStats:
                 self.measured[rows, i] = False
 
     def layer_norms(self) -> np.ndarray | None:
-        """(iterations, layers) gradient norms, 0 where there is none, of the iterations that have any; None where
-        they are not recorded."""
+        """(iterations, layers) gradient norms, 0 if not measured, of the iterations with any norm. None if gradient
+        norms are not recorded."""
         for i, signal in enumerate(self.signals):
             if signal.name == "grad_norm":
                 norms = np.where(self.measured[:, i], self.values[:, i].astype(np.float64), 0.0)
@@ -57,7 +57,7 @@ class LayerStats:
         return None
 
     def global_norms(self) -> dict[int, float]:
-        """iteration -> gradient norm over all layers, where any layer has one."""
+        """iteration -> gradient norm over all layers, for iterations where any layer has one."""
         norms = self.layer_norms()
         if norms is None:
             return {}
@@ -68,7 +68,7 @@ class LayerStats:
         return dict(zip(self.iterations[there].tolist(), totals.tolist(), strict=True))
 
     def columns(self, live: np.ndarray) -> dict[str, object]:
-        """Columns of ``layer_stats``, one row per iteration and ``live`` (layers,) layer; masked where not measured."""
+        """Columns of ``layer_stats``: one row per iteration and layer in ``live`` (layers,), masked if not measured."""
         layers = np.flatnonzero(live).astype(np.int16)
         columns: dict[str, object] = {
             "iteration": np.repeat(self.iterations, len(layers)),
@@ -81,7 +81,7 @@ class LayerStats:
 
 
 def in_columns(rows: Sequence[dict[str, Scalar]]) -> dict[str, object]:
-    """Rows to columns; a row without the column is masked."""
+    """Convert rows to columns; a value missing from a row is masked."""
     columns: dict[str, object] = {}
     for name in dict.fromkeys(key for row in rows for key in row):
         values = [row.get(name) for row in rows]

@@ -1,4 +1,4 @@
-"""Whether gradients keep their direction: the cosine of each layer's gradient to the one before."""
+"""Cosine similarity between the gradients of a layer at consecutive measurements."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from stabilitylab.recording.selection import Selection
 
 @measures("grad_cosine")
 class GradCosine(Measurement):
-    """Keeps a copy of the last gradients. Missing at the first iteration, and where other parameters got a gradient
-    than the time before."""
+    """Keeps a copy of the last gradients. Not measured at the first iteration or when the set of parameters with a
+    gradient changes."""
 
     def __init__(self) -> None:
         self._before: tuple[Selection, list[Tensor]] | None = None
@@ -24,7 +24,7 @@ class GradCosine(Measurement):
         before, self._now = self._before, (chosen, [g.clone() for g in grads])
         if before is None or before[0] is not chosen or any(a.shape != b.shape for a, b in zip(grads, before[1])):  # noqa: B905
             return step.nothing
-        # Unit length first: neither a loss scale nor a tiny gradient changes the cosine or underflows in it.
+        # Normalise first, so that a loss scale cancels and tiny gradients do not underflow.
         dots = []
         own = chosen.kinds.measure(l2_norms, grads)[0].clamp(min=1e-38)
         other = chosen.kinds.measure(l2_norms, before[1])[0].clamp(min=1e-38)

@@ -1,4 +1,4 @@
-"""Forward hooks that stay with the model they were put on."""
+"""Forward hooks that act only on the module they were registered on, not on its copies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import nn
 
 
 class ForwardHook:
-    """Calls ``note`` with the output each time ``module`` has run.
+    """Calls ``note`` with the output after each forward pass of ``module``.
 
-    A copy of the model (an EMA, say) copies its hooks too: called for another module, this one removes itself there.
+    A deep copy of the model, such as an EMA, also copies its hooks: when called for another module, the hook removes
+    itself from it.
     """
 
     def __init__(self, module: nn.Module, note: Callable[[Any], None]) -> None:
@@ -33,10 +34,10 @@ class ForwardHook:
 
 
 class StartHook:
-    """Calls ``note`` each time ``module`` is about to run, with whether torch.compile is tracing it.
+    """Calls ``note`` before each forward pass of ``module``. The argument is whether torch.compile is tracing it.
 
-    A traced hook is a constant of the graph: it costs nothing there and never runs again. Removing one would compile
-    the module once more.
+    A traced hook is a constant in the graph: it costs nothing and does not run again. Removing it would trigger a
+    recompilation.
     """
 
     def __init__(self, module: nn.Module, note: Callable[[bool], None]) -> None:

@@ -1,4 +1,4 @@
-"""Which layers lie on the path of the main loss: not a probe on detached features, not a loss of its own beside it."""
+"""Find layers that the main loss does not train, such as a probe on detached features or a separate auxiliary loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _HIDES_ITS_INPUTS = "CheckpointFunctionBackward"
 
 
 def off_path(loss: object, layers: Sequence[Layer]) -> list[str]:
-    """Layers that got a gradient, but not from the main loss.
+    """Names of layers that got a gradient, but not from the main loss.
 
-    Losses that are added up meet in scalars. Without them the graph falls apart into the parts that share layers; the
-    part with most layers is the main loss's. Where ``loss`` has no graph, names tell (``online_classifier``). Nothing
-    is left out where nothing would remain.
+    Terms of a loss are added as scalars. Removing the scalar nodes splits the graph into parts that share no layer; the
+    part with the most layers is the main loss. If ``loss`` has no graph, layers are judged by name
+    (``online_classifier``). Returns no layers if it would otherwise return all of them.
     """
     trained = [i for i, layer in enumerate(layers) if any(p.grad is not None for p in layer.parameters)]
     if isinstance(loss, Tensor) and loss.grad_fn is not None:
@@ -35,8 +35,8 @@ def off_path(loss: object, layers: Sequence[Layer]) -> list[str]:
 
 
 def _parts(root: Any, owner: dict[int, int]) -> tuple[list[set[int]], bool]:
-    """The sets of layers that the terms of a loss reach, joined where they share one; and whether a node hides what
-    it reaches."""
+    """The sets of layers that the terms of a loss reach, merged if they share one, and whether a node hides its
+    inputs."""
     terms, seen, open_nodes = [], {root}, [root]
     while open_nodes:
         node = open_nodes.pop()
@@ -75,7 +75,7 @@ def _reach(term: Any, owner: dict[int, int]) -> tuple[set[int], bool]:
 
 
 def _is_scalar(node: Any) -> bool:
-    """Whether what a node computed is one number. A leaf is no sum of losses."""
+    """Whether a node outputs a single number. Leaves do not count: they are not sums of losses."""
     outputs = getattr(node, "_input_metadata", None)
     if not outputs or not node.next_functions:
         return False

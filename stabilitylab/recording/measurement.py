@@ -1,7 +1,7 @@
-"""How a signal is measured: what it may read, what it gives, and where its state lives.
+"""The interface for measuring a signal.
 
-A signal without state is a function of a `Step`; one with state, hooks, or a value that is known only after the
-update is a subclass of `Measurement`. ``@measures(name)`` registers either::
+A stateless signal is a function of a `Step`. A signal with state, with hooks, or with a value that is known only after
+the update is a subclass of `Measurement`. ``@measures(name)`` registers either::
 
     @measures("grad_norm")
     def grad_norm(step: Step) -> Tensor:
@@ -26,8 +26,8 @@ from stabilitylab.signals import SIGNALS
 
 
 class Measured(NamedTuple):
-    """``values`` float and ``measured`` bool, of one shape: (layers,), or (signals, layers) for several signals. Where
-    ``measured`` is false the value is meaningless. NaN is a value: that of a gradient that is NaN."""
+    """``values`` float and ``measured`` bool of the same shape: (layers,), or (signals, layers) for several signals.
+    Where ``measured`` is false, the value is meaningless. NaN is a valid value: the gradient itself is NaN."""
 
     values: Tensor
     measured: Tensor
@@ -35,10 +35,10 @@ class Measured(NamedTuple):
 
 @dataclass
 class Step:
-    """What the signals of one iteration read.
+    """The inputs for measuring the signals of one iteration.
 
-    ``index``: all recorded parameters. ``chosen``: those that got a gradient. ``held``: those whose weights may
-    change. ``scale``: the factor by which the gradients are still scaled.
+    ``index``: all recorded parameters. ``chosen``: those that got a gradient. ``held``: those that the optimizer may
+    update. ``scale``: the loss scale still contained in the gradients.
     """
 
     index: LayerIndex
@@ -49,54 +49,54 @@ class Step:
 
     @property
     def nothing(self) -> Measured:
-        """(layers,): no layer is measured."""
+        """(layers,) with no layer measured."""
         values = torch.zeros(self.index.num_layers, device=self.held.device)
         return Measured(values, torch.zeros_like(values, dtype=torch.bool))
 
     @cached_property
     def grads(self) -> list[Tensor]:
-        """The entries of each gradient in ``chosen`` that are stored, real, in this process; still scaled."""
+        """The stored entries of each gradient in ``chosen``: this process's shard, real, still scaled."""
         return _entries([p.grad for p in self.chosen.parameters if p.grad is not None])
 
     @cached_property
     def grad_norms(self) -> Tensor:
-        """(2, n) L2 norm and largest absolute entry of each gradient, unscaled."""
+        """(2, n): L2 norm and largest absolute entry of each gradient, unscaled."""
         norms = self.chosen.kinds.measure(l2_and_largest, self.grads)
         return norms if self.scale is None else norms / self.scale
 
     @cached_property
     def weights(self) -> list[Tensor]:
-        """The weights of each parameter in ``held``: views, not copies."""
+        """The weights of each parameter in ``held``, as views."""
         return [real(p) for p in self.held.parameters]
 
 
 class Measurement:
-    """One signal of one recording, with its state. Override what the signal needs. ``why``: where it was never
-    measured, the reason."""
+    """One signal of one recording, with its state. Override the methods that the signal needs. ``why`` is the reason
+    reported if it was never measured."""
 
-    why = "nothing in the model or the optimizer gives it"
+    why = "neither the model nor the optimizer provides it"
 
     def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
-        """Before training: register forward hooks. ValueError where the model has nothing to measure."""
+        """Register forward hooks before training. Raises ValueError if the model has nothing to measure."""
 
     def measure(self, step: Step) -> Tensor | Measured | None:
-        """(layers,) between ``backward()`` and the optimizer's step.
+        """The value per layer, (layers,), between ``backward()`` and the optimizer step.
 
-        A plain tensor is measured wherever a layer has parameters in ``step.chosen`` (``step.held`` for a signal of
-        the weights). None: nothing is known, or not before the update.
+        A plain tensor counts as measured for each layer that has parameters in ``step.chosen`` (``step.held`` for a
+        signal of the weights). None: the value is not available, or not before the update.
         """
         return None
 
     def recorded(self) -> None:
-        """The step measured last is now recorded: what it left becomes the state. A step may be measured twice, at the
-        end of its backward pass and at the call."""
+        """Called when the last measured step is recorded; update the state here. A step may be measured twice: at the
+        end of its backward pass and in ``Recorder.step``."""
 
     def after_update(self) -> Tensor | Measured | None:
-        """(layers,) for the iteration measured last, once its update is made; see `measure`."""
+        """The value per layer, (layers,), of the last measured iteration, after its update; see `measure`."""
         return None
 
     def detach(self) -> None:
-        """Remove all hooks. Calling it again does nothing."""
+        """Remove all hooks. Idempotent."""
 
 
 class _Stateless(Measurement):
@@ -112,7 +112,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def measures(name: str) -> Callable[[_F], _F]:
-    """Register a function of a `Step`, or a `Measurement` class, as what measures the signal ``name``."""
+    """Decorator that registers a function of a `Step`, or a `Measurement` subclass, for the signal ``name``."""
 
     def register(measure: _F) -> _F:
         assert name in SIGNALS, f"declare {name!r} in stabilitylab.signals"
@@ -124,20 +124,20 @@ def measures(name: str) -> Callable[[_F], _F]:
 
 
 def new_measurement(name: str) -> Measurement:
-    """A measurement of the signal ``name`` with fresh state. ConfigError for a signal that is not known."""
+    """Create a measurement of the signal ``name``. Raises ConfigError for an unknown signal."""
     measure = located(SIGNALS.choose(name).measure or _MEASURES[name])
     is_class = isinstance(measure, type) and issubclass(measure, Measurement)
     return measure() if is_class else _Stateless(measure)
 
 
 def real(tensor: Tensor) -> Tensor:
-    """This process's entries of a tensor, a complex number as two real ones."""
+    """This process's shard of a tensor; complex entries become two real ones."""
     tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _entries(gradients: list[Tensor]) -> list[Tensor]:
-    # The usual case, thousands of times a second: plain dense tensors need no look at each.
+    # Fast path, since this runs at every step: plain dense tensors need no conversion.
     if set(map(type, gradients)) != {Tensor} or {g.layout for g in gradients} != {torch.strided}:
         gradients = [local(g) for g in gradients]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]

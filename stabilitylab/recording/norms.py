@@ -1,4 +1,4 @@
-"""Norms of many tensors at once: a handful of fused kernels on a GPU, few calls and little memory on a CPU."""
+"""Norms of many tensors: a few fused kernels on a GPU; few calls and little memory traffic on a CPU."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ import torch
 from torch import Tensor
 
 _SMALL = 1e-15
-"""Below, float32 loses the squares of entries."""
+"""Norms below this lose accuracy because squares underflow in float32."""
 _SMALL_TENSOR, _TOGETHER = 1 << 14, 1 << 18
-"""Entries of a tensor that is copied beside others of its shape, and of such a copy: it stays in the cache."""
+"""Maximum entries of a tensor that is copied into a stack with others of its shape, and of such a stack, which then
+fits in the cache."""
 _COPIED = 1 << 12
-"""Entries up to which copying costs less than a call, where the copy serves the norm alone."""
+"""Maximum entries for which a copy made only for the norm is cheaper than a separate call."""
 _BLOCK = 1024
-"""Squares that are added in float32; the sums of blocks are added in double precision. n additions in a row are wrong
-by at most n * 2**-24 of the sum, half of that of the norm. Every processor since SSE2 and NEON adds in 4 lanes or more,
-so a block is 256 additions in a row, and the norm is right to 256 * 2**-24 / 2 = 7.6e-6, whatever its size. A single
-`torch.dot` is off by 1.1% at 200 million entries on some processors."""
+"""Entries per block. Squares are added in float32 within a block and in double precision across blocks. A chain of n
+additions has a relative error of at most n * 2**-24 in the sum and half of that in the norm. Every processor since SSE2
+and NEON adds in at least 4 lanes, so a block is a chain of 256 additions and the norm is accurate to 256 * 2**-24 / 2 =
+7.6e-6 at any size. A single `torch.dot` is off by 1.1% at 200 million entries on some processors."""
 _TORCH_BLOCK = 2048
-"""As `_BLOCK`, where torch adds: in 8 lanes or more, on any processor."""
+"""Like `_BLOCK`, for sums computed by torch, which uses at least 8 lanes on any processor."""
 _THREADED = 1 << 19
-"""Entries from which several threads pay."""
+"""Minimum entries for which multithreading pays off."""
 
 
 @dataclass
 class Kind:
-    """Tensors of one device and dtype. Empty ones are neither large nor small."""
+    """Tensors with the same device and dtype. Empty tensors are neither large nor small."""
 
     places: list[int]
-    """where they stand among all"""
+    """indices among all tensors"""
     large: list[int] = field(default_factory=list)
-    """those too large to copy, counted within the kind"""
+    """indices within the kind of tensors that are too large to copy"""
     small: list[list[int]] = field(default_factory=list)
-    """small ones of one shape, as many as are read together"""
+    """groups of small tensors of one shape that are stacked and read together, as indices within the kind"""
 
     @cached_property
     def order(self) -> Tensor:
-        """Where the large ones stand, and then the small ones."""
+        """Indices of the large tensors, then of the small ones."""
         return torch.tensor(self.large + [i for among in self.small for i in among], dtype=torch.int64)
 
 
 class Kinds:
-    """Which of some tensors are alike. Kept while they stay as they are: to sort a thousand takes as long as to read
-    a third of them."""
+    """Groups tensors by device and dtype. The grouping is cached until the tensors change: grouping a thousand tensors
+    takes as long as reading a third of them."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[torch.device, torch.dtype, torch.Size]] = []
@@ -65,7 +66,8 @@ class Kinds:
         return self._kinds
 
     def measure(self, compute: Callable[[Sequence[Tensor], Kind], Tensor], tensors: Sequence[Tensor]) -> Tensor:
-        """``compute`` gives (k, n) for n tensors of one kind; here for any, on the first one's device."""
+        """Apply ``compute``, which returns (k, n) for n tensors of one kind, to tensors of any kinds. The result is on
+        the device of the first tensor."""
         kinds = self.of(tensors)
         if len(kinds) == 1:
             return compute(tensors, kinds[0])
@@ -93,12 +95,12 @@ def _by_shape(places: list[int], shapes: Sequence[torch.Size]) -> Kind:
 
 @torch.no_grad()
 def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
-    """(2, n) float32: L2 norm and largest absolute entry of each tensor; NaN where there is one."""
+    """(2, n) float32: L2 norm and largest absolute entry of each tensor; NaN if the tensor contains NaN."""
     if tensors[0].is_cuda:
         maxima = torch._foreach_norm(_filled(tensors), float("inf"))
         return torch.stack([l2_norms(tensors, kind)[0], torch.stack(maxima).float()])
-    # Elsewhere memory and calls are what a norm costs. Tensors too large to copy are read twice while in the cache (a
-    # minimum and a maximum: torch's infinity norm is five times slower), small ones of one shape in one call.
+    # On a CPU, memory traffic and calls dominate. Large tensors are read by aminmax, because torch's infinity norm is
+    # five times slower, and again for the norm; small tensors of one shape are stacked and read in one call.
     norms: list[Tensor] = []
     largest: list[Tensor] = []
     if kind.large:
@@ -116,7 +118,7 @@ def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
         rows = torch.stack([tensors[i] for i in among], out=rows).view(len(among), -1)
         norms.append(_row_norms(rows))
         largest.append(rows.abs_().amax(1).float())
-    found = torch.zeros(2, len(tensors), device=tensors[0].device)  # an empty shard has no largest entry: zero
+    found = torch.zeros(2, len(tensors), device=tensors[0].device)  # stays zero for an empty shard
     if norms:
         found[:, kind.order] = torch.stack([torch.cat(norms), torch.cat(largest)])
     return torch.stack([_careful(found[0], tensors), found[1]])
@@ -126,7 +128,7 @@ def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
 def l2_norms(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     """(1, n) float32: the L2 norm of each tensor."""
     if tensors[0].is_cuda:
-        # Memory is what a norm costs; double precision costs no more, and its squares do not leave its range.
+        # Memory bandwidth dominates, so double precision is free, and its squares neither overflow nor underflow.
         return torch.stack(torch._foreach_norm(_filled(tensors), 2, dtype=torch.float64)).float()[None]
     if tensors[0].device.type != "cpu":
         return torch.cat([_row_norms(t.reshape(1, -1)) for t in tensors])[None]
@@ -135,7 +137,7 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
         found[i] = _norm(tensors[i])
     for among in kind.small:
         size = tensors[among[0]].numel()
-        if size > _COPIED and size % 8 == 0:  # an eighth is no longer than a block
+        if size > _COPIED and size % 8 == 0:  # an eighth of the tensor fits in a block
             eighths = [torch.linalg.vector_norm(tensors[i].reshape(8, -1), dim=1, dtype=wide) for i in among]
             found[among] = torch.stack(eighths).double().norm(dim=1).float().numpy()
         else:
@@ -145,8 +147,8 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
 
 @torch.no_grad()
 def count_nonfinite(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
-    """(1, n) entries that are NaN or infinite."""
-    # Zero times an entry is zero, or NaN where the entry is not finite: what is not zero is counted.
+    """(1, n): number of entries of each tensor that are NaN or infinite."""
+    # 0 * x is 0 for finite x and NaN otherwise; count_nonzero counts NaN.
     return torch.stack([(t * 0.0).count_nonzero() for t in tensors]).float()[None]
 
 
@@ -165,7 +167,7 @@ def _norm(tensor: Tensor) -> float:
 
 
 def _square(values: np.ndarray) -> float:
-    """The sum of the squares of ``values`` (n,) float32. numpy sums each block in one call for all of them."""
+    """The sum of the squares of ``values`` (n,) float32. One numpy call sums all blocks."""
     whole = len(values) // _BLOCK * _BLOCK
     blocks, rest = values[:whole].reshape(-1, _BLOCK), values[whole:]
     return float(np.vecdot(blocks, blocks).sum(dtype=np.float64)) + float(np.dot(rest, rest))
@@ -179,7 +181,7 @@ def _row_norms(rows: Tensor) -> Tensor:
 
 
 def _block_norms(rows: Tensor) -> Tensor:
-    """(n, blocks): the norm of each block of each row of (n, m), the shorter last one included."""
+    """(n, blocks): the norm of each block of each row of (n, m), including a shorter last block."""
     whole = rows.shape[1] // _TORCH_BLOCK * _TORCH_BLOCK
     blocks = rows[:, :whole].unflatten(1, (-1, _TORCH_BLOCK))
     norms = torch.linalg.vector_norm(blocks, dim=2, dtype=_wide(rows))
@@ -190,7 +192,7 @@ def _block_norms(rows: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """At least float32."""
+    """The dtype of the tensor, but at least float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -199,7 +201,7 @@ def _widest(tensor: Tensor) -> torch.dtype:
 
 
 def _careful(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Norms that float32's squares may have spoilt, once more in double precision. On the CPU it is known which."""
+    """On the CPU, recompute in double precision the norms whose squares may have overflowed or underflowed."""
     if norms.device.type == "cpu":
         found = norms.numpy()
         for i in np.flatnonzero(~((found > _SMALL) & (found < np.inf))).tolist():
@@ -210,5 +212,5 @@ def _careful(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """An empty shard has no largest entry: zero."""
+    """Replace empty tensors by a zero, since an empty shard has no largest entry."""
     return [t if t.numel() else t.new_zeros(1) for t in tensors]

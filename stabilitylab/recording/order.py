@@ -1,4 +1,4 @@
-"""The order of layers from input to output: the order in which a training step runs them."""
+"""The order of layers from input to output, observed from a training step."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from stabilitylab.recording.hooks import StartHook
 
 
 class ExecutionOrder:
-    """Watches the first training step; after it, only the layers that the step skipped (an expert, a dropped layer).
+    """Observes the first training step and, after that, only the layers that it skipped (an expert, a dropped layer).
 
-    A layer's place is where its first module starts. Parameters that a holder of layers owns itself (tokens, a
-    temperature) have no start of their own: their place is where the backward pass reaches them. Ties keep the order
-    given. ``ran``: whether any module was seen to run.
+    Layers are ordered by when their first module starts. Parameters owned directly by a module that contains layers
+    (tokens, a temperature) have no start; they are placed by when the backward pass reaches them. Ties keep the given
+    order. ``ran``: whether any module was seen to run.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._layers = list(layers)
         self._owner = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters}
-        self._started: dict[str, int] = {}  # module -> when it first started
-        self._backward: dict[int, None] = {}  # parameters in the order in which their gradients were ready
+        self._started: dict[str, int] = {}  # module -> position of its first start
+        self._backward: dict[int, None] = {}  # parameters in the order in which their gradients became ready
         self._compiled = False
-        self._order: list[int] = []  # layers from input to output, once the first step is over
+        self._order: list[int] = []  # layers from input to output, set after the first step
         self._skipped: set[int] = set()
-        self._previous: int | None = None  # the layer that started last in this step
+        self._previous: int | None = None  # the last layer started in this step
         self._moved = False
 
-        self._homes: dict[int, list[str]] = {}  # parameter -> the modules that own it: several where it is tied
+        self._homes: dict[int, list[str]] = {}  # parameter -> the modules that own it; several if tied
         self._below: dict[str, set[int]] = {}  # module -> the layers inside it
         for path, module in model.named_modules():
             below = {self._owner[id(p)] for p in module.parameters() if id(p) in self._owner}
@@ -60,21 +60,21 @@ class ExecutionOrder:
         self._starts, self._grads = {}, []
 
     def first_step(self) -> list[int]:
-        """The depth of each layer, in the order given, after the first backward pass. Layers that it skipped come
-        last for now."""
+        """The depth of each layer, in the given order, after the first backward pass. Skipped layers come last until
+        they run."""
         start = {i: self._start_of(layer) for i, layer in enumerate(self._layers)}
         raw = [i for i in start if self._is_raw(i)]
         never = len(self._started)
         at = {i: never if moment is None else moment for i, moment in start.items()}
         self._order = sorted((i for i in start if i not in raw), key=lambda i: (at[i], self._layers[i].depth))
         self._skipped = {i for i in self._order if start[i] is None and self._layers[i].trainable}
-        for i in sorted(raw, key=self._reached):  # what the forward pass uses later first: others go before it
+        for i in sorted(raw, key=self._reached):  # last used first: the others are inserted before it
             self._order.insert(self._place(i, set(raw)), i)
         self._watch_on(start)
         return self._depths()
 
     def changed(self) -> list[int] | None:
-        """At the end of a later step: the depths anew, if a layer that was skipped until then has run."""
+        """Call at the end of a later step: the new depths if a previously skipped layer has run, else None."""
         self._previous = None
         if not self._moved:
             return None
@@ -103,7 +103,7 @@ class ExecutionOrder:
         self._backward.setdefault(id(parameter), None)
 
     def _watch_on(self, start: dict[int, int | None]) -> None:
-        """Keep one hook on each layer while some were skipped; a compiled module keeps all it was compiled with."""
+        """Keep one hook per layer as long as some layers are skipped. A compiled model keeps all its hooks."""
         for hook in self._grads:
             hook.remove()
         self._grads = []
@@ -123,8 +123,8 @@ class ExecutionOrder:
         return depths
 
     def _start_of(self, layer: Layer) -> int | None:
-        """When a layer first started. One whose module is never called is still used where it gets a gradient, as
-        attention uses its output projection: it starts with what it lies in."""
+        """When a layer first started, or None. A layer may get a gradient although its module is never called, as the
+        output projection of nn.MultiheadAttention does: then it starts with the module around it."""
         found = []
         for p in layer.parameters:
             homes = self._homes.get(id(p), [""])
@@ -134,21 +134,21 @@ class ExecutionOrder:
         return min(found, default=None)
 
     def _started_around(self, path: str) -> str:
-        """The innermost module that holds ``path`` and was started."""
+        """The innermost module around ``path`` that was started."""
         while path and path not in self._started:
             path = path.rpartition(".")[0]
         return path
 
     def _is_raw(self, i: int) -> bool:
-        """Whether a layer's parameters belong to modules that hold other layers."""
+        """Whether all parameters of a layer are owned directly by modules that contain other layers."""
         return all(len(self._below.get(self._homes.get(id(p), [""])[0], ())) > 1 for p in self._layers[i].parameters)
 
     def _reached(self, i: int) -> int:
-        """When the backward pass was done with a layer; -1 if it never was."""
+        """When the backward pass finished a layer; -1 if it did not reach it."""
         return max((k for k, p in enumerate(self._backward) if self._owner.get(p) == i), default=-1)
 
     def _place(self, i: int, raw: set[int]) -> int:
-        """Where a raw layer comes in the order found so far."""
+        """The position of a raw layer in the order so far."""
         ready = list(self._backward)
         mine = [k for k, p in enumerate(ready) if self._owner.get(p) == i]
         if mine and not self._compiled:

@@ -1,4 +1,4 @@
-"""The recorder: every layer's gradient at every iteration, kept on the device until the flush."""
+"""The recorder: statistics of every layer at every iteration, kept on the device until the flush."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 import stabilitylab.recording.activations
 import stabilitylab.recording.adam
 import stabilitylab.recording.direction
-import stabilitylab.recording.signals  # these four register what they measure  # noqa: F401
+import stabilitylab.recording.signals  # imported to register their signals  # noqa: F401
 from stabilitylab.models.layers import Layer
 from stabilitylab.recording.buffer import Buffer, Scalar
 from stabilitylab.recording.checks import FIRST_LOOK, NormChecks
@@ -28,16 +28,16 @@ from stabilitylab.signals import DEFAULT, SIGNALS
 
 
 class Recorder:
-    """Records layer statistics between ``backward()`` and the optimizer's step.
+    """Records layer statistics between ``backward()`` and the optimizer step.
 
-    A layer has rows from the flush on in which a parameter of it is trainable, or gets a gradient. One that got no
-    gradient in an iteration has NULL there. Gradients must be unscaled (AMP) and not yet clipped.
+    A layer gets rows from the first flush in which one of its parameters is trainable or has a gradient. Its statistics
+    are NULL in iterations without a gradient. Gradients must be unscaled (AMP) and not yet clipped.
 
-    ``layers``: as `group_layers` gives them. ``signals``: names in `stabilitylab.signals.SIGNALS`; those of the forward
-    pass need ``model``, some need ``optimizer``. ``every``: record each how many iterations. ``flush_every`` and
-    ``flush_seconds`` bound what a crash may cost. ``amp_skips``: a loss scaler skips updates whose gradient is not
-    finite; such an iteration is an event, ``amp-skip``, and its gradient statistics are NULL. Raises ValueError where
-    ``model`` lacks what a signal measures.
+    ``layers``: from `group_layers`. ``signals``: names in `stabilitylab.signals.SIGNALS`; signals of the forward pass
+    need ``model``, some need ``optimizer``. ``every``: record every n-th iteration. ``flush_every`` and
+    ``flush_seconds`` limit how much a crash can lose. ``amp_skips``: a loss scaler skips updates with a non-finite
+    gradient; such an iteration is recorded as an event, ``amp-skip``, and its gradient statistics are NULL. Raises
+    ValueError if ``model`` lacks what a signal measures.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Recorder:
         self._flush_at = min(flush_every, FIRST_LOOK)
         self.amp_skips = amp_skips
         self.hold = False
-        """Whether flushes wait: rows in memory may still be replaced."""
+        """Whether flushes are on hold because rows in memory may still be replaced."""
         self.found_clipped = False
-        """Whether the norms recorded last are those after clipping."""
+        """Whether the recorded norms turned out to be measured after clipping."""
         self.num_measured = 0
         """Iterations with a measured gradient."""
         self._checks = NormChecks()
@@ -78,7 +78,7 @@ class Recorder:
         self._reads_weights = any(signal.source == "weights" for signal in self.declared)
         self._late = any(type(m).after_update is not Measurement.after_update for m in self._measurements)
         self._stateful = [m for m in self._measurements if type(m).recorded is not Measurement.recorded]
-        self._unsettled = False  # whether the last row waits for what is known only after the update
+        self._unsettled = False  # whether the last row awaits values known only after the update
         self._silent = set(self.signals)  # never measured so far
         if self.log_grads:
             self._attach(model, [layer.name for layer in layers])
@@ -113,9 +113,9 @@ class Recorder:
         skipped: Tensor | None = None,
         **scalars: Scalar,
     ) -> None:
-        """Record one iteration. ``scalars`` are columns of the table ``iterations``; a tensor stays on the device.
-        ``stats``: what `measure` gave, where the gradients are no longer what they were. ``grad_scale``,
-        ``optimizer``: as in `measure`. ``skipped``: whether a loss scaler skips this update, where it is known."""
+        """Record one iteration. ``scalars`` are columns of the table ``iterations``; tensors stay on the device.
+        ``stats``: an earlier result of `measure`, if the gradients have changed since. ``grad_scale``, ``optimizer``:
+        as in `measure`. ``skipped``: whether a loss scaler skips this update, if known."""
         self.settle()
         if skipped is not None:
             self._buffer.skips.append((iteration, skipped))
@@ -135,10 +135,10 @@ class Recorder:
         optimizer: Optimizer | None = None,
         arrived: Mapping[Tensor, Tensor] | None = None,
     ) -> Measured:
-        """(signals, layers) on the device. ``grad_scale``: the factor by which the gradients are still scaled.
-        ``optimizer``: measure its parameters alone; the others' gradients are not of this step. ``arrived``: the norm
-        and the largest entry, (2,), of each gradient, where gradients are gone; other signals of it are not measured.
-        """
+        """Measure all signals: (signals, layers), on the device. ``grad_scale``: the loss scale still contained in the
+        gradients. ``optimizer``: measure only its parameters; the gradients of others are not from this step.
+        ``arrived``: (norm, largest absolute entry) of each gradient, if gradients are already freed; other gradient
+        signals are then not measured."""
         self.settle()
         parameters = self._index.parameters
         reached = [p.grad is not None if arrived is None else p in arrived for p in parameters]
@@ -146,7 +146,7 @@ class Recorder:
             mine = set(self._held(optimizer).parameters)
             reached = [yes and p in mine for yes, p in zip(reached, parameters, strict=True)]
         chosen = self._index.select(reached)
-        # Where no weights are read, a thousand parameters need not be asked twice.
+        # Skip the second pass over all parameters unless a signal reads weights.
         held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
         step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale)
         if arrived and chosen.parameters:
@@ -164,21 +164,21 @@ class Recorder:
         return Measured(torch.stack([v.to(device) for v in values]), torch.stack([m.to(device) for m in measured]))
 
     def replace(self, iteration: int, stats: Measured) -> None:
-        """Other statistics for an iteration that is still in memory."""
+        """Replace the statistics of an iteration that is still in memory."""
         self._buffer.stats = [(t, stats if t == iteration else old) for t, old in self._buffer.stats]
 
     def layers_of(self, optimizer: Optimizer) -> list[bool]:
-        """Which layers have a parameter that ``optimizer`` updates."""
+        """For each layer, whether ``optimizer`` updates any of its parameters."""
         return [bool(yes) for yes in self._held(optimizer).seen.tolist()]
 
     def _held(self, optimizer: Optimizer | None) -> Selection:
-        """The parameters whose weights may change in this step."""
+        """The trainable parameters of ``optimizer``, or of all layers if None."""
         mine = None if optimizer is None else {p for group in optimizer.param_groups for p in group["params"]}
         return self._index.select(p.requires_grad and (mine is None or p in mine) for p in self._index.parameters)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """The last update is made: what it changed is known now. Called by the next ``step`` at the latest."""
+        """Complete the last row with the values known only after the update. The next ``step`` calls it if needed."""
         if not self._unsettled:
             return
         self._unsettled = False
@@ -189,7 +189,7 @@ class Recorder:
                 values[index], measured[index] = late
 
     def flush_if_due(self) -> bool:
-        """Flush when ``flush_every`` iterations or ``flush_seconds`` have gone by. True if it did."""
+        """Flush if ``flush_every`` iterations or ``flush_seconds`` have passed. Returns whether a flush was due."""
         if self._copying is not None and self._copying[1].ready():
             self._hand_over()
             self.sink.publish()
@@ -205,13 +205,13 @@ class Recorder:
         self._buffer.evals.append((iteration, metric, value, num_samples))
 
     def scalar(self, iteration: int, name: str, value: float | Tensor) -> None:
-        """Record a number of the user's own. A tensor stays on the device."""
+        """Record a user-defined scalar. A tensor stays on the device."""
         self._buffer.scalars.append({"iteration": iteration, "value": value})
         self._buffer.names.append(name)
 
     def close(self, *, settle: bool = True) -> None:
-        """Flush all there is and take hooks away. Without ``settle`` no other process is waited for: one may have
-        crashed, and the size of the last update stays unknown."""
+        """Flush everything and remove the hooks. With ``settle=False`` it does not wait for other processes, which may
+        have crashed, and the size of the last update stays unknown."""
         self._detach()
         if settle:
             self.settle()
@@ -219,16 +219,16 @@ class Recorder:
         self.flush(wait=True)
 
     def event(self, iteration: int, kind: str, detail: str) -> None:
-        """Record that something happened."""
+        """Record an event."""
         self.sink.event(iteration, kind, detail)
 
     def flush(self, *, wait: bool = False) -> None:
-        """Send everything to the host in one copy, and what has arrived to the sink. ``wait``: until it is on disk."""
+        """Copy all rows to the host and write those that have arrived. ``wait``: return when everything is on disk."""
         if self._copying is not None:
             self._hand_over()
-        # What is handed over leaves the buffer first: should it fail, it is not written twice.
+        # Replace the buffer first, so that rows are not written twice if writing fails.
         buffer, self._buffer = self._buffer, Buffer()
-        if self._unsettled:  # an update whose size is not known yet waits for it
+        if self._unsettled:  # keep the last row until its update is known
             self._buffer.stats, buffer.stats = buffer.stats[-1:], buffer.stats[:-1]
             self._buffer.rows, buffer.rows = buffer.rows[-1:], buffer.rows[:-1]
             waits = self._buffer.stats[0][0]
@@ -243,7 +243,7 @@ class Recorder:
         self.sink.publish(wait)
 
     def _hand_over(self) -> None:
-        """Give what was copied to the sink."""
+        """Write the rows that were copied to the host to the sink."""
         assert self._copying is not None
         buffer, transfer = self._copying
         self._copying = None
@@ -272,7 +272,7 @@ class Recorder:
             self.sink.append("scalars", in_columns(buffer.scalars) | {"name": buffer.names})
 
     def _append_stats(self, stats: LayerStats, skipped: set[int], rows: Mapping[int, dict[str, Scalar]]) -> None:
-        """Rows of layers; the norm over all layers goes to ``rows``, by iteration."""
+        """Write ``stats`` to the sink and add the norm over all layers to ``rows``."""
         self._note_silence(stats)
         self._check_norms(stats)
         self._live |= stats.with_gradient()

@@ -1,4 +1,4 @@
-"""The parameters that one measurement reads, and the sums over them per layer: on any device, over any shards."""
+"""A selection of parameters and its reductions per layer, for any device and any sharding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from stabilitylab.recording.norms import Kinds
 
 _KEPT = 16
-"""Sets of parameters whose constants are kept: most trainings alternate between one or two."""
+"""Maximum number of cached selections. Most runs use one or two."""
 
 
 class Selection:
-    """Some of the parameters, and what is constant about them: on the device once, so that no step copies to it."""
+    """A subset of the parameters with its constants, which are copied to the device only once."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], owners: Sequence[int], num_layers: int) -> None:
         self.parameters = list(parameters)
@@ -28,24 +28,24 @@ class Selection:
 
     @cached_property
     def owner(self) -> Tensor:
-        """(n,) the layer of each parameter."""
+        """(n,): the layer index of each parameter."""
         return torch.tensor(self._owners, dtype=torch.int64, device=self.device)
 
     @cached_property
     def layer_sizes(self) -> Tensor:
-        """(layers,) entries of each layer, all shards together; 1 where there are none."""
+        """(layers,): number of entries of each layer over all shards; 1 if it has none."""
         sizes = torch.tensor([float(p.numel()) for p in self.parameters], device=self.device)
         return sizes.new_zeros(self.num_layers).index_add_(0, self.owner, sizes).clamp(min=1)
 
     @cached_property
     def seen(self) -> Tensor:
-        """(layers,) whether a layer has a parameter here."""
+        """(layers,): whether a layer has a parameter in this selection."""
         return torch.zeros(self.num_layers, dtype=torch.bool, device=self.device).index_fill_(0, self.owner, True)
 
     @cached_property
     def shards(self) -> list[tuple[tuple[dist.ProcessGroup, ...], Tensor]]:
-        """For each way in which parameters are sharded: the groups of processes that hold the parts of one copy,
-        and (n,) which parameters. Without groups: those that are whole in this process."""
+        """For each sharding: the process groups that together hold one copy, and an (n,) mask of its parameters.
+        Parameters that are not sharded have no groups."""
         ways: dict[Any, tuple[tuple[dist.ProcessGroup, ...], list[bool]]] = {}
         for index, parameter in enumerate(self.parameters):
             mesh, placements = getattr(parameter, "device_mesh", None), getattr(parameter, "placements", ())
@@ -58,20 +58,20 @@ class Selection:
         return [(groups, torch.tensor(mask, device=self.device)) for groups, mask in ways.values()]
 
     def total(self, per_parameter: Tensor) -> Tensor:
-        """Sums per parameter -> (layers,) sums, over all shards."""
+        """Sum values per parameter (n,) to (layers,), over all shards."""
         empty = per_parameter.new_zeros(self.num_layers)
         return self._reduce(
             per_parameter, lambda values: empty.index_add(0, self.owner, values), dist.ReduceOp.SUM, torch.add
         )
 
     def largest(self, per_parameter: Tensor) -> Tensor:
-        """Largest values, none negative -> (layers,), over all shards; NaN wins over all."""
+        """Maximum of nonnegative values per parameter (n,) -> (layers,), over all shards; NaN propagates."""
         return self._reduce(
             per_parameter, lambda v: largest(v, self.owner, self.num_layers), dist.ReduceOp.MAX, torch.maximum
         )
 
     def l2(self, per_parameter: Tensor) -> Tensor:
-        """L2 norms -> (layers,) L2 norms, over all shards."""
+        """Combine L2 norms per parameter (n,) to L2 norms per layer (layers,), over all shards."""
         if len(self.shards) == 1 and not self.shards[0][0]:
             return l2(per_parameter, self.owner, self.num_layers)
         return self.total(per_parameter.double() ** 2).sqrt().float()
@@ -87,7 +87,7 @@ class Selection:
         for groups, mask in self.shards:
             part = reduce(values if len(self.shards) == 1 else torch.where(mask, values, 0.0))
             for group in groups:
-                # Collectives may lose NaN in a maximum; among floats that are not negative its bits are the largest.
+                # A MAX collective may drop NaN. As int32, nonnegative floats keep their order and NaN is the largest.
                 maximum = operation == dist.ReduceOp.MAX
                 dist.all_reduce(part.view(torch.int32) if maximum else part, operation, group=group)
             result = part if result is None else join(result, part)
@@ -96,7 +96,7 @@ class Selection:
 
 
 class LayerIndex:
-    """Which layer each parameter belongs to."""
+    """Maps each parameter to its layer."""
 
     def __init__(self, layers: Sequence[Sequence[nn.Parameter]]) -> None:
         self.parameters = [p for layer in layers for p in layer]
@@ -105,7 +105,7 @@ class LayerIndex:
         self._kept: dict[tuple[Any, ...], Selection] = {}
 
     def select(self, chosen: Iterable[bool]) -> Selection:
-        """Those parameters that are ``chosen``: one flag for each."""
+        """The parameters whose flag in ``chosen``, one per parameter, is true."""
         which = [i for i, yes in enumerate(chosen) if yes]
         key = (self.parameters[which[0]].device if which else None, *which)
         if key not in self._kept:
@@ -117,12 +117,12 @@ class LayerIndex:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a sharded tensor (FSDP2); any other tensor as it is."""
+    """This process's shard of a sharded tensor (FSDP2); any other tensor unchanged, but detached."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
 
 
 def l2(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
-    """L2 norm per layer from L2 norms per parameter; NaN where a layer has none.
+    """L2 norms per layer (layers,) from L2 norms per parameter (n,).
 
     Norms are scaled by their largest before squaring, so that float32 neither overflows nor underflows.
     """
@@ -134,6 +134,6 @@ def l2(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
 
 
 def largest(per_parameter: Tensor, owner: Tensor, num_layers: int) -> Tensor:
-    """Largest value per layer; NaN wins over all."""
+    """Largest value per layer; NaN propagates."""
     empty = per_parameter.new_zeros(num_layers)
     return empty.scatter_reduce(0, owner, per_parameter, "amax", include_self=True)

@@ -1,4 +1,4 @@
-"""The signals of gradients and weights; nothing leaves the device."""
+"""The signals of gradients and weights, computed on the device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def weight_norm(step: Step) -> Tensor:
 @measures("nonfinite")
 def nonfinite(step: Step) -> Tensor:
     """Share of a layer's gradient entries that are NaN or infinite."""
-    if step.chosen.device.type == "cpu":  # the largest entry tells at once where all are finite
+    if step.chosen.device.type == "cpu":  # the largest entry is finite only if all entries are
         odd = ~step.grad_norms[1].isfinite()
         counts = torch.zeros_like(step.grad_norms[1])
         for i in odd.nonzero().flatten().tolist():
@@ -40,7 +40,7 @@ def nonfinite(step: Step) -> Tensor:
 
 @measures("update_ratio")
 class UpdateRatio(Measurement):
-    """L2 size of the update over that of the weights before it. Keeps a copy of the weights."""
+    """L2 norm of the update divided by the L2 norm of the weights before it. Keeps a copy of the weights."""
 
     def __init__(self) -> None:
         self._before: tuple[Selection, list[Tensor]] | None = None

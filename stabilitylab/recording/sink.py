@@ -1,4 +1,4 @@
-"""Where recorded rows go."""
+"""The destination of recorded rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Sink(Protocol):
-    """Where flushed rows go; `stabilitylab.store.writer.RunWriter` is one."""
+    """The destination of flushed rows, for example a `stabilitylab.store.writer.RunWriter`."""
 
     def append(self, table: str, columns: Mapping[str, object]) -> None: ...
     def event(self, iteration: int, kind: str, detail: str) -> None: ...
@@ -15,7 +15,7 @@ class Sink(Protocol):
 
 
 class NullSink:
-    """Keeps nothing: for the processes of a training that do not record."""
+    """Discards everything: for processes that do not record."""
 
     def append(self, table: str, columns: Mapping[str, object]) -> None: ...
     def event(self, iteration: int, kind: str, detail: str) -> None: ...

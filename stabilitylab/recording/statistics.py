@@ -1,4 +1,4 @@
-"""What was measured of one step, changed on the device: scaled, restricted to layers, summed up, or given."""
+"""Operations on the statistics of one step, on the device: scale, restrict to layers, join, replace norms."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stabilitylab.recording.selection import Selection
 from stabilitylab.signals import Signal
 
 _LINEAR = ("grad_norm", "grad_max")
-"""Signals that grow with the gradient."""
+"""Signals that are proportional to the gradient."""
 
 
 def scaled(stats: Measured, signals: Sequence[Signal], factor: float | Tensor) -> Measured:
-    """The statistics of gradients times ``factor``."""
+    """The statistics as if the gradients were multiplied by ``factor``."""
     values = stats.values.clone()
     for i, signal in enumerate(signals):
         if signal.name in _LINEAR:
@@ -25,7 +25,7 @@ def scaled(stats: Measured, signals: Sequence[Signal], factor: float | Tensor) -
 
 
 def of_layers(stats: Measured, signals: Sequence[Signal], layers: Sequence[bool]) -> Measured:
-    """Signals of the gradient in ``layers`` alone; elsewhere they are not measured."""
+    """Restrict gradient signals to ``layers``; in other layers they become not measured."""
     measured, keep = stats.measured.clone(), torch.tensor(layers, device=stats.measured.device)
     for i, signal in enumerate(signals):
         if signal.source == "gradient":
@@ -34,7 +34,7 @@ def of_layers(stats: Measured, signals: Sequence[Signal], layers: Sequence[bool]
 
 
 def joined(before: Measured, now: Measured, signals: Sequence[Signal]) -> Measured:
-    """``now``, with the largest of both where a signal of the forward pass was measured in two parts."""
+    """``now``, with the maximum of both for signals of the forward pass, if it ran in two parts."""
     values, measured = now.values.clone(), now.measured.clone()
     for i, signal in enumerate(signals):
         if signal.source == "forward":
@@ -46,7 +46,7 @@ def joined(before: Measured, now: Measured, signals: Sequence[Signal]) -> Measur
 
 
 def global_norm(stats: Measured, signals: Sequence[Signal]) -> float:
-    """The L2 norm over all layers; 0 where ``grad_norm`` is not measured. Waits for the device."""
+    """The L2 norm of the gradient over all layers; 0 if ``grad_norm`` is not measured. Waits for the device."""
     for i, signal in enumerate(signals):
         if signal.name == "grad_norm":
             return float(torch.where(stats.measured[i], stats.values[i].double(), 0.0).norm())
@@ -54,7 +54,7 @@ def global_norm(stats: Measured, signals: Sequence[Signal]) -> float:
 
 
 def with_norms(stats: Measured, signals: Sequence[Signal], norms: Mapping[int, float | Tensor]) -> Measured:
-    """The statistics with ``grad_norm`` as it is given, by layer."""
+    """Replace ``grad_norm`` by ``norms``, layer index -> norm."""
     values, measured = stats.values.clone(), stats.measured.clone()
     for i, signal in enumerate(signals):
         if signal.name == "grad_norm":
@@ -65,7 +65,7 @@ def with_norms(stats: Measured, signals: Sequence[Signal], norms: Mapping[int, f
 
 
 def placed(value: Tensor | Measured | None, selection: Selection | None) -> Measured | None:
-    """What a measurement gave, with its mask: a plain tensor is measured where ``selection`` has parameters."""
+    """Add a mask to the result of a measurement: a plain tensor is measured where ``selection`` has parameters."""
     if isinstance(value, Measured | None):
         return value
     return Measured(value, torch.ones_like(value, dtype=torch.bool) if selection is None else selection.seen)

@@ -1,4 +1,4 @@
-"""Many small tensors to the host in one copy a device, which the training does not wait for."""
+"""Copy many small tensors to the host: one asynchronous copy per device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Transfer:
-    """Tensors on their way to the host, as float32."""
+    """An asynchronous copy of tensors to the host, as float32."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._shapes = [t.shape for t in tensors]
@@ -32,11 +32,11 @@ class Transfer:
             self._parts.append((chosen, host))
 
     def ready(self) -> bool:
-        """Whether `take` would not wait."""
+        """Whether the copy is complete, so that `take` returns without waiting."""
         return all(event.query() for event in self._events)
 
     def take(self) -> list[np.ndarray]:
-        """The tensors' values, in the order given."""
+        """Wait for the copy and return the values in the given order."""
         for event in self._events:
             event.synchronize()
         found: list[np.ndarray] = [np.empty(0)] * len(self._shapes)

@@ -112,7 +112,7 @@ def test_what_cannot_start_leaves_no_hook_and_no_folder(tmp_path: Path) -> None:
         stabilitylab.record(model, run="taken", runs_dir=tmp_path, signals=("grad_norm", "activation_max"))
     with pytest.raises(RecordError, match="attention_max: the model has no attention with a fused qkv"):
         stabilitylab.record(model, run="odd", runs_dir=tmp_path, signals=("attention_max",))
-    with pytest.raises(RecordError, match="activation_max: the model has no module named as a layer"):
+    with pytest.raises(RecordError, match="activation_max: the model has no module with the name of a layer"):
         stabilitylab.record(model, run="o", runs_dir=tmp_path, granularity="param", signals=("activation_max",))
     with pytest.raises(RecordError, match="config= cannot be kept as JSON"):
         stabilitylab.record(model, run="keys", runs_dir=tmp_path, config={(1, 2): 3})  # type: ignore[dict-item]

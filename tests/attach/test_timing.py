@@ -146,7 +146,7 @@ def test_clipping_that_begins_after_the_trial_is_measured_in_backward_from_then_
     def later(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
         (clips_before if rec.iteration >= 30 else ordinary)(model, optimizer, loss, rec)
 
-    with pytest.warns(UserWarning, match="it is clipped before"):
+    with pytest.warns(UserWarning, match="gradients are clipped before"):
         recorded, true, events = train(later, tmp_path, steps=120, flush_every=20)
     np.testing.assert_allclose(recorded[:30], true[:30], rtol=1e-4)
     np.testing.assert_allclose(recorded[-20:], true[-20:], rtol=1e-4)

@@ -44,7 +44,7 @@ def test_idx_files_plain_and_gzipped(fashion: Path) -> None:
 def test_a_cut_idx_file_is_named(fashion: Path) -> None:
     path = fashion / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ConfigError, match="t10k-images-idx3-ubyte is not a whole IDX file"):
+    with pytest.raises(ConfigError, match="t10k-images-idx3-ubyte is not a complete IDX file"):
         load_data(resolve({"data": {"name": f"fashion-mnist:{fashion}"}}).data)
 
 

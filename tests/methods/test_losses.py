@@ -114,7 +114,7 @@ def test_swav_takes_local_crops_of_another_size_and_no_other_method_does() -> No
     assert [f.shape for f in features] == [(4, 64)] * 5
     torch.testing.assert_close(features[3], method.base_encoder(views[3]))
     method.loss(features, None).backward()
-    with pytest.raises(ConfigError, match="only swav and dino take local crops, not byol"):
+    with pytest.raises(ConfigError, match="byol has no local crops; use swav or dino"):
         build_method(resolve({"data": {"local_crops": 3}, "method": {"name": "byol"}}), channels=1)
 
 

@@ -61,7 +61,7 @@ def test_any_loop_records_them(tmp_path: Path) -> None:
         model(torch.randn(8, 4)).square().sum().backward()
         rec.step(loss=1.0)
         found = rec.features(model(torch.randn(8, 4)))
-        with pytest.raises(RecordError, match=r"features are \(N, D\)"):
+        with pytest.raises(RecordError, match=r"features must have shape \(N, D\)"):
             rec.features(torch.randn(8))
     with open_run(tmp_path / "r") as reader:
         rows = reader.query("SELECT name, value FROM scalars WHERE iteration = 1").fetchall()
