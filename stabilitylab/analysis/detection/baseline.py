@@ -1,8 +1,8 @@
-"""What a layer's gradient norm is compared with: medians and scales of the values before and after each iteration.
+"""The baseline of a gradient norm: medians and noise scale of the values before and after each iteration.
 
-The definition is sequential ("the last W values that are no spike"), the computation is not: spikes are
-cut out, one rolling median runs over what is left, and an index says which window each iteration looks
-at. The same rolling median, read W values later, is the median of the next W values.
+The definition is sequential ("the last W values that are not part of a spike"), but the computation is vectorised:
+spikes are removed, one rolling median runs over the remaining values, and an index maps each iteration to its window.
+The same rolling median, read W values later, is the median of the next W values.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from scipy.ndimage import median_filter
 
 MAD_TO_SD = 1.4826
 SCALE_FLOOR = 0.01
-"""Smallest noise sd, in log units: a series repeated to the last digit has none. Log units are scale free."""
+"""Smallest noise sd, in log units: a constant series has a noise sd of 0. Log units do not depend on scale."""
 SCALE_BLOCK = 25
 SCALE_BLOCKS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Per iteration (n,): ``before``, the median of the last W unflagged values (NaN while fewer than the
-    warm-up); ``after``, that of the next W (NaN where too few are left); ``scale``, the noise sd."""
+    """Per iteration (n,): ``before``, the median of the last W unflagged values (NaN during the warm-up); ``after``,
+    the median of the next W (NaN where too few are left); ``scale``, the noise sd."""
 
     before: np.ndarray
     after: np.ndarray
@@ -30,7 +30,7 @@ class Baseline:
 
 
 def running_median(y: np.ndarray, window: int) -> np.ndarray:
-    """(m,) -> (m,): upper median of the last ``window`` values up to and including each; fewer at the head."""
+    """(m,) -> (m,): upper median of the last ``window`` values up to and including each; fewer at the start."""
     if len(y) == 0:
         return y.copy()
     head = min(window, len(y))
@@ -43,7 +43,7 @@ def running_median(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def baseline(x: np.ndarray, usable: np.ndarray, *, window: int, warmup: int) -> Baseline:
-    """``x`` (n,) log norms, ``usable`` (n,) false where a value is missing or flagged. See ``Baseline``."""
+    """The baseline of log norms ``x`` (n,). ``usable`` (n,): False where a value is missing or flagged."""
     y = x[usable]
     m = len(y)
     if m < warmup:
@@ -64,11 +64,11 @@ def baseline(x: np.ndarray, usable: np.ndarray, *, window: int, warmup: int) -> 
 
 
 def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """(n,) -> (n,): sd of what the baseline leaves, from the median of absolute residuals in blocks of 25.
+    """(n,) -> (n,): noise sd, from the median of the absolute residuals in blocks of 25.
 
-    Residuals are one-step-ahead, so that a wandering (autocorrelated) series has the scale it wanders
-    with, not the smaller one inside a window. Of the 20 blocks before and the 20 after, the noisier side
-    counts: a series that becomes noisier does not fire at the change.
+    Residuals are one-step-ahead, so an autocorrelated series gets the scale on which it wanders and not the smaller one
+    within a window. The scale is the larger of that of the 20 blocks before and the 20 after, so that a series that
+    becomes noisier does not raise an alarm at the change.
     """
     sizes = np.abs(residual[usable])
     blocks = len(sizes) // SCALE_BLOCK
@@ -82,7 +82,7 @@ def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
     block = np.arange(blocks + 1)
     noisier = np.maximum(past[np.maximum(block - 1, 0)], future[np.minimum(block + 1, blocks - 1)])
     scale = np.maximum(MAD_TO_SD * noisier, SCALE_FLOOR)
-    of_usable = np.repeat(scale, SCALE_BLOCK)[: len(sizes)]  # the last, shorter block has a scale of its own
+    of_usable = np.repeat(scale, SCALE_BLOCK)[: len(sizes)]  # the last block may be shorter
     if len(sizes) == len(residual):
         return of_usable
     return np.append(of_usable, of_usable[-1])[np.cumsum(usable) - usable]

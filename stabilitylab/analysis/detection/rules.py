@@ -1,9 +1,9 @@
-"""Other people's rules, with their published parameters, to compare with. All work on the norm itself, not its log.
+"""Published detection rules with their published parameters, for comparison. All work on the norm, not on its log.
 
 olmo    at least 7 sd above the mean of the last 1,000 values (OLMo 2, arXiv 2501.00656: its "spike score")
 zscore  more than 3 sd above the mean of the last 200 values
-ema     z above 2.5 of exponential mean and variance, alpha 0.97, 25 values to warm up; a value that fires enters the
-        statistics clipped to mean + sd x 2.5^2 / z (ZClip, arXiv 2504.02507)
+ema     z above 2.5 relative to the exponential mean and variance, alpha 0.97, warm-up of 25 values; a flagged value
+        enters the statistics clipped to mean + sd x 2.5^2 / z (ZClip, arXiv 2504.02507)
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ EMA_WARMUP = 25
 
 
 def published_score(norm: np.ndarray, rule: str, warmup: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) norms -> how many sd each lies above the rule's mean (-inf where that cannot be told), and that mean.
+    """Scores (n,) in sd above the mean that the rule expects (-inf where unknown), and that mean (n,).
 
-    Norms that are not finite are left out, as if the series had not had them.
+    Non-finite norms are skipped, as if they were not part of the series.
     """
     usable = np.isfinite(norm)
     z, mean = located(RULES.choose(rule).score)(norm[usable], warmup)
@@ -66,7 +66,7 @@ def ema(values: np.ndarray, warmup: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spike_score(norm: np.ndarray, warmup: int = 50) -> float | None:
-    """OLMo 2's spike score: the share of values at least 7 sd above the mean of the last 1,000. None without any."""
+    """OLMo 2's spike score: the share of values at least 7 sd above the mean of the last 1,000. None without scores."""
     score, centre = published_score(norm, "olmo", warmup)
     judged = np.isfinite(centre)
     return float((score[judged] >= RULES["olmo"].threshold).mean()) if judged.any() else None

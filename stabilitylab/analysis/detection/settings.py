@@ -1,4 +1,4 @@
-"""How spikes are looked for: one frozen set of numbers, part of every answer's cache key."""
+"""Settings of spike detection: a frozen dataclass that is part of every cache key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from stabilitylab.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule to compare with. ``score(norm, warmup)`` gives, for (n,) finite norms, how many standard deviations each
-    lies above what the rule expects (-inf where it cannot tell), and what it expects; also as
-    ``"package.module:function"``. A value fires from ``threshold`` on. ``about``: one line."""
+    """A published detection rule, for comparison.
+
+    ``about``: a one-line description. ``threshold``: a value with a score of at least this is part of a spike.
+    ``score(norm, warmup)``: takes finite norms (n,) and returns two arrays (n,): how many standard deviations each
+    norm lies above its expected value (-inf where unknown), and the expected value. It may be given as
+    ``"package.module:function"``.
+    """
 
     about: str
     threshold: float
@@ -31,22 +35,29 @@ RULES: Registry[Rule] = Registry(
     },
     group="stabilitylab.rules",
 )
-"""Rules other than this package's own, ``stablab``; they promise no false-alarm rate."""
+"""Rules other than the default, ``stablab``. They guarantee no false-alarm rate."""
 
 
 def describe_rules() -> str:
-    """What each does, for a help page; those of other packages are listed without being loaded."""
+    """A one-line description of every rule, for ``--help``. Rules of plugins are listed by name and not imported."""
     entries = ((name, RULES.own(name)) for name in RULES)
     return "; ".join(f"{name}: {entry.about}" if entry else name for name, entry in entries)
 
 
 @dataclass(frozen=True, slots=True)
 class SpikeSettings:
-    """How spikes are found. Lengths in iterations (values, where a series has gaps), z in noise sd.
+    """Settings of spike detection.
 
-    ``false_alarms_per_10k`` events per 10,000 iterations and layer that chance alone may open; None uses
-    ``z_open`` as it stands, for single values. ``z_open`` also stands in where a series is too short or too still to
-    calibrate. ``rule``: ``stablab``, or one of `RULES` with its published parameters, which ignores the rest.
+    ``window``, ``warmup``: lengths of the running medians and of the start that is not judged, in recorded values.
+    ``merge_gap``: events at most this many recording steps apart are merged. ``ratio_open``: least ratio of a spike to
+    the running median. ``z_open``, ``z_close``: scores, in noise sd, at which an event opens and closes.
+    ``false_alarms_per_10k``: target rate of false alarms per 10,000 values and layer, from which the opening threshold
+    is calibrated. None disables the calibration: ``z_open`` then applies to single values. ``z_open`` also applies
+    where a series is too short or varies too little to calibrate. ``rule``: ``stablab``, or one of `RULES`, which uses
+    its published parameters and ignores the other settings.
+
+    Raises:
+        ValueError: a value is out of range, or the rule is unknown.
     """
 
     window: int = 200

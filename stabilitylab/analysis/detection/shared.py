@@ -1,7 +1,7 @@
-"""Thresholds shared by layers whose series are too short for thresholds of their own.
+"""Thresholds shared by layers whose series are too short for individual thresholds.
 
-A few hundred values have too few downward peaks to fit a tail to; all layers of a run together have enough. Their
-scores are in noise sd, each layer's own, so that what they share is the shape of the tail.
+A few hundred values contain too few downward peaks to fit a tail; all layers of a run together contain enough. Each
+layer's scores are in units of its own noise sd, so the layers share only the shape of the tail.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from stabilitylab.analysis.detection.tails import MIN_PEAKS
 from stabilitylab.analysis.detection.thresholds import IN_A_ROW, PEAK_SHARE, thresholds_of
 
 APART = max(IN_A_ROW) + 8
-"""Scores that cannot be told stand between two layers', so that no row of values runs across."""
+"""Number of missing scores inserted between two layers, so that no run of values spans both."""
 
 
 OWN_PEAKS = 24
-"""Downward peaks of a layer from which on its own tail says more than that of all layers. With 8 to 24, heavy-tailed
-noise opened up to 7 events per 10,000 where 1 is asked for."""
+"""With at least this many downward peaks, a layer's own tail is more accurate than the shared one. With 8 to 24 peaks,
+individual thresholds let heavy-tailed noise open up to 7 events per 10,000 values where the target is 1."""
 
 
 def too_short(usable: int, settings: SpikeSettings, peaks: int = OWN_PEAKS) -> bool:
-    """Whether ``usable`` norms of a layer give fewer than so many peaks for a threshold of its own."""
+    """Whether ``usable`` norms of a layer give fewer than ``peaks`` downward peaks."""
     asked = settings.rule == "stablab" and settings.false_alarms_per_10k is not None
     return asked and PEAK_SHARE * (usable - settings.warmup) < peaks
 
 
 def shared_thresholds(logs: Sequence[np.ndarray], settings: SpikeSettings) -> dict[int, float] | None:
-    """How many in a row -> the score that all of them must pass, from the log norms (n,) of all short layers, NaN where
-    there is none. None where even together they are too few."""
+    """Thresholds fitted to all short layers together, as `thresholds_of` returns them.
+
+    ``logs``: the log norms (n,) of each layer, NaN where missing. Returns None if there are too few values in total.
+    """
     down: list[np.ndarray] = []
     up: list[np.ndarray] = []
     gap = np.full(APART, -np.inf)
@@ -54,6 +56,6 @@ def shared_thresholds(logs: Sequence[np.ndarray], settings: SpikeSettings) -> di
 
 
 def score_of(x: np.ndarray, base: Baseline) -> np.ndarray:
-    """Noise sd above the higher median (n,); -inf where it cannot be told."""
+    """Scores (n,): noise sd above the higher of the two medians; -inf where the score is unknown."""
     score = (x - np.fmax(base.before, base.after)) / base.scale
     return np.where(np.isnan(score) | np.isnan(base.before), -np.inf, score)

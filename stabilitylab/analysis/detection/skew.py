@@ -1,7 +1,8 @@
-"""Noise whose upward excursions are larger than its downward ones, as those of real gradients are: hard batches.
+"""Correction for skewed noise: hard batches make the upward excursions of real gradients larger than the downward ones.
 
-Downward excursions then promise too little for upward ones. How much is read off the moderate peaks of both sides,
-which spikes do not make: of the upward ones, those of events that last and those beyond the threshold are left out.
+A threshold fitted to downward excursions is then too low for upward ones. The skew is estimated from moderate peaks on
+both sides, which come from noise and not from spikes: upward peaks are excluded if their event lasts or if they exceed
+the threshold.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from stabilitylab.analysis.detection.tails import MIN_PEAKS
 
 PEAK_SHARE = 0.02
 LASTS = 3
-"""Values in a row above ``z_close`` that make an event one that lasts: a single batch does not make it."""
+"""An event with at least this many consecutive values above ``z_close`` is lasting: a single batch cannot cause it."""
 SURE = 0.5
-"""Standard errors by which the skew must exceed 1; only what exceeds that counts. Otherwise the threshold would
-rise for symmetric noise, whose two sides differ by chance."""
+"""This many standard errors are subtracted from the log of the skew. Without it, the threshold would also rise for
+symmetric noise, whose two sides differ by chance."""
 
 
 def skewed_threshold(score: np.ndarray, mirrored: np.ndarray, threshold: float, settings: SpikeSettings) -> float:
-    """The threshold for single upward values, at least ``threshold``, which ``mirrored`` (n,), the downward scores,
-    gave: as many times farther out as moderate upward peaks of ``score`` (n,) reach farther than downward ones."""
+    """Raise the threshold for single upward values by the skew of the noise.
+
+    ``threshold`` was fitted to ``mirrored`` (n,), the downward scores. The result is scaled by how much farther the
+    moderate upward peaks of ``score`` (n,) reach than the downward ones, and is never below ``threshold``.
+    """
     if not np.isfinite(threshold):
         return threshold
     down = _peaks(mirrored, settings.merge_gap)
@@ -29,8 +33,9 @@ def skewed_threshold(score: np.ndarray, mirrored: np.ndarray, threshold: float, 
     moderate = _peaks(np.where(noise > threshold, -np.inf, noise), settings.merge_gap)
     if down is None or moderate is None:
         return threshold
-    # As far above its quantile as the threshold lies above that of the other side: what is beyond may be spikes.
-    # Looking farther would meet the rate on real noise in full, and take spikes of heavy-tailed noise for its skew.
+    # Use upward peaks only up to the distance at which the threshold lies above the quantile on the mirrored side:
+    # peaks beyond that may be spikes. A wider limit would meet the rate exactly on real noise, but would mistake the
+    # spikes of heavy-tailed noise for skew.
     limit = moderate[0] + max(threshold - down[0], 0)
     up = _peaks(np.where(noise > limit, -np.inf, noise), settings.merge_gap)
     if up is None:
@@ -51,7 +56,7 @@ def _relative_error(peaks: np.ndarray) -> float:
 
 
 def _without_lasting(score: np.ndarray, level: float) -> np.ndarray:
-    """Events that last, with as much again on either side: their flanks are no noise either."""
+    """The scores without lasting events. Their own width is removed on either side too: the flanks are not noise."""
     starts, stops = stretches(score >= level, 1)
     kept = score.copy()
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
@@ -62,12 +67,12 @@ def _without_lasting(score: np.ndarray, level: float) -> np.ndarray:
 
 
 def _peaks(score: np.ndarray, gap: int) -> tuple[float, np.ndarray] | None:
-    """A high quantile and how far each declustered peak rises above it; None for too few."""
+    """A high quantile, and how far each declustered peak rises above it. None with too few peaks."""
     usable = int((score > -np.inf).sum())
     keep = int(PEAK_SHARE * usable)
     if keep < MIN_PEAKS:
         return None
-    high = score[score > 1]  # far fewer to sort, and hardly ever too few
+    high = score[score > 1]  # partitioning this subset is much faster, and it is nearly always large enough
     high = high if len(high) >= keep else score
     quantile = float(np.partition(high, len(high) - keep)[len(high) - keep])
     starts, stops = stretches(score > quantile, gap)
@@ -78,7 +83,7 @@ def _peaks(score: np.ndarray, gap: int) -> tuple[float, np.ndarray] | None:
 
 
 def stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops (exclusive) of true stretches; holes of at most ``gap`` are filled."""
+    """Start and stop (exclusive) of every run of True values. Gaps of at most ``gap`` values are filled."""
     at = np.flatnonzero(mask)
     if len(at) == 0:
         return at, at

@@ -1,9 +1,9 @@
-"""Spikes of one layer: when its gradient norm leaves its own past, further than chance takes it.
+"""Spike detection for one layer: stretches in which the gradient norm exceeds its baseline by more than noise explains.
 
-The score of an iteration is how many noise sd the log norm lies above the higher of two medians, the one
-before and the one after. The one after makes learning-rate drift and level shifts no spikes: a spike
-comes back. An event opens where one score, or several in a row, pass a threshold that the series' own *downward*
-excursions set, so that chance opens one no more often than the rate asked for.
+The score of an iteration is the distance of the log norm from the higher of two running medians, one before and one
+after the iteration, in noise sd. The median after it excludes drift and level shifts: a spike returns to its level. An
+event opens where one score, or several consecutive ones, pass a threshold. The threshold is calibrated on the
+*downward* excursions of the same series, so that noise opens events at no more than the configured rate.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spike
 
 
 MAX_PASSES = 2
-"""Flagged values leave the baseline, which may flag others."""
+"""Detection is repeated: flagged values are removed from the baseline, and the new baseline may flag others."""
 ONSET_HEIGHT = 0.5
-"""Share of its height from which on a spike has begun, as a constant-fraction discriminator times it. At one level for
-all, a high spike seems to begin before a low one of the same shape ("time walk"), and with whatever noise it grew out
-of: where spikes rose slowly, 0.4 times as high in the last layer, hardly any lag's interval held the truth."""
+"""A spike's onset is where it first reaches this share of its height, as in a constant-fraction discriminator. With one
+fixed level for all spikes, a high spike would seem to begin earlier than a low one of the same shape ("time walk"):
+in simulations with slow spikes 0.4 times as high in the last layer, hardly any interval covered the true lag."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What one layer's series holds: its events in order of onset; how many the mirrored series has; ``score`` (n,)
-    float32, noise sd above the baseline, -inf where it cannot be told; ``starts``, where each event left the noise,
-    before it reached half its height."""
+    """The events of one layer.
+
+    ``spikes``: in order of onset. ``mirrored_events``: number of events in the mirrored series. ``score`` (n,) float32:
+    noise sd above the baseline, -inf where unknown. ``starts``: the iteration at which each event first exceeds the
+    closing level, at or before its onset.
+    """
 
     spikes: tuple[Spike, ...]
     mirrored_events: int
@@ -45,12 +48,19 @@ class Detection:
 
 
 def detect_spikes(series: LayerSeries, settings: SpikeSettings | None = None) -> tuple[Spike, ...]:
-    """All events of a layer in order of onset. Nothing for a series shorter than the warm-up."""
+    """All events of a layer in order of onset. Empty for a series no longer than the warm-up.
+
+    >>> import numpy as np
+    >>> norm = np.exp(np.random.default_rng(0).normal(0, 0.1, 1000))
+    >>> norm[500:504] *= 20
+    >>> [spike.onset for spike in detect_spikes(LayerSeries("proj", 0, np.arange(1000), norm))]
+    [500]
+    """
     return detect(series, settings).spikes
 
 
 def false_alarms(layers: Sequence[LayerSeries], settings: SpikeSettings | None = None) -> FalseAlarms:
-    """The same detector on the mirrored series (1 / norm): what it flags there, chance flagged."""
+    """Estimate the false alarms by running the same detector on the mirrored series (1 / norm), which has no spikes."""
     trained = [layer for layer in layers if layer.trainable]
     return chance_level(trained, [detect(layer, settings) for layer in trained], settings)
 
@@ -58,7 +68,7 @@ def false_alarms(layers: Sequence[LayerSeries], settings: SpikeSettings | None =
 def chance_level(
     layers: Sequence[LayerSeries], detections: Sequence[Detection], settings: SpikeSettings | None = None
 ) -> FalseAlarms:
-    """Mirrored events of layers already searched, summed, and how surprising the spikes are beside them."""
+    """As `false_alarms`, from detections that were already made."""
     asked = (settings or SpikeSettings()).false_alarms_per_10k or 0.0
     events = sum(found.mirrored_events for found in detections)
     tested = sum(len(layer.iteration) for layer in layers)
@@ -68,7 +78,7 @@ def chance_level(
 
 
 def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) -> log norms with NaN where there is none, and where the value was not finite. A norm of 0 is missing."""
+    """Log norms (n,) with NaN for missing values, and a mask (n,) of non-finite values. A norm of 0 is missing."""
     norm = np.asarray(grad_norm, dtype=np.float64)
     finite = np.isfinite(norm)
     x = np.full(len(norm), np.nan)
@@ -78,7 +88,7 @@ def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[int, float] | None:
-    """The thresholds that the short ones of ``layers`` share; None where none is short, or all together are too few."""
+    """Thresholds shared by the short layers. None with fewer than two short layers, or too few values in total."""
     short = []
     for layer in layers:
         norm = np.asarray(layer.grad_norm)
@@ -90,7 +100,7 @@ def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[in
 def detect(
     series: LayerSeries, settings: SpikeSettings | None = None, shared: Mapping[int, float] | None = None
 ) -> Detection:
-    """Search one layer, with the rule of ``settings``. ``shared``: thresholds for a layer too short for its own."""
+    """Detect the events of one layer with the rule of ``settings``. ``shared``: used if the layer is too short."""
     settings = settings or SpikeSettings()
     x, nonfinite = log_norms(series.grad_norm)
     spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
@@ -100,7 +110,7 @@ def detect(
     else:
         found = _search_by(x, series, settings)
     level = np.where(np.isnan(x), -np.inf, x)
-    # Of rows that lie apart, nobody knows how long a spike lasted between them.
+    # With gaps between rows, the number of consecutive values does not tell how long a spike lasted.
     one_by_one = len(series.iteration) > 1 and _step(series.iteration) == 1
     level_of = settings.z_close if settings.rule == "stablab" else RULES[settings.rule].threshold
     for start, stop in found.runs:
@@ -127,8 +137,9 @@ def detect(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Events as index ranges; log level and noise sd above it at each iteration; the score they were found by;
-    ``excess`` (n,), how far the log norm lies above the higher median, where onsets are timed by it."""
+    """``runs``: events as index ranges. ``centre`` (n,): log of the baseline. ``height`` (n,): noise sd above it.
+    ``score`` (n,): what the events were detected by. ``excess`` (n,): log norm minus the higher median, by which onsets
+    are timed; None for published rules."""
 
     runs: list[tuple[int, int]]
     mirrored_events: int
@@ -145,7 +156,7 @@ def _search(
     if present.sum() <= settings.warmup:
         return _Found([], 0, x, x, np.full(len(x), -np.inf))
     flagged = mirrored_flagged = np.zeros(len(x), dtype=bool)
-    farther: float | None = None  # how much the noise's skew asks for: the first pass tells
+    farther: float | None = None  # correction for skew, set in the first pass
     for _ in range(MAX_PASSES):
         base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
         score = score_of(x, base)
@@ -167,7 +178,7 @@ def _search(
 
 
 def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Found:
-    """A published rule, and the same on 1 / norm."""
+    """Detect events with a published rule, on the norm and on 1 / norm."""
     found = []
     for sign in (1, -1):
         score, centre = published_score(np.exp(sign * x), settings.rule, settings.warmup)
@@ -185,8 +196,8 @@ def _runs(
     iteration: np.ndarray,
     settings: SpikeSettings,
 ) -> list[tuple[int, int]]:
-    """Events as index ranges: stretches above ``z_close`` that somewhere pass the ratio where as many in a row as a
-    threshold asks for pass it."""
+    """Events as index ranges: stretches above ``z_close`` with at least one value that exceeds the ratio and belongs to
+    a run of consecutive scores that is long enough for one of the thresholds."""
     with np.errstate(invalid="ignore"):
         far = x - before >= np.log(settings.ratio_open)
     if not far.any():
@@ -206,8 +217,11 @@ def _runs(
 
 
 def _onset(excess: np.ndarray, start: int, stop: int) -> int:
-    """Where an event first reaches a share of its height: of the most that two values in a row hold, so that noise upon
-    a spike does not delay it, or half of its highest, so that what precedes a single value does not hide it."""
+    """Index at which an event first reaches `ONSET_HEIGHT` of its height.
+
+    The height is the largest level that two consecutive values reach, so that noise on top of a spike does not delay
+    the onset; at least half of the maximum, so that a single high value is not timed by the values before it.
+    """
     within = excess[start:stop]
     known = within[within > -np.inf]
     height = max(float(lowest_of(known, 2).max()), float(known.max()) / 2)
@@ -215,20 +229,20 @@ def _onset(excess: np.ndarray, start: int, stop: int) -> int:
 
 
 def _longest(score: np.ndarray, level: float) -> int:
-    """The longest stretch of values in a row at or above ``level``; an event has one at least."""
+    """Length of the longest run of consecutive values at or above ``level``; at least 1."""
     starts, stops = stretches(score >= level, 0)
     return int((stops - starts).max()) if len(starts) else 1
 
 
 def _step(iteration: np.ndarray) -> int:
-    """The median recording step of two rows or more."""
+    """The median recording step. ``iteration`` has at least two rows."""
     if iteration[-1] - iteration[0] == len(iteration) - 1:
         return 1
     return max(int(np.median(np.diff(iteration))), 1)
 
 
 def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: int) -> list[tuple[int, int]]:
-    """Stretches at most ``gap`` recording steps apart are one event."""
+    """Merge stretches that are at most ``gap`` recording steps apart."""
     events: list[tuple[int, int]] = []
     step = _step(iteration) if len(starts) > 1 else 1
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):

@@ -1,6 +1,6 @@
-"""How far up a series must go for a spike, so that chance goes there no more often than the rate asked for.
+"""Thresholds of spike detection, calibrated to a false-alarm rate.
 
-Chance is learnt from the series' own *downward* excursions: the mirrored scores, which spikes do not touch.
+The noise is estimated from the *downward* excursions of the same series (the mirrored scores), which contain no spikes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from stabilitylab.analysis.detection.tails import MIN_PEAKS, Tail, fit_tail
 MAX_PEAKS = 400
 PEAK_SHARE = 0.02
 IN_A_ROW = (1, 2, 4, 8)
-"""One value far up, or so many in a row less far (the run rules of quality control: Western Electric, 1956). Where
-noise is heavy-tailed, single values of 8 sd are nothing; two in a row are hardly ever chance."""
+"""An event opens with one very high score or with this many consecutive lower ones (the run rules of quality control:
+Western Electric, 1956). In heavy-tailed noise, single values of 8 sd are common, but two consecutive ones are rare."""
 
 
 def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, float]:
-    """How many in a row -> the score that all of them must pass, so that chance opens events at the rate asked for.
+    """Number of consecutive scores -> the threshold that all of them must pass.
 
-    Each is fitted to the declustered peaks of the mirrored scores' running minimum.
+    The thresholds together let noise open events at ``settings.false_alarms_per_10k``. Each is fitted to the
+    declustered peaks of the running minimum of ``mirrored`` (n,).
     """
     n = int(np.isfinite(mirrored).sum())
     keep = min(MAX_PEAKS, int(PEAK_SHARE * n))
@@ -34,23 +35,23 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     never: list[int] = []
     lowest, before = mirrored, 1
     for count in IN_A_ROW:
-        lowest, before = lowest_of(lowest, count // before, apart=before), count  # from the one before: 8 is twice 4
+        lowest, before = lowest_of(lowest, count // before, apart=before), count  # a minimum of 8 is one of two 4s
         if count > 1 and wanted >= 3 and lowest.max() < settings.z_close:
-            never.append(count)  # no need of a tail: chance does not go so far
+            never.append(count)  # no tail is needed: noise does not reach z_close
             continue
         quantile = float(np.partition(lowest, len(lowest) - keep)[len(lowest) - keep])
         above = lowest > quantile
         starts, stops = stretches(above, settings.merge_gap)
         if quantile <= 0 or len(starts) < MIN_PEAKS:
             break
-        # Every second stretch lies between two peaks; one value more, for a peak that ends the series.
+        # Every second segment lies between two peaks. The appended value allows a peak at the end of the series.
         edges = np.stack([starts, stops], 1).ravel()
         peaks = np.maximum.reduceat(np.append(lowest, -np.inf), edges)[::2]
         tails[count] = quantile, fit_tail(peaks - quantile), above
     if 1 not in tails:
         return {1: settings.z_open}
     passed = {count: quantile + tail.threshold(wanted) for count, (quantile, tail, _) in tails.items()}
-    # Those that chance fills above z_close share the rate; one that no score passes has no need of it.
+    # Thresholds that noise can pass above z_close share the rate. A threshold that noise never passes needs no share.
     sharing = [c for c, z in passed.items() if np.isfinite(z) and (c == 1 or z > settings.z_close)]
     if len(sharing) > 1:
         anywhere = stretches(np.logical_or.reduce([tails[count][2] for count in sharing]), settings.merge_gap)[0]
@@ -63,13 +64,14 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
 
 
 def _shares(slopes: Mapping[int, float], passed: Mapping[int, float], apart: float) -> dict[int, float]:
-    """The part of the rate that each may take, such that the sum of the thresholds' square roots is least: single
-    values of heavy-tailed noise need much, rows little. ``slopes``: how fast each threshold rises as its part shrinks.
-    ``apart``: 1 where chance passes all of them at once, as it often does on autocorrelated noise; their number where
-    never two.
+    """Divide the rate between the thresholds so that the sum of their square roots is smallest. In heavy-tailed noise,
+    single values get a large share and runs a small one.
 
-    With the thresholds themselves (spikes of all heights alike) in place of their roots, rows would find fewer of the
-    short spikes in autocorrelated noise; with their logarithms, single values fewer of the high ones.
+    ``slopes``: how fast each threshold rises as its share shrinks. ``apart``: 1 if noise always passes all thresholds
+    together, as it often does when autocorrelated; the number of thresholds if it never passes two together.
+
+    The square root is a compromise: minimising the sum of the thresholds would detect fewer short spikes in
+    autocorrelated noise, and minimising the sum of their logarithms fewer high single values.
     """
     gains = {count: slope / passed[count] ** 0.5 for count, slope in slopes.items()}
     parts = {count: gain / max(gains.values()) for count, gain in gains.items()}
@@ -78,7 +80,8 @@ def _shares(slopes: Mapping[int, float], passed: Mapping[int, float], apart: flo
 
 
 def lowest_of(score: np.ndarray, count: int, apart: int = 1) -> np.ndarray:
-    """(n,) -> (n,): the lowest of ``count`` scores from each on, ``apart`` each; -inf where fewer are left."""
+    """(n,) -> (n,): minimum of ``count`` scores, ``apart`` positions apart, starting at each; -inf where too few are
+    left."""
     lowest = score.copy()
     for ahead in range(apart, min(count * apart, len(score) + 1), apart):
         np.minimum(lowest[:-ahead], score[ahead:], out=lowest[:-ahead])
