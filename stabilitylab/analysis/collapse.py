@@ -1,7 +1,7 @@
-"""Collapse: features that no longer differ, a loss at the level of chance, a metric that falls and stays down.
+"""Representation collapse: features that no longer differ, a loss at chance level, a metric that falls and stays low.
 
-Each sign is judged at the end of the record: a state counts from the evaluation on which it lasts to the end. What was
-not measured is not judged.
+Each sign is judged at the end of the run: a state counts only if it lasts until the end. Signs that were not measured
+are not judged.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from stabilitylab.analysis.series import EvalCurve, RunSeries
 
 MIN_EVALUATIONS = 5
 LAST = 3
-"""A state lasts where it holds at so many evaluations in a row, the last ones of the record."""
+"""A state is reported only if it holds at this many evaluations in a row at the end of the run."""
 SPREAD_GONE = 0.08
-"""Share of the spread of features that point everywhere alike, below which they are one feature."""
+"""Features have collapsed when their spread is below this share of the spread of isotropic features."""
 SPREAD_LOW, RANK_GONE, RANK_LOW = 0.15, 1.2, 0.25
-"""Less than RANK_LOW of the highest rank reached is a loss of dimensions."""
+"""A rank below RANK_LOW times the highest rank of the run is a dimensional collapse."""
 ACCURACY_GONE, ACCURACY_LOW = 0.25, 0.6
-"""Shares of the best level reached, below which an accuracy is gone or has fallen."""
+"""Shares of the best accuracy of the run, below which the accuracy is ``gone`` or ``low``."""
 AT_CHANCE = 0.01
 LOSS_WINDOW = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """One sign of collapse. ``state``: ``gone``, ``low``, ``healthy`` or ``not judged``; ``since``: the iteration from
-    which it lasts; ``value`` at the end and ``healthy`` level it is held against, where known."""
+    """One sign of collapse.
+
+    ``state``: ``gone``, ``low``, ``healthy`` or ``not judged``. ``since``: first iteration of that state. ``value``:
+    the value at the end. ``healthy``: the level it is compared with. ``reason``: why the sign is not judged.
+    """
 
     name: str
     state: str
@@ -42,7 +45,7 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class Collapse:
-    """``verdict``: ``collapsed``, ``partly``, ``not`` or ``not judged``; ``iteration``: from which the state lasts."""
+    """``verdict``: ``collapsed``, ``partly``, ``not`` or ``not judged``. ``iteration``: where the collapse begins."""
 
     verdict: str
     iteration: int | None
@@ -51,8 +54,10 @@ class Collapse:
 
 
 def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = None) -> Collapse:
-    """Judge a run by every sign that was measured. ``accuracy``: name and curve of a share that is better when
-    higher; None where the judged metric is none."""
+    """Judge a run by every sign that was measured.
+
+    ``accuracy``: name and curve of the judged metric if it is a share for which higher is better; else None.
+    """
     signs = (
         _spread(series),
         _rank(series),
@@ -66,20 +71,26 @@ def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = No
     gone = [sign for sign in judged if sign.state == "gone"]
     low = [sign for sign in judged if sign.state == "low"]
     features = [sign for sign in judged if sign.name in ("feature_spread", "feature_rank")]
-    named = ", ".join(_told(sign) for sign in (*gone, *low))
-    # The loss at chance alone may be a run that has yet to begin; a metric alone, one that diverged.
+    named = ", ".join(_described(sign) for sign in (*gone, *low))
+    # A loss at chance level alone may mean that the run has not started to learn; a metric alone, that it diverged.
     sure = [sign for sign in gone if sign.name != "loss"]
     if any(sign in features for sign in sure) or (sure and len(gone) + len(low) > 1) or (sure and not features):
         since = min(sign.since for sign in sure if sign.since is not None)
         return Collapse("collapsed", since, named, signs)
     if gone or low:
         return Collapse("partly", min(s.since for s in (*gone, *low) if s.since is not None), named, signs)
-    said = ", ".join(sign.name for sign in judged)
-    return Collapse("not", None, f"judged by {said}", signs)
+    names = ", ".join(sign.name for sign in judged)
+    return Collapse("not", None, f"judged by {names}", signs)
 
 
 def chance_loss(facts: Mapping[str, str | float]) -> float | None:
-    """The loss of features that are all alike: 4 tau ln N for MoCo v3, ln(2N - 1) for SimCLR. None elsewhere."""
+    """The loss when all features are identical: 4 tau ln N for MoCo v3, ln(2N - 1) for SimCLR. None for other methods.
+
+    ``facts``: ``method``, ``batch_size`` and ``temperature`` of the run.
+
+    >>> round(chance_loss({"method": "simclr", "batch_size": 256}), 3)
+    6.236
+    """
     batch, temperature = facts.get("batch_size"), facts.get("temperature")
     if not isinstance(batch, (int, float)) or batch < 2:
         return None
@@ -88,7 +99,7 @@ def chance_loss(facts: Mapping[str, str | float]) -> float | None:
     return math.log(2 * batch - 1) if facts.get("method") == "simclr" else None
 
 
-def _told(sign: Sign) -> str:
+def _described(sign: Sign) -> str:
     healthy = "" if sign.healthy is None else f" of {sign.healthy:.3g}"
     level = "at its chance level" if sign.name == "loss" else f"{sign.value:.3g}{healthy}"
     return f"{sign.name} {level} since {sign.since}"
@@ -120,7 +131,7 @@ def _rank(series: RunSeries) -> Sign:
 def _loss(series: RunSeries) -> Sign:
     chance, curve = chance_loss(series.facts), series.scalars.get("loss")
     if chance is None:
-        return Sign("loss", "not judged", reason="no chance level is known for it")
+        return Sign("loss", "not judged", reason="its chance level is unknown")
     if curve is None or np.isfinite(curve[1]).sum() < LOSS_WINDOW * LAST:
         return Sign("loss", "not judged", reason=f"fewer than {LOSS_WINDOW * LAST} values")
     iteration, loss = curve[0][np.isfinite(curve[1])], curve[1][np.isfinite(curve[1])]
@@ -133,7 +144,7 @@ def _loss(series: RunSeries) -> Sign:
 
 def _accuracy(judged: tuple[str, EvalCurve] | None) -> Sign:
     if judged is None:
-        return Sign("accuracy", "not judged", reason="no share of right answers is judged")
+        return Sign("accuracy", "not judged", reason="the judged metric is not an accuracy")
     name, curve = judged
     values, iteration, why = _usable((curve.iteration, curve.value))
     if why:
@@ -144,7 +155,7 @@ def _accuracy(judged: tuple[str, EvalCurve] | None) -> Sign:
         return Sign(name, "healthy", None, float(values[-1]), best)
     peak = int(np.argmax(np.median(windows, axis=1)))
     share = values / best
-    share[: peak + 1] = 1.0  # what came before the best was no fall
+    share[: peak + 1] = 1.0  # values before the best one are not a fall
     return _state(name, iteration, values, share, ACCURACY_GONE, ACCURACY_LOW, best)
 
 
@@ -159,7 +170,7 @@ def _state(
 
 
 def _since(iteration: np.ndarray, holds: np.ndarray) -> int | None:
-    """From which iteration on ``holds`` (n,) is true to the end; None where it is not at the last few."""
+    """First iteration from which ``holds`` (n,) is true until the end; None if the last values are not all true."""
     if len(holds) < LAST or not holds[-LAST:].all():
         return None
     broken = np.flatnonzero(~holds)
@@ -167,7 +178,7 @@ def _since(iteration: np.ndarray, holds: np.ndarray) -> int | None:
 
 
 def _usable(curve: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray, str]:
-    """Finite values in order, their iterations, and why they are too few (empty where they are not)."""
+    """Finite values in order of iteration, their iterations, and the reason if they are too few (else empty)."""
     if curve is None or len(curve[0]) == 0:
         return np.array([]), np.array([]), "not recorded"
     iteration, value = np.asarray(curve[0]), np.asarray(curve[1], dtype=np.float64)
@@ -176,5 +187,5 @@ def _usable(curve: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np
     order = np.argsort(iteration, kind="stable")
     iteration, value = iteration[order], value[order]
     if len(value) < MIN_EVALUATIONS:
-        return value, iteration, f"{len(value)} values, and {MIN_EVALUATIONS} are needed"
+        return value, iteration, f"{len(value)} values; at least {MIN_EVALUATIONS} are needed"
     return value, iteration, ""

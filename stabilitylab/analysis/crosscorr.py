@@ -1,8 +1,8 @@
-"""Lag by cross-correlation: a second estimate that uses no events, only how far each layer stands above its baseline.
+"""Lag by cross-correlation: a second estimate that uses the layers' scores instead of detected events.
 
-Scores (noise sd above the baseline) below 2 count as 0 and above 10 as 10: one giant spike must not decide, and
-neither must the noise. Chance is what every circular shift of one layer gives; the interval comes from resampling
-blocks of time.
+Scores (noise sd above the baseline) below 2 are set to 0 and scores above 10 to 10, so that neither the noise nor a
+single huge spike dominates. The p-value compares with all circular shifts of one layer; the confidence interval comes
+from a block bootstrap.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from stabilitylab.analysis.timeline import Timeline
 
 FLOOR, CUT = 2.0, 10.0
 BLOCK_WINDOWS = 3
-"""A block of time is at least this many lag windows long, so that few pairs straddle two."""
+"""A bootstrap block is at least this many lag windows long, so that few pairs of spikes straddle two blocks."""
 MIN_BLOCKS, MAX_BLOCKS = 5, 64
 RESAMPLES = 200
 MOST_CELLS = 4
-"""Cells of the grid a recorded row, at most: time and memory follow what was recorded."""
+"""Grid cells per recorded row, at most: time and memory are proportional to the number of rows."""
 SMOOTH = 7
-"""Lags within so many iterations are averaged: spikes jitter by a few."""
+"""The correlation is averaged over this many iterations of lag, because spikes jitter by a few iterations."""
 
 
 def cross_lags(
     layers: Sequence[LayerSeries], scores: Sequence[np.ndarray], timelines: Sequence[Timeline], window: int
 ) -> dict[str, CrossLag | None]:
-    """Every layer behind the first, by cross-correlation of their ``scores`` (n,) each, put on one regular grid of the
-    first layer's recording step. ``window`` in iterations."""
+    """Lag of every other layer behind the first, by name. None where there is too little data.
+
+    ``scores``: one array (n,) per layer, resampled to a regular grid with the first layer's recording step.
+    ``window``: largest lag considered, in iterations.
+    """
     line = timelines[0]
     if len(line.rows) < 2:
         return {}
@@ -53,7 +56,7 @@ def cross_lags(
 
 
 def on_grid(time: np.ndarray, score: np.ndarray, step: int, length: int) -> np.ndarray:
-    """(length,) float64: the excess of ``score`` at times 0, ``step``, 2 ``step`` ...; 0 where nothing is recorded."""
+    """(length,) float64: the clipped ``score`` at times 0, ``step``, 2 ``step`` ...; 0 where nothing was recorded."""
     excess = np.zeros(length)
     loud = np.flatnonzero(score >= FLOOR)
     np.maximum.at(excess, np.minimum(time[loud] // step, length - 1), np.minimum(score[loud], CUT))
@@ -61,8 +64,11 @@ def on_grid(time: np.ndarray, score: np.ndarray, step: int, length: int) -> np.n
 
 
 class CrossCorrelator:
-    """Correlates other layers with one, whose transforms are kept. ``excess`` (n,) as ``on_grid`` makes it;
-    ``window`` is in steps of that grid, ``step`` iterations each; ``wider`` what rows leave open, on either side."""
+    """Correlates other layers with one layer, whose Fourier transforms are cached.
+
+    ``excess`` (n,): returned by `on_grid`. ``window``: largest lag, in grid cells of ``step`` iterations. ``wider``:
+    iterations added to either side of the interval, for the time between recorded rows.
+    """
 
     def __init__(self, excess: np.ndarray, *, window: int, step: int = 1, wider: float = 0.0) -> None:
         self.window, self.step, self.wider = window, step, wider
@@ -83,7 +89,7 @@ class CrossCorrelator:
         return self.blocks >= MIN_BLOCKS and self.power > 0
 
     def lag_of(self, excess: np.ndarray, *, seed: int = 0) -> CrossLag | None:
-        """How far ``excess`` (n,) follows, in iterations. None where there are too few blocks or nothing rises."""
+        """Lag of ``excess`` (n,) behind this layer, in iterations. None with too few blocks or without any excess."""
         if not self._enough() or not excess.any():
             return None
         other = excess - excess.mean()
@@ -95,7 +101,7 @@ class CrossCorrelator:
         near = products[np.arange(best - window - self.smooth // 2, best - window + self.smooth // 2 + 1) % n]
         width = 2 * window + 1
         highest = maximum_filter1d(around, width, mode="wrap")[width : n - width]
-        # Neighbouring shifts share their highest peak: only every width-th is a draw of its own.
+        # Neighbouring shifts share their highest peak: only every width-th one is independent.
         p_value = (1 + (highest >= inside[best]).sum() / width) / (1 + len(highest) / width)
         scale = np.sqrt(self.power * float(np.square(other).sum()))
         low, high = np.percentile(self._resampled(other, seed), [2.5, 97.5], method="inverted_cdf")
@@ -107,7 +113,7 @@ class CrossCorrelator:
         )
 
     def _resampled(self, other: np.ndarray, seed: int) -> np.ndarray:
-        """(RESAMPLES,) lags of the highest correlation when blocks of time are drawn with replacement."""
+        """(RESAMPLES,) lags of the highest correlation, one per bootstrap sample of the blocks."""
         window, span = self.window, self.length + 2 * self.window
         padded = np.concatenate([np.zeros(window), other, np.zeros(span)])
         views = np.lib.stride_tricks.sliding_window_view(padded, span)[: self.blocks * self.length : self.length]

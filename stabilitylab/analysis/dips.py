@@ -1,8 +1,9 @@
-"""Dips of an evaluation curve: drops below what it had reached, larger than its own sampling error. A metric for which
-lower is better is judged with its sign turned (see metrics.py), so here higher is always better.
+"""Dips of an evaluation curve: drops below the level it had reached that exceed its sampling error.
 
-Several evaluations in a row are judged together: four that lie 3 standard errors down are surer than one that lies 4
-down, and one by one none of them would be seen.
+A metric for which lower is better is negated first (see metrics.py), so here higher is always better.
+
+Consecutive evaluations are tested together: four that lie 3 standard errors below the level are stronger evidence than
+one that lies 4 below, but none of the four would pass a test on single values.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ Z_OPEN = 4.0
 Z_CLOSE = 2.0
 MIN_DEPTH = 0.01
 REACHED_OVER, HELD_OVER = 9, 25
-"""Reached is the higher of two medians: of the last 9 evaluations outside dips, and the highest there ever was of 25.
-The highest single value of many is luck; the highest of many medians of 9 still is, a little."""
+"""The level is the higher of two medians: that of the last 9 evaluations outside dips, and the highest so far of any 25
+consecutive ones. The maximum of many single values would be biased upwards, and so would that of medians of 9."""
 TREND_OVER, TREND_BLOCKS = 5, 4
 TREND_FROM = 1.0
-"""While the medians of four fives rise by this many standard errors each, reached is where they lead: else a curve that
-climbs hides its dips. A rebound from an unseen dip does not rise so long."""
+"""If the medians of the last four blocks of five evaluations each rise by at least this many standard errors, the level
+is extrapolated: otherwise dips of a rising curve would be missed. The recovery from an undetected dip is shorter."""
 TREND_ERROR = 1.2
-"""Standard errors by which such a lead is itself uncertain, taken off."""
+"""Uncertainty of the extrapolation in standard errors, which is subtracted from it."""
 TOGETHER = (1, 2, 3, 5, 8)
 LEVEL_VARIANCE = 0.1
-"""Of what was reached, in squared standard errors: it does not average out over evaluations."""
+"""Variance of the level, in squared standard errors: it does not shrink when several evaluations are averaged."""
 NOISE_OVER = 41
-"""Evaluations whose second differences give the noise at the one in their middle."""
+"""Number of evaluations, centred on each one, whose second differences give its noise."""
 SHORT = 4.0
-"""A noise estimated from n evaluations is raised by 1 + SHORT / n."""
+"""A noise estimate from n evaluations is multiplied by 1 + SHORT / n."""
 LINK_WINDOW = 100
-"""A spike belongs to a dip that starts at most this many iterations after its onset."""
+"""A dip is linked to a spike if it starts at most this many iterations after the onset of the spike."""
 
 
 def find_dips(
@@ -49,16 +50,18 @@ def find_dips(
     link_window: int = LINK_WINDOW,
     binomial: bool = True,
 ) -> tuple[Dip, ...]:
-    """Dips in order. Each is linked to the last spike whose onset precedes its trough, if one does.
+    """Dips in order of time. Each is linked to the last spike within reach whose onset precedes its trough, if any.
 
-    ``binomial``: values are shares of ``num_samples``, which then gives their standard error; else, and where
-    ``num_samples`` is 0, the error comes from the curve's own noise. ``min_depth``: in the curve's units.
+    ``z_open``: depth in standard errors from which a drop counts as a dip. ``min_depth``: least depth, in the units of
+    the curve. ``link_window``: in iterations; see `LINK_WINDOW`. ``binomial``: whether the values are shares of
+    ``num_samples``, which gives their standard error. Otherwise, and where ``num_samples`` is 0, the error is estimated
+    from the noise of the curve.
     """
     iteration, value, error = _clean(curve, min_depth, binomial)
     if len(value) < 3:
         return ()
     limits = _limits(value, error, z_open, min_depth)
-    close = np.zeros(len(value))  # below this, an evaluation before the opening belongs to the dip
+    close = np.zeros(len(value))  # an earlier evaluation below this belongs to the dip
     level = _Level()
     dips: list[Dip] = []
     i = free = 0
@@ -69,13 +72,14 @@ def find_dips(
             level.add(float(value[i]))
             i += 1
             continue
-        start, stop = _surest(before - limits, i)
+        start, stop = _strongest(before - limits, i)
         line = before - Z_CLOSE * error
         low = value < np.where(np.arange(len(value)) < i, close, line)
-        while low[max(start - 2, free) : start].any():  # one good evaluation alone is neither start
+        # A single good evaluation does not end a dip, neither before its start nor after it.
+        while low[max(start - 2, free) : start].any():
             start = start - 1 if low[start - 1] else start - 2
         while stop < len(value) and (value[stop : stop + 2] < line[stop : stop + 2]).any():
-            stop += 1  # nor recovery
+            stop += 1
         level.unbroken = 0
         trough = start + int(np.argmin(value[start:stop]))
         depth = float(before - value[trough])
@@ -95,7 +99,7 @@ def find_dips(
 
 
 class _Level:
-    """What the curve had reached, from the evaluations outside dips."""
+    """The level that the curve had reached, from the evaluations outside dips."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -109,7 +113,7 @@ class _Level:
             self.held = max(self.held, median(self.values[-HELD_OVER:]))
 
     def reached(self, first: float, error: float) -> float:
-        """At the next evaluation, whose standard error is ``error``. ``first`` stands in where nothing came before."""
+        """Level expected at the next evaluation, whose standard error is ``error``; ``first`` if it is the first."""
         if not self.values:
             return first
         recent = median(self.values[-REACHED_OVER:])
@@ -118,14 +122,15 @@ class _Level:
             middles = [median(self.values[k : k + TREND_OVER or None]) for k in starts]
             rises = [later - earlier for earlier, later in pairwise(middles)]
             if min(rises) > TREND_FROM * error:
-                # From the middle of the last block to the next evaluation, at a rise that slackens as it did.
+                # Extrapolate from the middle of the last block to the next evaluation. The slope flattens at the rate
+                # at which it has flattened so far.
                 lead = (TREND_OVER + 1) / 2 * rises[-1] / TREND_OVER * min(rises[-1] / rises[-2], 1.0)
                 recent = max(recent, middles[-1] + lead - TREND_ERROR * error)
         return max(recent, self.held)
 
 
 def _limits(value: np.ndarray, error: np.ndarray, z_open: float, min_depth: float) -> np.ndarray:
-    """(n, TOGETHER) the least level from which the next evaluations, one or several together, are a dip."""
+    """(n, len(TOGETHER)): the lowest level for which the next 1, 2, 3 ... evaluations together are a dip."""
     limits = np.full((len(value), len(TOGETHER)), np.inf)
     for column, count in enumerate(TOGETHER):
         last = len(value) - count + 1
@@ -138,8 +143,8 @@ def _limits(value: np.ndarray, error: np.ndarray, z_open: float, min_depth: floa
     return limits
 
 
-def _surest(margin: np.ndarray, i: int) -> tuple[int, int]:
-    """Start and stop of the stretch, opening at ``i`` or soon after, that passes its limit by most."""
+def _strongest(margin: np.ndarray, i: int) -> tuple[int, int]:
+    """Start and stop of the stretch, starting at ``i`` or shortly after, that exceeds its limit by most."""
     row, column = np.unravel_index(np.argmax(margin[i : i + max(TOGETHER)]), margin[i : i + max(TOGETHER)].shape)
     return i + int(row), i + int(row) + TOGETHER[int(column)]
 
@@ -156,8 +161,11 @@ def link_dips(
     link_window: int = LINK_WINDOW,
     first: int = 0,
 ) -> DipLink:
-    """How many dips follow a spike, and how many would if the spikes were shifted round the run, from its ``first``
-    recorded iteration to its last."""
+    """Count the dips that follow a spike, and compare with circular shifts of the spikes.
+
+    ``num_iterations``: iterations of the run. ``first``: its first recorded iteration. ``link_window``: in iterations.
+    The expected count and the p-value are None without dips or spikes.
+    """
     span = num_iterations - first
     num_linked = sum(_preceding(dip, spikes, link_window) is not None for dip in dips)
     if not dips or not spikes or span < 2:
@@ -166,8 +174,8 @@ def link_dips(
     low = np.maximum(starts - link_window, first)
     high = np.maximum([dip.trough for dip in dips], starts)
     onsets = np.array([spike.onset for spike in spikes])
-    # Shifts that bring some spike into a dip's range make intervals round the circle. The number of dips linked changes
-    # only at their ends, so those are all that is looked at: time follows spikes and dips, not iterations.
+    # For each dip, the shifts that move some spike into its range form intervals on a circle. The number of linked dips
+    # changes only at interval ends, so the cost depends on the number of spikes and dips, not of iterations.
     ends = []
     for begin, end in zip(low.tolist(), high.tolist(), strict=True):
         ends.append(_union(begin - onsets, end - onsets, span))
@@ -184,7 +192,7 @@ def link_dips(
 
 
 def _union(low: np.ndarray, high: np.ndarray, span: int) -> tuple[np.ndarray, np.ndarray]:
-    """Closed intervals of integers round a circle of ``span``, joined: where they begin and, exclusive, stop."""
+    """Union of closed integer intervals on a circle of length ``span``: starts and exclusive stops."""
     length = np.minimum(high - low + 1, span)
     begin = low % span
     stop = begin + length
@@ -197,7 +205,7 @@ def _union(low: np.ndarray, high: np.ndarray, span: int) -> tuple[np.ndarray, np
 
 
 def _clean(curve: EvalCurve, min_depth: float, binomial: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finite values in order, one an iteration (the last), and the standard error of each."""
+    """Iterations, finite values and their standard errors, in order; the last value of a repeated iteration."""
     value = np.asarray(curve.value, dtype=np.float64)
     keep = np.isfinite(value)
     iteration, value = np.asarray(curve.iteration)[keep], value[keep]
@@ -210,16 +218,16 @@ def _clean(curve: EvalCurve, min_depth: float, binomial: bool) -> tuple[np.ndarr
     if not binomial:
         return iteration, value, noise
     count = np.where(samples > 0, samples, 1.0)
-    share = np.clip(np.abs(value), 0, 1)  # the sign of an error rate is turned
-    smooth = (share * count + 1) / (count + 2)  # a value of 0 or 1 still has an error
+    share = np.clip(np.abs(value), 0, 1)  # error rates are negated
+    smooth = (share * count + 1) / (count + 2)  # so that values of 0 and 1 have an error above 0
     return iteration, value, np.where(samples > 0, np.sqrt(smooth * (1 - smooth) / count), noise)
 
 
 def noise_of(value: np.ndarray, floor: float) -> np.ndarray:
-    """Standard deviation (n,) of the noise of a curve (n,), from its second differences, which leave a trend out.
+    """Standard deviation (n,) of the noise of a curve (n,), from its second differences, which remove the trend.
 
-    It is that of the whole curve, or of the evaluations around where they vary more; at least ``floor``; larger for
-    short curves, whose noise is itself uncertain.
+    It is the larger of the estimate for the whole curve and the local one, and at least ``floor``. It is increased for
+    short curves, because their estimate is uncertain.
     """
     n = len(value)
     if n < 3:

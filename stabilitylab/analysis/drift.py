@@ -1,8 +1,8 @@
-"""Drift: a gradient norm that grows or shrinks by a factor of 10 or more, over a stretch much longer than a spike.
+"""Drift: a gradient norm grows or shrinks by a factor of 10 or more, over a period much longer than a spike.
 
-The log norm's level is the median of each of up to 60 blocks of time. A jump from one block to the next (a zero start,
-a restart) is no drift: the curve is cut there, and each part is judged by itself. In a part, a stretch lasts until the
-level turns back by more than a factor of 2.
+The level is the median log norm in each of up to 60 blocks of time. A jump between two blocks (a start from zero, a
+restart) is not a drift: the curve is split there, and each part is judged separately. Within a part, a stretch ends
+where the level reverses by more than a factor of 2.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ FACTOR = 10.0
 BLOCKS, MIN_BLOCKS = 60, 10
 ROWS_A_BLOCK = 20
 MIN_ROWS = MIN_BLOCKS * ROWS_A_BLOCK
-"""With fewer recorded norms no drift is judged: a stretch must be much longer than a spike."""
+"""Drift is not judged with fewer recorded norms: a stretch must be much longer than a spike."""
 MOST_ROWS = 12_000
 STRETCH_BLOCKS = 4
 TURN = float(np.log(2))
 JUMP = float(np.log(3))
-"""A change this large from one block to the next is a jump where its neighbours change less than half as much."""
+"""A larger change between two blocks is a jump if the changes before and after it are less than half as large."""
 WANDER = 5.0
-"""Half the slope's interval, in sd of the level at either end. Neighbouring blocks wander together, so that many blocks
-tell little more than the two ends, and the ends are chosen where the level lies farthest out. With this factor the
-interval covers the planted slope in 95% of series even where the level wanders over 200 iterations."""
+"""Half-width of the slope's interval, in sd of the level at either end. The noise of neighbouring blocks is correlated,
+so many blocks carry little more information than the two ends, and the ends are chosen at the extremes. With this
+factor the interval covers the true slope in 95% of simulated series, even with noise correlated over 200 iterations."""
 PER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A layer's norm went from ``before`` to ``after``, by ``factor`` (below 1 where it shrank), from iteration
-    ``start`` to ``end``. ``slope``: decades per 10,000 iterations, on average over the stretch; ``ci95`` its
-    interval."""
+    """A layer's gradient norm changed from ``before`` to ``after`` between the iterations ``start`` and ``end``.
+
+    ``factor``: after / before, below 1 if the norm shrank. ``slope``: mean slope in decades per 10,000 iterations.
+    ``ci95``: its 95% confidence interval.
+    """
 
     layer: str
     start: int
@@ -53,11 +55,11 @@ class Drift:
 
 
 def find_drifts(layers: Sequence[LayerSeries]) -> tuple[tuple[Drift, ...], str]:
-    """Drifts of all layers, by start, and why some layers are not judged (empty where all are)."""
+    """Drifts of all layers in order of start, and why some layers are not judged (empty if all are)."""
     found: list[Drift] = []
     few: list[int] = []
     for layer in layers:
-        # A block's median is as good from some hundred rows as from thousands.
+        # A few hundred rows per block are enough for its median.
         thin = slice(None, None, max(len(layer.iteration) // MOST_ROWS, 1))
         norm = np.asarray(layer.grad_norm[thin], dtype=np.float64)
         usable = np.isfinite(norm) & (norm > 0)
@@ -69,7 +71,7 @@ def find_drifts(layers: Sequence[LayerSeries]) -> tuple[tuple[Drift, ...], str]:
     why = ""
     if few:
         which = "every layer" if len(few) == len(layers) else f"{len(few)} of {len(layers)} layers"
-        why = f"not enough data for drift in {which}: {max(few)} usable norms, and {MIN_ROWS} are needed"
+        why = f"not enough data for drift in {which}: {max(few)} usable norms; at least {MIN_ROWS} are needed"
     return tuple(sorted(found, key=lambda drift: (drift.start, drift.layer))), why
 
 
@@ -85,7 +87,7 @@ def _drifts(name: str, iteration: np.ndarray, x: np.ndarray) -> list[Drift]:
             a, b = low + start, low + stop
             if abs(level[b] - level[a]) < np.log(FACTOR):
                 continue
-            # What lies within a factor of 1.4 of either end is a plateau, not part of the stretch.
+            # Blocks within a factor of 1.4 of the level at either end are plateaus, not part of the drift.
             near = np.abs(level[a : b + 1] - level[a]) < TURN / 2
             there = np.abs(level[a : b + 1] - level[b]) < TURN / 2
             first, last = int(np.flatnonzero(near)[-1]), int(np.argmax(there))
@@ -97,7 +99,7 @@ def _drifts(name: str, iteration: np.ndarray, x: np.ndarray) -> list[Drift]:
 
 
 def _levels(iteration: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Time and median of blocks of equal time; a block with too few rows is left out."""
+    """Time and median log norm of blocks of equal duration. Blocks with too few rows are skipped."""
     blocks = int(np.clip(len(x) // ROWS_A_BLOCK, MIN_BLOCKS, BLOCKS))
     first, span = int(iteration[0]), int(iteration[-1] - iteration[0]) + 1
     starts = np.searchsorted(iteration, first + np.arange(blocks + 1) * span / blocks)
@@ -107,7 +109,7 @@ def _levels(iteration: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _stretches(level: np.ndarray) -> list[tuple[int, int]]:
-    """Index pairs from one turning point to the next: where the level turned back by more than TURN."""
+    """Index pairs of consecutive turning points. A turning point is where the level reverses by more than TURN."""
     if len(level) < 2:
         return []
     turns = [0]
@@ -135,8 +137,8 @@ def _stretches(level: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _drift(name: str, time: np.ndarray, level: np.ndarray, before: float, after: float) -> Drift:
-    """``time`` and ``level`` (k,) of the blocks of one stretch; the levels it comes from and goes to."""
-    # A parabola takes what is curved; what it leaves is how far the level wanders.
+    """``time`` and ``level`` (k,): the blocks of one stretch. ``before``, ``after``: log levels at its ends."""
+    # A parabola models the curvature; its residuals give the sd of the level.
     at = (time - time[0]) / (time[-1] - time[0])
     curve = np.polynomial.polynomial.polyfit(at, level, 2)
     rest = level - np.polynomial.polynomial.polyval(at, curve)

@@ -1,9 +1,10 @@
 """Early warning: does a signal rise before a layer's gradient spikes?
 
-An alarm is an event of the signal, found as spikes are, at the same false-alarm rate. A spike is warned of when an
-alarm opens in its layer within the horizon before it; an alarm is false when no spike opens or runs within the
-horizon after it. Both open at half their height, which is known only afterwards: a lead says what the signal knew, not
-when somebody watching could have acted. Chance is what circular shifts of all alarms give.
+An alarm is an event of the signal, detected like a spike and at the same false-alarm rate. A spike is predicted if an
+alarm opens in its layer within the horizon before it. An alarm is false if no spike opens or continues within the
+horizon after it. The onset of both is at half their height, which is known only afterwards: the lead measures the
+information in the signal, not the time a live monitor would have to react. The p-value compares with circular shifts
+of all alarms.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from stabilitylab.analysis.results import EarlyWarning, LayerSeries, Spike
 from stabilitylab.analysis.timeline import Timeline
 
 HORIZON = 20
-"""RMS_t foresees spikes by 1 to 8 iterations (arXiv 2304.13013); later ones than 20 are hardly the same story."""
+"""In iterations. RMS_t precedes spikes by 1 to 8 iterations (arXiv 2304.13013); beyond 20, a link is implausible."""
 SHIFTS = 999
 
 
@@ -35,24 +36,28 @@ def early_warning(
     horizon: int = HORIZON,
     timelines: Mapping[str, Timeline] | None = None,
 ) -> EarlyWarning:
-    """``series``: the signal of each layer. Spikes of layers without the signal are left out. ``timelines``: what was
-    recorded of each layer; None means every iteration. Rows as far apart as the horizon can show no lead."""
-    # A warning need not double anything: the ratio rule is for gradients.
+    """Judge ``signal`` as an early warning of ``spikes``, over all layers.
+
+    ``series``: the signal of each layer; spikes of layers without the signal are ignored. ``num_iterations``:
+    iterations of the run. ``horizon``: in iterations. ``timelines``: the recorded iterations of each layer; None means
+    every iteration. If rows are more than half a horizon apart, the lead is not resolvable.
+    """
+    # The minimum ratio applies to gradients only: an alarm need not double the signal.
     settings = replace(settings or SpikeSettings(), rule="stablab", ratio_open=1.0)
     alarms = {s.name: np.array([e.onset for e in detect_spikes(s, settings)], dtype=np.int64) for s in series}
     ours = {name: [s for s in spikes if s.layer == name] for name in alarms}
     num_spikes, num_alarms = sum(map(len, ours.values())), sum(map(len, alarms.values()))
     if not num_spikes or not num_alarms:
-        what = f"no alarm of {signal}" if num_spikes else f"no spike in a layer whose {signal} is recorded"
+        what = f"{signal} raised no alarm" if num_spikes else f"no spike in a layer with recorded {signal}"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, num_alarms, reason=what)
     step = max((line.step for name, line in (timelines or {}).items() if name in alarms), default=1)
     if 2 * step > horizon:
-        why = f"not resolvable: rows are {step} iterations apart, and warnings of at most {horizon} are sought"
+        why = f"not resolvable: rows are {step} iterations apart, and the horizon is {horizon} iterations"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, 0, reason=why)
     leads = _leads(ours, alarms, horizon)
     false = sum(false_alarms_of(ours[name], found, horizon) for name, found in alarms.items())
     rng = np.random.default_rng(0)
-    # Shifts run over what was recorded: through a long gap, chance would find nothing.
+    # Shift over recorded time only: events shifted into a long gap would never match.
     line = next(iter((timelines or {}).values()), None)
     span, held, raised = num_iterations, ours, alarms
     if line is not None and len(line.rows) and line.span != num_iterations:
@@ -80,17 +85,17 @@ def early_warning(
         p_value=(1 + int((by_chance >= len(leads)).sum())) / (1 + SHIFTS),
         median_lead=float(np.median(leads)) if len(leads) else None,
         lead_ci95=_widened(median_interval(leads), step) if enough else None,
-        reason="" if enough else f"{len(leads)} spikes are warned of; an interval of the lead needs {MIN_MATCHES}",
+        reason="" if enough else f"{len(leads)} spikes predicted; the interval of the lead needs {MIN_MATCHES}",
     )
 
 
 def _widened(interval: tuple[float, float], step: int) -> tuple[float, float]:
-    """An alarm and a spike each began up to a step before the row that shows it."""
+    """Widen the interval by a step on either side: an event may begin up to a step before the row that shows it."""
     return interval if step == 1 else (interval[0] - step, interval[1] + step)
 
 
 def _leads(spikes: Mapping[str, Sequence[Spike]], alarms: Mapping[str, np.ndarray], horizon: int) -> np.ndarray:
-    """For every spike that is warned of: iterations from its first alarm within the horizon to its onset."""
+    """For every predicted spike: iterations from its first alarm within the horizon to its onset."""
     leads = []
     for name, found in spikes.items():
         onsets = np.array([s.onset for s in found], dtype=np.int64)
@@ -105,7 +110,7 @@ def _leads(spikes: Mapping[str, Sequence[Spike]], alarms: Mapping[str, np.ndarra
 
 
 def false_alarms_of(spikes: Sequence[Spike], alarms: np.ndarray, horizon: int) -> int:
-    """Alarms with no spike that opens, or still runs, from the alarm to the horizon after it."""
+    """Number of alarms with no spike that opens or continues within the horizon after the alarm."""
     answered = np.zeros(len(alarms), dtype=bool)
     for spike in spikes:
         answered |= (spike.onset <= alarms + horizon) & (spike.end >= alarms)

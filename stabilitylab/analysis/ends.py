@@ -1,4 +1,4 @@
-"""The first and the last layer: those between which a spike's lag is measured."""
+"""Choice of the first and the last layer, between which the lag of a spike is measured."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from stabilitylab.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ends:
-    """Indices into the layers given: ``first``, ``last``, and the layers that a spike may travel through, from first
-    to last: ``path``. ``notes`` name what was left out at either end, and why."""
+    """Indices into the list of layers. ``path``: the layers from ``first`` to ``last``, through which a spike may
+    travel. ``notes``: which layers were skipped at either end, and why."""
 
     first: int
     last: int
@@ -25,15 +25,17 @@ class Ends:
 def find_ends(
     layers: Sequence[LayerSeries], series: RunSeries, *, first: str | None = None, last: str | None = None
 ) -> Ends | None:
-    """First and last layer with gradients on the path of the main loss; None without layers.
+    """The first and the last layer with gradients on the path of the main loss; None without layers.
 
-    ``first``, ``last``: what the user names instead; the run's own choice comes next. Raises ConfigError for a name
-    that is not a layer, for one without gradients, and where both are one layer.
+    ``first``, ``last``: layers named by the user, which take precedence over those that the run names.
+
+    Raises:
+        ConfigError: a name is not a layer, the layer has no gradient, or both names are the same layer.
     """
     has = [bool((np.asarray(layer.grad_norm) > 0).any()) for layer in layers]
     if not layers:
         return None
-    if not any(has):  # nothing is measured between them, and every result says so
+    if not any(has):  # the lag is then inconclusive, whichever layers are chosen
         has = [True] * len(layers)
     names = [layer.name for layer in layers]
     off = [name in series.off_path for name in names]
@@ -50,24 +52,27 @@ def find_ends(
     notes = []
     outer = [i for i in range(len(layers)) if i < inside[0] or i > inside[-1]]
     if silent := [names[i] for i in outer if not has[i]]:
-        notes.append(f"left out of first and last, without gradients: {_listed(silent)}")
+        notes.append(f"not used as first or last layer, because they have no gradients: {_listed(silent)}")
     if aside := [names[i] for i in outer if has[i] and off[i]]:
-        notes.append(f"left out of first and last, not on the path of the main loss: {_listed(aside)}")
+        notes.append(f"not used as first or last layer, because the main loss does not reach them: {_listed(aside)}")
     return Ends(a, b, tuple(sorted(chosen, key=lambda i: (i != a, i))), tuple(notes))
 
 
 def _named(option: str, name: str | None, names: list[str], has: list[bool], *, asked: bool) -> int | None:
-    """The index of a layer that was asked for. The run's own choice may have lost its gradients since."""
+    """The index of a layer by name. Only a name given by the user (``asked``) raises ConfigError: a layer named by the
+    run may have lost its gradients since."""
     if name is None:
         return None
     if name not in names:
         if asked:
-            raise ConfigError(f"{option} {name}: not a trained layer of this run; there are {_listed(names, 12)}")
+            raise ConfigError(f"{option} {name}: not a trained layer of this run; the layers are {_listed(names, 12)}")
         return None
     if not has[names.index(name)]:
         if asked:
             with_gradients = [n for n, yes in zip(names, has, strict=True) if yes]
-            raise ConfigError(f"{option} {name}: it has no gradient; these layers do: {_listed(with_gradients, 12)}")
+            raise ConfigError(
+                f"{option} {name}: this layer has no gradient; these layers have one: {_listed(with_gradients, 12)}"
+            )
         return None
     return names.index(name)
 

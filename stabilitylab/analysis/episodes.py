@@ -1,7 +1,7 @@
-"""Spikes of several layers that belong together: one episode, with the layer that leads and those that follow.
+"""Episodes: groups of spikes of several layers that are close in time, with a leading layer and those that follow.
 
-Spikes are taken in order of onset; one that begins within ``gap`` iterations after the last end so far joins the
-episode. The gap is as wide as chance allows: with many layers, unrelated events lie close.
+Spikes are processed in order of onset. A spike joins the current episode if it begins at most ``gap`` iterations after
+the end of the episode so far. With many layers, unrelated events are closer together, so the gap is smaller.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from stabilitylab.analysis.results import Episode, Spike
 
 LONGEST_GAP = 50
-"""A wave through few layers pauses for tens of iterations between two of them (the paper's Figure 4)."""
+"""In iterations. In the paper's Figure 4, a spike takes tens of iterations from one layer to the next."""
 SHORTEST_GAP = 3
 CHANCE_TO_JOIN = 0.1
 
 
 def join_gap(num_layers: int, false_alarms_per_10k: float, step: int = 1) -> int:
-    """The widest gap, in iterations, that an unrelated chance event falls into with probability 0.1 at most. ``step``
-    is the recording step; the rate is one of recorded values."""
+    """The widest gap, in iterations, into which a false alarm falls with probability at most 0.1.
+
+    ``false_alarms_per_10k``: false alarms per 10,000 recorded values and layer. ``step``: the recording step.
+    """
     per_value = num_layers * false_alarms_per_10k / 10_000
     longest = max(LONGEST_GAP, step)
     if per_value <= 0:
@@ -29,11 +31,13 @@ def join_gap(num_layers: int, false_alarms_per_10k: float, step: int = 1) -> int
 
 
 def find_episodes(spikes: Sequence[Spike], *, num_layers: int, gap: int, step: int = 1) -> tuple[Episode, ...]:
-    """Episodes in order. Every spike is in exactly one. ``num_layers`` that are trained: what reach is a share of.
-    ``step`` is the recording step: which of two layers that open within it was first is not known.
+    """Episodes in order of time. Every spike belongs to exactly one.
 
-    Layers whose spikes open at the same iteration are ordered by how far they rise, never by depth: which of the
-    ends leads is a finding, not an assumption.
+    ``num_layers``: number of trained layers, the denominator of ``reach``. ``gap``: see `join_gap`. ``step``: the
+    recording step; the order of two spikes that open within one step is unknown.
+
+    Spikes that open at the same iteration are ordered by height, never by depth, so that the result does not assume
+    which end of the network leads.
     """
     episodes: list[Episode] = []
     together: list[Spike] = []

@@ -1,4 +1,4 @@
-"""What is found in gradients: spikes, episodes, lags. Frozen dataclasses; `results` puts them together."""
+"""Events in gradients: spikes, episodes and lags, as frozen dataclasses. `results` combines them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A gradient spike of one layer. Iterations are inclusive; ``onset`` is where it reaches half its height,
-    or its first value for the published rules and for ``kind`` ``nonfinite`` (else ``spike``).
+    """A gradient spike of one layer. Iterations are inclusive.
 
-    ``lasted`` counts the recorded values in a row above the closing level, at their longest: 1 is the work of one
-    batch, 3 or more a state that lasts (`nature`); 0 where it is not known.
-
-    ``ratio`` is peak over the trailing median; ``z`` its robust z-score on the log scale. Both are inf for
-    non-finite events.
+    ``onset``: where it reaches half its height; its first value for published rules and non-finite events. ``ratio``:
+    peak over the running median. ``z``: robust z-score of the peak on the log scale. Both are inf for non-finite
+    events. ``kind``: ``spike`` or ``nonfinite``. ``lasted``: longest run of consecutive values above the closing level;
+    1 points to a single batch, 3 or more to a lasting state (see `nature`), 0 is unknown.
     """
 
     layer: str
@@ -28,18 +26,18 @@ class Spike:
 
     @property
     def nature(self) -> str:
-        """``one batch``, ``short`` (two values) or ``lasting``; empty where it is not known."""
+        """``one batch``, ``short`` (two values) or ``lasting``; empty if unknown."""
         return {0: "", 1: "one batch", 2: "short"}.get(self.lasted, "lasting")
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """Spikes of several layers that belong together. Iterations are inclusive.
+    """Spikes of several layers that are close in time. Iterations are inclusive.
 
-    ``leader`` is the layer whose spike opens it, ``order`` (layer, onset) of each layer that takes part, by onset,
-    ``reach`` the share of trained layers among them. ``peak_layer``, ``peak``, ``ratio`` and ``z`` are those of its
-    largest spike. ``order_known`` is false where the record cannot tell which layer was first: another opened at the
-    same iteration, or within a recording step.
+    ``leader``: the layer whose spike opens the episode. ``order``: (layer, onset) of each layer that takes part, in
+    order of onset. ``reach``: share of the trained layers that take part. ``peak_layer``, ``peak``, ``ratio``, ``z``:
+    those of the largest spike. ``order_known``: False if a second layer opened at the same iteration or within a
+    recording step, so that the first one is unknown.
     """
 
     start: int
@@ -56,10 +54,11 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class FalseAlarms:
-    """What chance alone flags: the same detector on the mirrored series, summed over layers.
+    """False alarms, estimated by running the detector on the mirrored series of all layers.
 
-    The threshold is fitted to that series, so in short runs it flags less than chance does: ``expected`` is the larger
-    of its count and the rate asked for. ``p_value``: of as many spikes as were found, if chance brought them (Poisson).
+    The threshold is fitted to the mirrored series, so in short runs the count there is biased low. ``expected`` is
+    therefore the larger of that count and the configured rate. ``p_value``: probability of at least as many spikes as
+    were detected if all were false alarms (Poisson).
     """
 
     mirrored_events: int
@@ -69,7 +68,11 @@ class FalseAlarms:
 
 
 def chance_of(spikes: int, expected: float) -> float:
-    """Probability that chance brings at least ``spikes``, where it brings ``expected`` on average (Poisson)."""
+    """Probability of at least ``spikes`` false alarms if ``expected`` are expected (Poisson).
+
+    >>> round(chance_of(3, 0.5), 4)
+    0.0144
+    """
     from scipy.stats import poisson
 
     return float(poisson.sf(spikes - 1, expected)) if expected else float(spikes == 0)
@@ -77,8 +80,11 @@ def chance_of(spikes: int, expected: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CrossLag:
-    """A lag by cross-correlation of two layers' scores: where they agree best, how well (0 to 1), and the level of
-    chance of so high a correlation."""
+    """Lag by cross-correlation of two layers' scores.
+
+    ``lag``: where the correlation is highest, in iterations. ``correlation``: its value, 0 to 1. ``p_value``:
+    probability of such a correlation by chance.
+    """
 
     lag: float
     ci95: tuple[float, float]
@@ -90,10 +96,10 @@ class CrossLag:
 class Lag:
     """Iterations from a spike in ``source`` to the matching spike in ``target`` (negative: target first).
 
-    ``verdict`` is one of ``first leads``, ``last leads``, ``together``, ``not resolvable``, ``inconclusive``;
-    ``reason`` says why. ``resolution`` is the recording step that ``ci95`` allows for: no order below it can be told.
-    ``lags`` are the matched pairs' lags; ``null_lags`` the same under circular shifts, for drawing. ``agree``: does
-    the second estimate's interval meet ``ci95``; None where either may be chance.
+    ``verdict``: ``first leads``, ``last leads``, ``together``, ``not resolvable`` or ``inconclusive``; ``reason`` says
+    why. ``resolution``: the recording step, which ``ci95`` includes; no shorter lag can be resolved. ``lags``: the lags
+    of the matched pairs. ``null_lags``: lags under circular shifts, for plots. ``cross``: the estimate by
+    cross-correlation. ``agree``: whether its interval overlaps ``ci95``; None if either may be chance.
     """
 
     source: str
@@ -114,8 +120,8 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class LossSpikes:
-    """Spikes of the training loss, and the lag from them to each layer that spikes (negative: the layer first).
-    ``reason`` says why there are none to judge."""
+    """Spikes of the training loss, and the lag from them to the spikes of each layer (negative: the layer first).
+    ``reason``: why the loss could not be judged."""
 
     spikes: tuple[Spike, ...]
     lags: tuple[Lag, ...]
@@ -124,8 +130,8 @@ class LossSpikes:
 
 @dataclass(frozen=True, slots=True)
 class LayerLag:
-    """Median lag of one layer behind the first trainable layer; None where nothing matched. ``verdict`` as `Lag`
-    has it, empty below five matches."""
+    """Median lag of one layer behind the first layer, in iterations; None without matches. ``verdict``: as in `Lag`,
+    empty with fewer than five matches."""
 
     layer: str
     depth: int

@@ -1,4 +1,4 @@
-"""Episodes in plain words: what happened, in which order, what it cost, and what to try next."""
+"""Explanation of each episode in plain words: what happened, in which order, at what cost, and what to try next."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ from stabilitylab.layernames import input_kind
 
 FREEZE, CLIP = "frozen-patch", "clip-global:1.0"
 BEFORE = 100
-"""A branch that is to avoid an episode starts this many iterations before it."""
+"""A branch that should avoid an episode starts this many iterations before it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """One episode told: ``text`` what happened, ``next`` what to try."""
+class Explanation:
+    """The explanation of one episode. ``start``: its first iteration; ``text``: what happened; ``next``: what to
+    try."""
 
     start: int
     text: str
     next: str
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        as_json: dict[str, Any] = plain(asdict(self))
+        return as_json
 
 
 def explain_episodes(
     found: RunAnalysis, config: Mapping[str, Any] | None = None, *, ours: bool = True, checkpoints: bool = True
-) -> tuple[Account, ...]:
-    """An account of every episode, in order. ``config``: what the run was trained with, for the advice.
-    ``ours``: whether `stablab train` trained it. ``checkpoints``: whether there are any to branch from."""
+) -> tuple[Explanation, ...]:
+    """Explain every episode, in order.
+
+    ``config``: the configuration of the run, for the advice. ``ours``: whether `stablab train` trained the run.
+    ``checkpoints``: whether it has checkpoints to branch from.
+    """
     episodes = found.episodes or ()
     leaders = Counter(episode.leader for episode in episodes)
     seen: Counter[str] = Counter()
-    accounts = []
+    explanations = []
     for number, episode in enumerate(episodes, 1):
         seen[episode.leader] += 1
         dips = _dips_after(episode, found)
@@ -53,26 +57,28 @@ def explain_episodes(
             parts.append(f"No {dip_word(found)} followed.")
         if leaders[episode.leader] > 1:
             parts.append(
-                f"It is number {seen[episode.leader]} of {leaders[episode.leader]} that {episode.leader} leads."
+                f"This is episode {seen[episode.leader]} of {leaders[episode.leader]} that {episode.leader} led."
             )
-        accounts.append(
-            Account(
+        explanations.append(
+            Explanation(
                 episode.start, " ".join(filter(None, parts)), _advice(episode, found, config or {}, ours, checkpoints)
             )
         )
-    return tuple(accounts)
+    return tuple(explanations)
 
 
 def _rise(episode: Episode, step: int) -> str:
-    first = f"{episode.leader} rose first, at {episode.start}"
+    first = f"{episode.leader} spiked first, at {episode.start}"
     if not episode.order_known:
         within = f"within the recording step of {step} iterations" if step > 1 else "at the same iteration"
-        first = f"{episode.leader} rose at {episode.start} and {episode.order[1][0]} {within}: which led is not known"
+        first = (
+            f"{episode.leader} spiked at {episode.start} and {episode.order[1][0]} {within}: it is unknown which led"
+        )
     if not math.isfinite(episode.ratio):
         return f"{first}; the gradient of {episode.peak_layer} was not finite at {episode.peak}."
     size = f"{episode.ratio:.1f} times its usual norm ({episode.z:.0f} noise sd) at {episode.peak}"
     if episode.peak_layer == episode.leader:
-        return f"{first}, and reached {size}, the most of any layer."
+        return f"{first}, and reached {size}, the largest rise of any layer."
     return f"{first}; the largest was {episode.peak_layer}, {size}."
 
 
@@ -80,19 +86,19 @@ def _spread(episode: Episode, found: RunAnalysis) -> str:
     if len(episode.order) == 1:
         alarms = found.false_alarms
         by_chance = alarms is not None and alarms.mirrored_events > 0 and math.isfinite(episode.ratio)
-        return "No other layer took part" + (": chance alone opens such events." if by_chance else ".")
+        return "No other layer took part" + (", so this may be a false alarm." if by_chance else ".")
     followers = episode.order[1:]
     named = [f"{layer} {_after(onset - episode.start)}" for layer, onset in followers[:3]]
-    more = f" and {len(followers) - 3} more" if len(followers) > 3 else ""
     last_layer, last = followers[-1]
-    end = f", the last {last_layer} {_after(last - episode.start)}" if len(followers) > 3 else ""
+    rest = len(followers) - 3
+    end = f"; {rest} more followed, the last ({last_layer}) {_after(last - episode.start)}" if rest > 0 else ""
     share = f"{len(episode.order)} of {round(len(episode.order) / episode.reach)} trained layers took part"
-    return f"Then {', '.join(named)}{more}{end}; {share}."
+    return f"Then followed {', '.join(named)}{end}; {share}."
 
 
 def _after(iterations: int) -> str:
     if iterations == 0:
-        return "at once"
+        return "at the same iteration"
     return f"after {iterations} iteration{'' if iterations == 1 else 's'}"
 
 
@@ -111,7 +117,7 @@ def _cost(dip: Dip, since: int, found: RunAnalysis) -> str:
 
 
 def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
-    """Dips whose spike belongs to the episode."""
+    """Dips that are linked to a spike of the episode."""
     return [
         dip
         for dip in found.dips or ()
@@ -121,7 +127,7 @@ def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section of a configuration that may hold anything: a run may be recorded elsewhere."""
+    """A section of the configuration, empty if it is not a mapping: imported runs may have any configuration."""
     section = config.get(name)
     return section if isinstance(section, Mapping) else {}
 
@@ -136,7 +142,9 @@ def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any], our
         at = max(episode.start - BEFORE, 0)
         if not ours or not checkpoints:
             return ""
-        return f"; see both futures: stablab branch {found.run} --at {at} --mitigation {mitigation}"
+        return (
+            f"; to compare the run with and without it: stablab branch {found.run} --at {at} --mitigation {mitigation}"
+        )
 
     if not math.isfinite(episode.ratio):
         amp = _section(config, "train").get("amp")
@@ -144,17 +152,18 @@ def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any], our
         return f"{half}{lower} or clip the whole gradient{branch(CLIP)}"
     if isinstance(warmup, int) and 0 < episode.start < warmup:
         return (
-            f"it lies in the warm-up of {warmup} iterations: a longer one, --set optim.warmup_iterations={2 * warmup}"
+            f"this is within the warm-up of {warmup} iterations; "
+            f"try a longer one: --set optim.warmup_iterations={2 * warmup}"
         )
     kind = input_kind(episode.leader)
     if kind == "patch projection" and FREEZE not in done:
-        return f"freeze the patch projection, the paper's cure for this order{branch(FREEZE)}"
+        return f"freeze the patch projection, the paper's remedy when it spikes first{branch(FREEZE)}"
     if len(episode.order) == 1:
-        return "one layer alone: look whether it comes back before changing anything"
+        return "only one layer spiked: check whether it spikes again before changing anything"
     if FREEZE in done:
-        return f"the projection is frozen and {episode.leader} leads, as the paper saw at larger rates: {lower}"
+        return f"the patch projection is frozen and {episode.leader} led, as in the paper at higher rates: {lower}"
     if kind:
-        return f"{episode.leader}, the {kind}, leads: {lower}, or clip its gradient{branch(CLIP)}"
+        return f"{episode.leader}, the {kind}, led: {lower}, or clip its gradient{branch(CLIP)}"
     has_patches = any(input_kind(name) == "patch projection" for name, _ in found.layers)
     instead = ", so freezing the patch projection may not help" if has_patches else ""
-    return f"{episode.leader} leads{instead}: {lower}, or clip{branch(CLIP)}"
+    return f"{episode.leader} led{instead}: {lower}, or clip the gradient{branch(CLIP)}"

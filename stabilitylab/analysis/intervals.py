@@ -1,4 +1,4 @@
-"""Confidence intervals of a median and of a share."""
+"""Confidence intervals of a median and of a proportion."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from scipy.stats import binom
 
 
 def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The narrowest pair of order statistics that holds the median with ``level``, or the whole range."""
+    """Distribution-free interval of the median: the narrowest symmetric pair of order statistics that covers it with
+    probability ``level``; the whole range if the sample is too small.
+
+    >>> import numpy as np
+    >>> median_interval(np.arange(1.0, 10.0))
+    (2.0, 8.0)
+    """
     ordered = np.sort(lags)
     k = int(binom.ppf((1 - level) / 2, len(ordered), 0.5))
-    # P(fewer than k of n below the median) must stay within the tail.
+    # P(fewer than k of n values below the median) must not exceed the tail probability.
     while k > 0 and binom.cdf(k - 1, len(ordered), 0.5) > (1 - level) / 2:
         k -= 1
     k = max(k, 1)
@@ -18,7 +24,7 @@ def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float
 
 
 def share_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
-    """Wilson's 95% interval of a share. None of nothing."""
+    """Wilson score interval of the proportion ``hits / n``, 95% by default. None for ``n`` = 0."""
     if n == 0:
         return None
     share, spread = hits / n, z**2 / n

@@ -1,8 +1,8 @@
-"""How long a spike takes from one layer to another.
+"""The lag between the spikes of two layers.
 
-Matching each onset with the nearest one is biased towards 0 as soon as spikes are missed or lie close:
-the nearest is then another spike. So the lag at which most onsets pair up is found first, over all pairs
-within the window, and onsets are matched around it.
+Matching each onset with the nearest one is biased towards 0 when spikes are missed or close together, because the
+nearest onset may belong to another spike. Therefore the most common lag over all pairs within the window is estimated
+first, and onsets are then matched around it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from stabilitylab.analysis.timeline import Timeline
 WINDOW = 100
 MIN_MATCHES = 5
 BANDWIDTH = 5
-"""Pairs whose lags differ by no more than this count as the same lag when the common one is sought."""
+"""In iterations: pairs whose lags differ by at most this count as the same lag when the most common one is chosen."""
 REACH = 15
-"""A match may lie this far from the common lag: three times a jitter of 5 iterations."""
+"""In iterations: largest distance of a match from the common lag, three times a jitter of 5 iterations."""
 NULL_SHIFTS = 199
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far matching looks, in iterations: ``window`` for any pair, ``bandwidth`` for lags that count as the same,
-    ``around`` the common lag. Wider where rows lie farther apart: two neighbouring rows may show one lag."""
+    """Tolerances of matching, in iterations: ``window``, the largest lag of a pair; ``bandwidth``, the difference up to
+    which lags count as equal; ``around``, the distance from the common lag. They are wider for sparse rows, where the
+    same lag may appear in two neighbouring rows."""
 
     window: int
     bandwidth: int = BANDWIDTH
@@ -53,13 +54,14 @@ def measure_lag(
     cross: CrossLag | None = None,
     timelines: tuple[Timeline, Timeline] | None = None,
 ) -> Lag:
-    """Median lag from ``source`` to ``target`` with a 95% interval and a p-value.
+    """Median lag from ``source`` to ``target`` in iterations, with a 95% interval and a p-value.
 
-    The interval is that of the order statistics (sign test): it needs no distribution and holds at five
-    matches, where a bootstrap of the median does not. The p-value compares how many onsets pair up with
-    what circular shifts of one layer give. ``cross`` is the second estimate, which the first is held against.
-    ``timelines``: what was recorded of source and target; None means every iteration. Where rows lie farther apart, the
-    interval is wider by what each pair of rows leaves open, and an order within that is not claimed.
+    ``num_iterations``: iterations of the run. ``window``: largest lag considered. ``cross``: estimate by
+    cross-correlation, to compare with. ``timelines``: the recorded iterations of source and target; None means every
+    iteration. With sparse rows, the interval includes the time between rows, and no order within it is claimed.
+
+    The interval uses order statistics (sign test): it is distribution-free and valid with five matches, where a
+    bootstrap of the median is not. The p-value compares the number of matches with circular shifts of one layer.
     """
     a, b = _onsets(from_spikes), _onsets(to_spikes)
     rows = timelines or (Timeline.of(np.arange(0)), Timeline.of(np.arange(0)))
@@ -72,7 +74,7 @@ def measure_lag(
         )
 
     if source == target:
-        return undecided(f"only one layer has a gradient ({source}): a lag needs two")
+        return undecided(f"only one layer has a gradient ({source}); a lag needs two layers")
     if len(a) == 0 or len(b) == 0:
         return undecided(f"no spike in {source if len(a) == 0 else target}")
     one, other = match_pairs(a, b, reach)
@@ -80,8 +82,8 @@ def measure_lag(
     if len(lags) < MIN_MATCHES:
         spikes = "spike" if len(lags) == 1 else "spikes"
         return undecided(
-            f"{len(lags)} {spikes} of {source} ({len(a)}) matched one of {target} ({len(b)}) within {reach.window} "
-            f"iterations; at least {MIN_MATCHES} are needed",
+            f"{len(lags)} {spikes} of {source} ({len(a)} in total) matched one of {target} ({len(b)} in total) within "
+            f"{reach.window} iterations; at least {MIN_MATCHES} are needed",
             len(lags),
         )
     median = float(np.median(lags))
@@ -116,8 +118,8 @@ def measure_lag(
 
 
 def widened(lags: np.ndarray, before_source: np.ndarray, before_target: np.ndarray) -> tuple[float, float]:
-    """The interval of the median of the true lags, each of which lies between ``lags - before_target`` and ``lags +
-    before_source`` (k,): an event began up to so many iterations before the row that shows it."""
+    """Interval of the median of the true lags, each between ``lags - before_target`` and ``lags + before_source`` (k,):
+    an event may begin up to that many iterations before the row that shows it."""
     return median_interval(lags - before_target)[0], median_interval(lags + before_source)[1]
 
 
@@ -131,8 +133,11 @@ def propagation(
     cross: Mapping[str, CrossLag | None] | None = None,
     timelines: Mapping[str, Timeline] | None = None,
 ) -> tuple[LayerLag, ...]:
-    """The median lag of every layer (name, depth) behind ``source``. The source itself has neither p nor ``cross``.
-    ``timelines``: what was recorded of each layer; None means every iteration."""
+    """Median lag of every layer behind ``source``, in the order of ``layers`` (name, depth).
+
+    The row of the source itself has neither a p-value nor ``cross``. ``timelines``: the recorded iterations of each
+    layer; None means every iteration.
+    """
     by_layer: dict[str, list[Spike]] = {}
     for spike in spikes:
         by_layer.setdefault(spike.layer, []).append(spike)
@@ -163,13 +168,17 @@ def propagation(
 
 
 def match(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
-    """Lags (k,) of onsets ``a`` and ``b`` (sorted) paired one to one around the lag most of them share."""
+    """Lags (k,) of onsets ``a`` and ``b`` (sorted), paired one to one around their most common lag.
+
+    >>> match(np.array([100, 300, 500]), np.array([130, 331, 529]), window=100)
+    array([30., 31., 29.])
+    """
     one, other = match_pairs(a, b, Reach(window))
     return (b[other] - a[one]).astype(np.float64)
 
 
 def match_pairs(a: np.ndarray, b: np.ndarray, reach: Reach) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (k,) into ``a`` and ``b`` (sorted) of onsets paired one to one around the lag most of them share."""
+    """Indices (k,) into ``a`` and ``b`` (sorted) of onsets paired one to one around their most common lag."""
     pairs = differences(a, b, reach.window)
     if len(pairs) == 0:
         return np.arange(0), np.arange(0)
@@ -188,7 +197,7 @@ def pairs_around(a: np.ndarray, b: np.ndarray, centre: float, reach: Reach) -> t
 
 
 def differences(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
-    """All b - a within the window, sorted. ``a`` and ``b`` are sorted."""
+    """All differences b - a within the window, sorted. ``a`` and ``b`` are sorted."""
     low = np.searchsorted(b, a - window, side="left")
     count = np.searchsorted(b, a + window, side="right") - low
     first = np.repeat(np.arange(len(a)), count)
@@ -197,7 +206,7 @@ def differences(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
 
 
 def common_lag(pairs: np.ndarray, bandwidth: int = BANDWIDTH) -> float:
-    """The middle of the densest stretch of 2 x ``bandwidth`` among sorted lags; the least lag among equals."""
+    """Median of the densest interval of width 2 x ``bandwidth`` among sorted lags; of several, the smallest lag."""
     stop = np.searchsorted(pairs, pairs + 2 * bandwidth, side="right")
     count = stop - np.arange(len(pairs))
     best = np.flatnonzero(count == count.max())
@@ -206,8 +215,11 @@ def common_lag(pairs: np.ndarray, bandwidth: int = BANDWIDTH) -> float:
 
 
 def shift_test(a: np.ndarray, b: np.ndarray, reach: Reach, span: int) -> tuple[float, tuple[float, ...]]:
-    """How often a circular shift of ``b`` pairs up as many onsets at one lag, over every shift that moves all pairs
-    out of the window. Also the lag at which most pair up under 199 of the shifts."""
+    """p-value: the share of circular shifts of ``b`` under which at least as many onsets share one lag.
+
+    Considers every shift that moves all pairs out of the window. Also returns the most common lags under 199 of the
+    shifts.
+    """
     span = max(span, int(max(a.max(), b.max())) + 1)
     window, wide = reach.window, reach.bandwidth
     near = max(window - wide, 0)
@@ -216,7 +228,7 @@ def shift_test(a: np.ndarray, b: np.ndarray, reach: Reach, span: int) -> tuple[f
     low, high = 2 * window + 1, span - 2 * window
     if high <= low:
         low, high = 1, span
-    # Any `most` differences in a row that lie close enough make the shifts around them as good as the truth.
+    # Wherever `most` consecutive differences fit into the bandwidth, the shifts around them match as many onsets.
     if most == 0:
         reached = high - low
     else:
@@ -239,20 +251,20 @@ def _on_clock(a: np.ndarray, b: np.ndarray, line: Timeline) -> tuple[np.ndarray,
 def verdict_of(
     source: str, target: str, ci95: tuple[float, float], p_value: float, shown: tuple[float, float], step: int
 ) -> tuple[str, str]:
-    """Verdict and reason. ``shown`` is the interval that the recorded rows would give by themselves, ``ci95`` with what
-    lies between them."""
+    """Verdict and reason. ``shown``: interval of the recorded lags alone. ``ci95``: interval that includes the time
+    between rows."""
     if p_value >= 0.05:
-        return "inconclusive", f"as many spikes pair up by chance (p = {p_value:.2g})"
+        return "inconclusive", f"as many spikes match by chance (p = {p_value:.2g})"
     if ci95[0] > 0:
-        return "first leads", f"the interval lies after 0: {target} follows {source}"
+        return "first leads", f"the interval is above 0: {target} follows {source}"
     if ci95[1] < 0:
-        return "last leads", f"the interval lies before 0: {source} follows {target}"
+        return "last leads", f"the interval is below 0: {source} follows {target}"
     if step > 1 and not (shown[0] < -step and shown[1] > step):
         return (
             "not resolvable",
-            f"the spikes belong together, but rows are {step} iterations apart: a lag below that cannot be told",
+            f"the spikes coincide, but rows are {step} iterations apart: a shorter lag cannot be resolved",
         )
-    return "together", "the spikes belong together and the interval holds 0"
+    return "together", "the spikes coincide and the interval contains 0"
 
 
 def _onsets(spikes: Sequence[Spike]) -> np.ndarray:

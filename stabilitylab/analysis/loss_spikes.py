@@ -1,4 +1,4 @@
-"""Spikes of the training loss, found as those of the gradients are, and their order against the layers' spikes."""
+"""Spikes of the training loss, detected like gradient spikes, and their lag to the spikes of the layers."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ def find_loss_spikes(
     settings: SpikeSettings,
     timelines: Mapping[str, Timeline],
 ) -> LossSpikes:
-    """Spikes of the loss and the lag from them to each layer that spikes (negative: the layer first). A loss need not
-    double: only the threshold that chance sets counts."""
+    """Spikes of the loss and the lag from them to each of ``layers`` with spikes (negative: the layer first).
+
+    No minimum ratio applies: a loss spike need not double the loss.
+    """
     curve = series.scalars.get(LOSS)
     if curve is None or len(curve[0]) == 0:
         return LossSpikes((), (), reason="the training loss was not recorded")
     loss = without_duplicates(LayerSeries(LOSS, 0, np.asarray(curve[0], dtype=np.int64), np.asarray(curve[1])))
     usable = np.isfinite(loss.grad_norm)
     if (usable & (loss.grad_norm <= 0)).any():
-        return LossSpikes((), (), reason="the loss is not always above 0: its spikes have no ratio")
+        return LossSpikes((), (), reason="the loss is not always positive, so its spikes have no ratio")
     if usable.sum() <= settings.warmup:
-        few = f"{int(usable.sum())} values, and more than {settings.warmup} are needed"
-        return LossSpikes((), (), reason=f"not enough data for spikes of the loss: {few}")
+        few = f"{int(usable.sum())} values; more than {settings.warmup} are needed"
+        return LossSpikes((), (), reason=f"not enough data for loss spikes: {few}")
     found = detect(loss, replace(settings, ratio_open=1.0)).spikes
     line = Timeline.of(loss.iteration)
     lags: list[Lag] = []

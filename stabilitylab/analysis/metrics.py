@@ -1,9 +1,9 @@
-"""Which evaluation curve a run is judged by, and in which direction: higher accuracy or lower loss.
+"""The evaluation metric by which a run is judged, and its direction: higher accuracy or lower loss.
 
 A metric has a *goal* (``max`` or ``min``) and a *scale* (``fraction``, ``percent``, ``log`` for a perplexity, or
-``value``). Both are read from its name and values unless the user states them. Judging always happens on a curve for
-which higher is better: fractions as they are, percentages divided by 100, losses negated, perplexities as their negated
-logarithm, so that a perplexity and the loss behind it give the same answer.
+``value``). Both are inferred from its name and values unless the user sets them. The judged curve is always one for
+which higher is better: percentages are divided by 100, losses are negated, and perplexities become their negative
+logarithm, so that a perplexity and the corresponding loss give the same result.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ LOSS_BLOCKS = 400
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """An evaluation curve with what is needed to judge it. ``curve`` holds the values as they were recorded."""
+    """An evaluation curve with its goal and scale. ``curve``: the values as recorded."""
 
     name: str
     goal: str
     scale: str
     curve: EvalCurve
     chosen: str
-    """Why this one: ``asked for``, or the rule of the default."""
+    """Why this metric: ``asked for``, or the rule by which the default was chosen."""
 
     @property
     def judged(self) -> EvalCurve:
-        """The curve for which higher is better: see the module's first lines."""
+        """The curve for which higher is better; see the module docstring."""
         value = np.asarray(self.curve.value, dtype=np.float64)
         if self.scale == "percent":
             value = value / 100
@@ -48,24 +48,26 @@ class Metric:
 
     @property
     def share(self) -> bool:
-        """Whether the values are shares of something, shown in percent."""
+        """Whether the values are proportions, shown in percent."""
         return self.scale in ("fraction", "percent")
 
     @property
     def binomial(self) -> bool:
-        """Whether ``num_samples`` gives the sampling error: a share of samples that were right or wrong."""
+        """Whether ``num_samples`` gives the sampling error, because the value is a proportion of right or wrong
+        samples."""
         return self.share and is_binomial(self.name)
 
     @property
     def min_depth(self) -> float:
-        """The least depth of a dip, in judged units: 1 point of a share, 1% of a perplexity, else 1% of the range."""
+        """The least depth of a dip, in units of ``judged``: 1 percentage point of a proportion, 1% of a perplexity,
+        else 1% of the range."""
         if self.scale != "value":
             return 0.01
         finite = self.curve.value[np.isfinite(self.curve.value)]
         return 0.01 * float(np.ptp(finite)) if len(finite) else 0.01
 
     def summary(self) -> JudgedMetric:
-        """What a result says about the metric it judged."""
+        """The description of this metric in a result."""
         finite = np.isfinite(self.judged.value)
         return JudgedMetric(self.name, self.goal, self.scale, int(finite.sum()), self.chosen)
 
@@ -73,11 +75,11 @@ class Metric:
 def metric_of(
     name: str, curve: EvalCurve, goal: str | None = None, scale: str | None = None, chosen: str = "asked for"
 ) -> Metric:
-    """The metric ``name`` with its goal and scale: as asked for, else as declared with the curve, else by its name.
+    """The metric ``name`` with its goal and scale: the argument, else the one declared with the curve, else inferred.
 
     Raises:
-        ConfigError: the goal is unknown, contradicts the name, or cannot be told from it.
-        NoDataError: every value is missing.
+        ConfigError: the goal is unknown, contradicts the name, or cannot be inferred from it.
+        NoDataError: every value is missing or non-finite.
     """
     check_goal(name, goal)
     finite = np.asarray(curve.value)[np.isfinite(curve.value)]
@@ -85,19 +87,23 @@ def metric_of(
         raise NoDataError(f"metric {name}: all {len(curve.value)} values are missing or not finite; nothing to judge")
     found = goal or curve.goal or goal_of(name)
     if found is None:
-        raise ConfigError(f"metric {name}: its name does not tell whether higher is better; give a goal, max or min")
+        raise ConfigError(
+            f"metric {name}: it is not clear from the name whether higher is better; set a goal, max or min"
+        )
     return Metric(name, found, scale or curve.scale or scale_of(name, finite), curve, chosen)
 
 
 def choose_metric(
     evals: Mapping[str, EvalCurve], loss: EvalCurve | None = None, *, metric: str | None = None, goal: str | None = None
 ) -> Metric:
-    """The metric asked for, else the default: ``knn_top1``, another kNN accuracy, a held-out accuracy, any accuracy,
-    a metric declared with a goal, a held-out loss or perplexity, and last the training loss. Only curves with three
-    values or more are defaults.
+    """The metric ``metric``, or a default.
+
+    The default is the first of these with at least three values: ``knn_top1``, another kNN accuracy, a held-out
+    accuracy, any accuracy, a metric declared with a goal, a held-out loss or perplexity, another loss, the training
+    loss.
 
     Raises:
-        NoDataError: the run has no such metric (the message names those it has), or nothing that can be judged.
+        NoDataError: the run has no such metric (the message lists those it has), or none that can be judged.
         ConfigError: see `metric_of`.
     """
     if metric is not None:
@@ -106,7 +112,7 @@ def choose_metric(
         if metric == TRAINING_LOSS and loss is not None:
             return metric_of(metric, block_means(loss), goal)
         known = [*evals, *([TRAINING_LOSS] if loss is not None and TRAINING_LOSS not in evals else [])]
-        raise NoDataError(f"no metric {metric!r} was recorded; there are: {', '.join(known) or 'none'}")
+        raise NoDataError(f"no metric {metric!r} was recorded; available: {', '.join(known) or 'none'}")
     ranks = {name: _rank(name, curve) for name, curve in evals.items() if np.isfinite(curve.value).sum() >= MIN_VALUES}
     judgeable = {name: rank for name, rank in ranks.items() if rank is not None}
     if judgeable:
@@ -115,9 +121,7 @@ def choose_metric(
     if loss is not None and np.isfinite(loss.value).sum() >= MIN_VALUES:
         return metric_of(TRAINING_LOSS, block_means(loss), goal, chosen="no evaluation was recorded")
     have = [f"{name} ({int(np.isfinite(curve.value).sum())})" for name, curve in evals.items()]
-    raise NoDataError(
-        f"no metric has the {MIN_VALUES} evaluations that this needs; recorded: {', '.join(have) or 'none'}"
-    )
+    raise NoDataError(f"no metric has the required {MIN_VALUES} evaluations; recorded: {', '.join(have) or 'none'}")
 
 
 _RULES = (
@@ -127,7 +131,7 @@ _RULES = (
 
 
 def _rank(name: str, curve: EvalCurve) -> int | None:
-    """Place in the order of defaults; None for a curve whose goal is unknown."""
+    """Position in the order of defaults; None for a curve whose goal is unknown."""
     goal = curve.goal or goal_of(name)
     if goal is None:
         return None
@@ -141,7 +145,7 @@ def _rank(name: str, curve: EvalCurve) -> int | None:
 
 
 def block_means(curve: EvalCurve, blocks: int = LOSS_BLOCKS) -> EvalCurve:
-    """Means of at most ``blocks`` equal stretches of a long curve, each at its last iteration."""
+    """A long curve as the means of at most ``blocks`` blocks of equal length, each at its last iteration."""
     value, iteration = np.asarray(curve.value, dtype=np.float64), np.asarray(curve.iteration)
     length = -(-len(value) // blocks)
     if length <= 1:
@@ -156,7 +160,7 @@ def block_means(curve: EvalCurve, blocks: int = LOSS_BLOCKS) -> EvalCurve:
 
 
 def curve_of(series: RunSeries, metric: JudgedMetric) -> EvalCurve | None:
-    """The curve of a run that a metric names; the training loss as means of blocks. None where there is none."""
+    """The curve of ``metric`` in a run; the training loss as block means. None if it was not recorded."""
     curve = series.evals.get(metric.name)
     if curve is None and metric.name == TRAINING_LOSS and series.loss is not None:
         return block_means(series.loss)
@@ -164,12 +168,12 @@ def curve_of(series: RunSeries, metric: JudgedMetric) -> EvalCurve | None:
 
 
 def metric_label(name: str) -> str:
-    """What reports call a metric: ``knn_top1`` is kNN accuracy, ``loss`` the training loss, others keep their name."""
+    """The name of a metric in reports: ``knn_top1`` becomes kNN accuracy, ``loss`` training loss."""
     return {"knn_top1": "kNN accuracy", TRAINING_LOSS: "training loss"}.get(name, name)
 
 
 def dip_word(found: RunAnalysis, number: int = 1) -> str:
-    """``accuracy dip``, ``rise of val_loss``: one word for what was looked for."""
+    """The name of a dip of the judged metric, such as ``accuracy dip`` or ``rise of val_loss``."""
     metric = found.metric or JudgedMetric()
     plural = "" if number == 1 else "s"
     if metric.goal == "min":
@@ -180,7 +184,7 @@ def dip_word(found: RunAnalysis, number: int = 1) -> str:
 
 
 def depth_text(depth: float, metric: JudgedMetric) -> str:
-    """The depth of a dip in the metric's own units: ``3.1 points``, ``a factor of 1.4``, ``0.27``."""
+    """The depth of a dip in the units of the metric: ``3.1 points``, ``a factor of 1.4``, ``0.27``."""
     if metric.share:
         return f"{100 * depth:.1f} points"
     if metric.scale == "log":
@@ -189,7 +193,7 @@ def depth_text(depth: float, metric: JudgedMetric) -> str:
 
 
 def value_text(value: float, metric: JudgedMetric) -> str:
-    """A value as it was recorded: ``83.1 %`` for a share, else the number."""
+    """A recorded value as text: ``83.1 %`` for a proportion, else the number."""
     if metric.scale == "fraction":
         return f"{100 * value:.1f} %"
     return f"{value:.1f} %" if metric.scale == "percent" else f"{value:.4g}"

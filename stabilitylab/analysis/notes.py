@@ -1,4 +1,4 @@
-"""What a series lacks, in plain words: one note a reason, whatever the number of layers."""
+"""Notes about series that cannot be judged: one note per reason, however many layers it affects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stabilitylab.analysis.series import LayerSeries
 
 
 def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resolution: Resolution) -> list[str]:
-    """Layers that cannot be judged, by reason, and what the record cannot show."""
+    """Notes about layers that cannot be judged and about the limits of the recording."""
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         reason = _why_not(layer, settings)
@@ -27,12 +27,12 @@ def layer_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, resoluti
     if resolution.in_words():
         notes.append(resolution.in_words())
     if any(_gaps(layer) for layer in layers):
-        notes.append("iterations are missing from the record: a spike inside a gap is not seen")
+        notes.append("iterations are missing from the record: spikes inside a gap cannot be detected")
     return notes
 
 
 def short_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, shared: bool) -> list[str]:
-    """What layers too short for thresholds of their own were judged by: ``shared`` ones, or z alone."""
+    """A note about layers too short for individual thresholds: they use shared thresholds, or ``z_open`` alone."""
     least = OWN_PEAKS if shared else MIN_PEAKS
     usable = [int((np.isfinite(x) & (x > 0)).sum()) for x in (np.asarray(layer.grad_norm) for layer in layers)]
     short = [
@@ -43,10 +43,10 @@ def short_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, shared: 
     if not short:
         return []
     if shared:
-        return [f"{max(short)} values are too few for thresholds of a layer's own: {len(short)} layers share theirs"]
+        return [f"{max(short)} values are too few for a threshold per layer: {len(short)} layers share one"]
     return [
-        f"{max(short)} values are too few to fit a threshold to: z = {settings.z_open:g} is used, and the rate of "
-        "false alarms asked for is not kept"
+        f"{max(short)} values are too few to fit a threshold: z = {settings.z_open:g} is used, and the requested "
+        "false-alarm rate is not guaranteed"
     ]
 
 
@@ -59,9 +59,9 @@ def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
         return "not enough data for spikes: every gradient is NaN or infinite"
     if (finite > 0).sum() <= settings.warmup:
         usable = int((finite > 0).sum())
-        return f"not enough data: {usable} usable values and more than {settings.warmup} are needed to judge a spike"
+        return f"not enough data: {usable} usable values; more than {settings.warmup} are needed to detect spikes"
     if finite.min() == finite.max():
-        return "not enough data: the gradient norm never changes, there is nothing to compare a spike with"
+        return "not enough data: the gradient norm is constant, so there is no noise to compare spikes with"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""One run, from arrays to the whole answer."""
+"""The analysis of one run: from arrays to a `RunAnalysis`."""
 
 from __future__ import annotations
 
@@ -42,16 +42,17 @@ def analyze_run(
     early: tuple[str, Sequence[LayerSeries]] | None = None,
     signals: SignalSource | None = None,
 ) -> RunAnalysis:
-    """Everything asked for. What lacks data is named in ``notes``; nothing is made up for it.
+    """Analyse one run. Parts that lack data are None or inconclusive, and ``notes`` says why.
 
-    ``metric`` and ``goal`` choose the curve in which dips are looked for; the default is the run's own choice, else
-    that of `choose_metric`. Raises NoDataError where the metric asked for was not recorded or has no values,
-    ConfigError for a goal that contradicts it.
+    ``spikes``, ``lag``, ``dips``: which parts to compute. ``settings``: of spike detection. ``metric``, ``goal``: the
+    metric in which dips are detected; the default is the one that the run names, else that of `choose_metric`.
+    ``first``, ``last``: the layers between which the lag is measured; see `find_ends`. ``early``: name and series by
+    layer of a signal to test as an early warning. ``signals``: all recorded signals other than the gradient norm, for
+    the table of early warnings.
 
-    ``first`` and ``last`` name the layers between which the lag is measured; see `find_ends`.
-
-    ``early``: a signal's name and its series by layer, to be held against the spikes that follow. ``signals``: all that
-    was recorded beside the gradient norm, for the table of signals and layers.
+    Raises:
+        NoDataError: ``metric`` was not recorded or has no values.
+        ConfigError: ``goal`` contradicts the metric, or see `find_ends`.
     """
     settings = settings or SpikeSettings()
     layers = sorted((layer for layer in series.layers if layer.trainable), key=lambda layer: layer.depth)
@@ -61,7 +62,7 @@ def analyze_run(
     resolution = resolution_of(clean, rows=series.rows, evaluations=evaluations)
     notes = layer_notes(clean, settings, resolution)
     timelines = _timelines(clean, means=series.rows == "mean")
-    # The running medians are numpy's and scipy's: threads share them out.
+    # The running medians of numpy and scipy release the GIL, so threads run them in parallel.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shared = shared_by(clean, settings)
         detections = list(pool.map(lambda layer: detect(layer, settings, shared), clean))
@@ -91,7 +92,7 @@ def analyze_run(
             found, names, source=source.name, num_iterations=series.iterations, cross=cross, timelines=timelines
         )
         if len(on_path) == 1:
-            travels = ()  # there is no way from a layer to itself
+            travels = ()  # propagation needs two layers
             notes.append(f"not enough data for a lag: only one layer has a gradient ({source.name})")
     elif lag:
         notes.append("not enough data for a lag: no layer has a gradient")
@@ -151,12 +152,12 @@ def analyze_run(
 
 
 def _accuracy(chosen: Metric | None) -> tuple[str, EvalCurve] | None:
-    """The judged curve, where it is a share that is better when higher."""
+    """Name and judged curve if the metric is a proportion for which higher is better; else None."""
     return (chosen.name, chosen.judged) if chosen is not None and chosen.share and chosen.goal == "max" else None
 
 
 def _timelines(layers: Sequence[LayerSeries], *, means: bool) -> dict[str, Timeline]:
-    """By layer; layers that share their iterations share one."""
+    """Timeline of each layer. Layers with the same iterations share one."""
     made: list[tuple[np.ndarray, Timeline]] = []
     found = {}
     for layer in layers:
@@ -170,7 +171,7 @@ def _timelines(layers: Sequence[LayerSeries], *, means: bool) -> dict[str, Timel
 
 
 def _metric(series: RunSeries, metric: str | None, goal: str | None) -> tuple[Metric | None, str]:
-    """What dips are looked for in, or None and why not. A metric that was asked for must be there."""
+    """The judged metric, or None and the reason. Raises NoDataError only for a metric that the caller named."""
     own = series.metric if metric is None else metric
     towards = series.goal if goal is None and metric is None else goal
     try:

@@ -1,7 +1,7 @@
-"""What a record can show: how far apart its rows lie, and what falls between them.
+"""The time resolution of a recording: the step between its rows, and which events may fall between them.
 
-Of a series recorded every k-th iteration, an event is known to begin after the row before the one that shows it: a lag
-between two layers is uncertain by a step on either side, and a spike shorter than the step is seen only by luck.
+If every k-th iteration is recorded, an event may begin at any iteration since the previous row. The lag between two
+layers is therefore uncertain by one step in either direction, and a spike shorter than the step may be missed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from stabilitylab.analysis.series import LayerSeries
 
 ROWS = ("sampled", "mean", "bucket")
 REGULAR_SHARE = 0.99
-"""A series is regular where at least this share of its gaps is one step."""
+"""A series is regular if at least this share of its gaps equals the step."""
 CHANGING = 0.2
-"""The step changes where the last fifth of a series has another median step than the first fifth."""
+"""The step is changing if the median step of this share of the series differs between its start and its end."""
 WIDTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -25,10 +25,10 @@ WIDTHS = (1, 2, 5, 10, 20, 50, 100)
 class Resolution:
     """The recording step of a run's gradient norms, in iterations.
 
-    ``step`` is the median over all gaps, ``smallest`` and ``largest`` the extremes. ``spacing``: ``regular``,
-    ``irregular``, ``changing``, or ``unknown`` with fewer than two rows. ``rows``: ``sampled``, ``mean``, ``bucket``,
-    or ``unknown`` where the log does not say what a row stands for. ``seen``: (width, probability) that a row falls
-    within a spike of so many iterations. ``eval_step``: iterations between two evaluations, None without two.
+    ``step``: median gap between rows. ``smallest``, ``largest``: extreme gaps. ``spacing``: ``regular``, ``irregular``,
+    ``changing``, or ``unknown`` with fewer than two rows. ``rows``: what a row is: ``sampled``, ``mean``, ``bucket``,
+    or ``unknown`` if the log does not say. ``seen``: pairs of a spike's width in iterations and the probability that a
+    row falls within it. ``eval_step``: iterations between two evaluations; None with fewer than two.
     """
 
     step: int
@@ -44,24 +44,26 @@ class Resolution:
         return self.step == 1
 
     def in_words(self) -> str:
-        """One line for people; empty where every iteration is recorded."""
+        """The resolution as one line of text; empty if every iteration is recorded."""
         if self.spacing == "unknown" or self.step <= 1:
             return ""
         spaced = {"regular": "", "irregular": " (irregularly)", "changing": " (the step changes)"}[self.spacing]
         stand = {
-            "mean": f"; rows are means, in which a spike of one iteration keeps 1/{self.step} of its height",
-            "bucket": "; rows are maxima of buckets",
+            "mean": f"; rows are means, which reduce a spike of one iteration to 1/{self.step} of its height",
+            "bucket": "; rows are maxima over buckets of iterations",
             "sampled": "",
             "unknown": "; the log does not say whether rows are single iterations or means",
         }[self.rows]
         odds = [(width, p) for width, p in self.seen if p < 1]
         shown = ", ".join(f"{p:.0%} for width {width}" for width, p in odds[:3])
-        missed = f"; a spike shorter than that may be missed (probability of seeing one: {shown})" if odds else ""
-        return f"recorded every {self.step} iterations{spaced}{stand}{missed}; no lag below {self.step} can be told"
+        missed = f"; shorter spikes may be missed (probability of recording one: {shown})" if odds else ""
+        return (
+            f"recorded every {self.step} iterations{spaced}{stand}{missed}; lags below {self.step} are not resolvable"
+        )
 
 
 def recording_steps(iteration: np.ndarray) -> np.ndarray:
-    """(n,) -> (n,) iterations since the row before; the first row takes the median."""
+    """(n,) -> (n,): iterations since the previous row; the median for the first row."""
     gaps = np.diff(iteration)
     if len(gaps) == 0:
         return np.ones(len(iteration), dtype=np.int64)
@@ -71,8 +73,10 @@ def recording_steps(iteration: np.ndarray) -> np.ndarray:
 def resolution_of(
     layers: Sequence[LayerSeries], *, rows: str = "", evaluations: np.ndarray | None = None
 ) -> Resolution:
-    """The resolution of a run's layers; of those with the fewest rows where they differ. ``rows`` as `RunSeries` has
-    it; ``evaluations`` (m,) iterations of the judged metric."""
+    """The resolution of a run, taken from the layer with the fewest rows.
+
+    ``rows``: as in `RunSeries`. ``evaluations`` (m,): iterations at which the judged metric was evaluated.
+    """
     between = np.diff(np.unique(evaluations)) if evaluations is not None else np.array([])
     eval_step = int(np.median(between)) if len(between) else None
     recorded = [layer.iteration for layer in layers if len(layer.iteration) > 1]
@@ -93,7 +97,7 @@ def resolution_of(
     if step == 1:
         stand = "sampled"
     widths = [w for w in WIDTHS if w < gaps.max()] if step > 1 or spacing != "regular" else []
-    # Means and maxima stand for all iterations of the step: none falls between them.
+    # Means and maxima cover all iterations of a step, so no spike falls between rows.
     whole = stand in ("mean", "bucket")
     seen = tuple((w, 1.0 if whole else float(np.minimum(w, gaps).sum() / gaps.sum())) for w in widths)
     return Resolution(step, int(gaps.min()), int(gaps.max()), spacing, stand, seen, eval_step)

@@ -1,7 +1,7 @@
-"""What analysis returns: frozen dataclasses. What it takes is in ``series.py``.
+"""The results of an analysis, as frozen dataclasses. Its inputs are in ``series.py``.
 
-Every number of a report or a JSON answer is a field of one of these. Nothing here reads a store or
-draws. Definitions: README, "How each number is defined".
+Every number in a report or in JSON output is a field of one of these classes. They neither read a store nor draw.
+Definitions: README, "How each number is defined".
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class JudgedMetric:
-    """The metric that dips were looked for in. ``goal``: max or min; ``scale``: fraction, percent, log (a perplexity)
-    or value; ``num_values``: finite evaluations; ``chosen``: why this metric."""
+    """The metric in which dips were detected. ``goal``: ``max`` or ``min``. ``scale``: ``fraction``, ``percent``,
+    ``log`` (a perplexity) or ``value``. ``num_values``: number of finite evaluations. ``chosen``: why this metric."""
 
     name: str = "knn_top1"
     goal: str = "max"
@@ -42,18 +42,18 @@ class JudgedMetric:
 
     @property
     def judged(self) -> bool:
-        """False where no curve could be judged."""
+        """False if no metric could be judged."""
         return bool(self.name)
 
     @property
     def share(self) -> bool:
-        """Whether values and depths are shares, shown in percent and points."""
+        """Whether the values are proportions, shown in percent, and depths in percentage points."""
         return self.scale in ("fraction", "percent")
 
 
 @dataclass(frozen=True, slots=True)
 class SpikeRef:
-    """The spike a dip is linked to."""
+    """The spike to which a dip is linked."""
 
     layer: str
     onset: int
@@ -61,11 +61,11 @@ class SpikeRef:
 
 @dataclass(frozen=True, slots=True)
 class Dip:
-    """A stretch in which the judged metric is worse than what it had reached: a drop of an accuracy, a rise of a loss.
+    """A period in which the judged metric is worse than the level it had reached: a drop of accuracy, a rise of loss.
 
-    ``depth`` is a fraction for accuracies (also those recorded in percent), a difference for losses, a difference of
-    logarithms for perplexities; ``z`` in standard errors, ``area`` in depth x iterations, ``recovered`` None where the
-    run ended first.
+    ``start``, ``trough``: iterations. ``recovered``: iteration of the recovery; None if the run ended first. ``depth``:
+    a fraction for accuracies (also if recorded in percent), a difference for losses, a difference of logarithms for
+    perplexities. ``z``: depth in standard errors. ``area``: depth x iterations.
     """
 
     start: int
@@ -79,7 +79,7 @@ class Dip:
 
 @dataclass(frozen=True, slots=True)
 class DipLink:
-    """How many dips follow a spike, against chance (circular shifts of the spikes)."""
+    """Number of dips that follow a spike, compared with chance (circular shifts of the spikes)."""
 
     num_dips: int
     num_linked: int
@@ -89,10 +89,12 @@ class DipLink:
 
 @dataclass(frozen=True, slots=True)
 class EarlyWarning:
-    """Does ``signal`` rise before spikes do? Leads in iterations; a spike is warned of at most ``horizon`` before.
+    """Whether ``signal`` rises before spikes.
 
-    ``hit_rate`` is the share of spikes warned of, ``hit_rate_by_chance`` the same under circular shifts. ``layer``: the
-    one judged, in a table of signals and layers; empty for all. ``p_holm`` is corrected over such a table.
+    A spike is predicted if an alarm of the signal opens at most ``horizon`` iterations before it. ``hit_rate``: share
+    of spikes predicted; ``hit_rate_by_chance``: the same under circular shifts. ``median_lead``, ``lead_ci95``: in
+    iterations. ``layer``: the layer judged, empty for all layers together. ``p_holm``: p-value corrected over the table
+    of signals and layers.
     """
 
     signal: str
@@ -115,10 +117,10 @@ class EarlyWarning:
 
 @dataclass(frozen=True, slots=True)
 class RunAnalysis:
-    """The whole answer for one run. A part that was not asked for is None; ``notes`` name what lacked data.
+    """The analysis of one run. Parts that were not requested are None; ``notes`` lists what lacked data.
 
-    ``metric`` is what dips were looked for in. Where no curve could be judged its name is empty, ``chosen`` says why,
-    and ``dips`` is None: not judged, which is not the same as none found.
+    ``metric``: the metric in which dips were detected. If none could be judged, its name is empty, ``chosen`` says why,
+    and ``dips`` is None (not judged) instead of empty (no dips detected).
     """
 
     run: str
@@ -142,7 +144,7 @@ class RunAnalysis:
     early_warnings: tuple[EarlyWarning, ...] | None = None
 
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
-        """The parts asked for; the rest becomes None."""
+        """A copy with only the requested parts; the others are None."""
         found = self
         if not spikes:
             found = replace(
@@ -159,7 +161,7 @@ class RunAnalysis:
         return found if dips else replace(found, collapse=None, dips=None, dip_link=None, metric=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema 1: plain types only; what is not finite becomes None."""
+        """The result as plain types, the stable JSON schema 1. Non-finite numbers become None."""
         out: dict[str, Any] = {"schema": SCHEMA_VERSION, "run": self.run, "iterations": self.iterations}
         out["layers"] = [{"name": name, "depth": depth} for name, depth in self.layers]
         if self.spikes is not None:
@@ -212,7 +214,7 @@ def _lag_as_dict(found: Lag) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity with None in nested dicts and lists, because JSON has neither."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Results in a sentence each, for reports, notebooks and figures."""
+"""One-sentence summaries of results, for reports, notebooks and figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def count(n: int, word: str) -> str:
 
 
 def lag_sentence(found: RunAnalysis) -> str:
-    """The lag from the first layer to the last with its interval, its p-value and the verdict."""
+    """The lag from the first layer to the last, with its interval, p-value and verdict."""
     lag = found.lag
     if lag is None:
         return ""
@@ -29,7 +29,7 @@ def lag_sentence(found: RunAnalysis) -> str:
 
 
 def cross_sentence(found: RunAnalysis) -> str:
-    """The second, independent estimate of the lag, and whether the two agree."""
+    """The estimate of the lag by cross-correlation, and whether it agrees with the first."""
     cross = found.lag.cross if found.lag is not None else None
     if cross is None or found.lag is None:
         return ""
@@ -41,20 +41,20 @@ def cross_sentence(found: RunAnalysis) -> str:
 
 
 def early_sentence(found: RunAnalysis) -> str:
-    """Whether a signal rose before the spikes did."""
+    """Whether a signal rose before the spikes."""
     early = found.early_warning
     if early is None or early.hit_rate is None:
         return ""
-    lead = f", a median of {early.median_lead:g} iterations before" if early.median_lead is not None else ""
+    lead = f", by a median of {early.median_lead:g} iterations" if early.median_lead is not None else ""
     chance = "" if early.hit_rate_by_chance is None else f"; chance gives {percent(early.hit_rate_by_chance)}"
     return (
-        f"{early.signal} warned of {early.num_warned} of {count(early.num_spikes, 'spike')}{lead} "
+        f"{early.signal} rose before {early.num_warned} of {count(early.num_spikes, 'spike')}{lead} "
         f"({percent(early.hit_rate)}{chance}), with {count(early.num_false, 'false alarm')}."
     )
 
 
 def link_sentence(found: RunAnalysis) -> str:
-    """How many dips follow a spike, against chance."""
+    """How many dips follow a spike, compared with chance."""
     link = found.dip_link
     if link is None or link.expected_by_chance is None or link.p_value is None:
         return ""
@@ -65,5 +65,5 @@ def link_sentence(found: RunAnalysis) -> str:
 
 
 def largest(spikes: Sequence[Spike]) -> Spike | None:
-    """The spike that rises most above its usual norm, non-finite events apart."""
+    """The spike with the largest ratio, ignoring non-finite events; None without any."""
     return max((s for s in spikes if s.kind == "spike"), key=lambda s: s.ratio, default=None)

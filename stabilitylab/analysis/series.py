@@ -1,4 +1,4 @@
-"""What analysis takes: one run's series, as arrays."""
+"""The inputs of an analysis: the series of one run, as arrays."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 class LayerSeries:
     """One layer's gradient series.
 
-    ``iteration`` (n,) int64, strictly rising; ``grad_norm`` (n,) float64, may hold NaN and inf where the
-    gradient was not finite. A frozen layer has empty arrays and ``trainable`` False.
+    ``depth``: position in the network. ``iteration`` (n,) int64, strictly increasing. ``grad_norm`` (n,) float64, NaN
+    or inf where the gradient was not finite. A frozen layer has empty arrays and ``trainable`` False.
     """
 
     name: str
@@ -26,7 +26,7 @@ class LayerSeries:
 class EvalCurve:
     """One metric over training: ``iteration`` (n,), ``value`` (n,) as recorded, ``num_samples`` (n,) or 0.
 
-    ``goal`` (max or min) and ``scale`` are what the user declared; None leaves both to the name and the values.
+    ``goal`` (``max`` or ``min``) and ``scale``: declared by the user; None if they are inferred from name and values.
     """
 
     iteration: np.ndarray
@@ -38,15 +38,15 @@ class EvalCurve:
 
 @dataclass(frozen=True, slots=True)
 class RunSeries:
-    """Everything of one run that analysis reads. ``layers`` are ordered by depth.
+    """All data of one run that the analysis reads.
 
-    ``rows``: what a recorded row stands for, where the log says so: ``sampled`` (one iteration), ``mean`` (of the
-    iterations up to the next row) or ``bucket`` (their maximum). Empty where it is not known. ``scalars``: other
-    curves by name, such as the training loss, each with the iterations it was recorded at. ``signals``: signal ->
-    its series by layer, beside ``grad_norm``. ``facts``: what the configuration says and a verdict needs
-    (``method``, ``temperature``, ``batch_size``). ``metric`` and ``goal``: the run's own choice
-    of what it is judged by. ``first`` and ``last``: its choice of the layers between which a lag is measured.
-    ``off_path``: layers whose gradients do not come from the main loss (a probe on detached features).
+    ``iterations``: number of iterations. ``layers``: in order of depth. ``evals``: metrics by name. ``rows``: what a
+    recorded row is: ``sampled`` (one iteration), ``mean`` (over the iterations up to the next row), ``bucket`` (their
+    maximum), or empty if the log does not say. ``scalars``: other curves by name, such as the training loss, as
+    (iteration, value). ``signals``: signals other than ``grad_norm``, by name, as series by layer. ``facts``: parts of
+    the configuration that verdicts need (``method``, ``temperature``, ``batch_size``). ``metric``, ``goal``: by which
+    the run asks to be judged. ``first``, ``last``: the layers between which the run asks for the lag. ``off_path``:
+    layers whose gradients do not come from the main loss (a probe on detached features).
     """
 
     run: str
@@ -65,7 +65,7 @@ class RunSeries:
 
     @property
     def loss(self) -> EvalCurve | None:
-        """The training loss, where it was recorded."""
+        """The training loss; None if it was not recorded."""
         if "loss" not in self.scalars:
             return None
         iteration, value = self.scalars["loss"]
@@ -73,7 +73,12 @@ class RunSeries:
 
 
 def last_of_each(iteration: np.ndarray) -> np.ndarray | slice:
-    """What picks the rows in order, each iteration once: of a repeated one the last row, that of a resumed run."""
+    """Index that sorts rows by iteration and keeps the last row of each: in a resumed run, iterations repeat.
+
+    >>> import numpy as np
+    >>> last_of_each(np.array([0, 1, 2, 1, 2, 3]))
+    array([0, 3, 4, 5])
+    """
     iteration = np.asarray(iteration)
     if len(iteration) < 2 or bool((np.diff(iteration) > 0).all()):
         return slice(None)
@@ -83,7 +88,7 @@ def last_of_each(iteration: np.ndarray) -> np.ndarray | slice:
 
 
 def without_duplicates(layer: LayerSeries) -> LayerSeries:
-    """The layer with its iterations in order and each once; see `last_of_each`."""
+    """The layer with sorted, unique iterations; see `last_of_each`."""
     keep = last_of_each(layer.iteration)
     if isinstance(keep, slice):
         return layer

@@ -1,7 +1,7 @@
-"""The time axis of a record: its rows, the steps between them, and a clock that skips what was not recorded.
+"""The time axis of a recording: its rows, the steps between them, and a clock that shortens long gaps.
 
-Chance is measured by shifting events round the record. Shifted through a stretch without rows, which can hold no event,
-they would pair up with nothing and chance would look smaller than it is: on the clock, a long gap is a short one.
+Permutation tests shift events circularly through the recording. Events shifted into a long gap, which contains no
+events, would never match, and the p-value would be too small. The clock therefore shortens long gaps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import numpy as np
 from stabilitylab.analysis.resolution import recording_steps
 
 LONGEST_GAP = 200
-"""Iterations a gap takes on the clock at most, or two recording steps where those are more."""
+"""Longest gap on the clock, in iterations; two recording steps if that is longer."""
 MEANS_WIDER = 1.5
-"""A mean over a step shows an event by its share of the rows: heights decide which row reaches half of it."""
+"""Extra uncertainty of an onset in rows that are means, where the first row to reach half the height depends on how the
+event is spread over the rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """``rows`` (n,) recorded iterations, rising; ``steps`` (n,) iterations since the row before; ``clock`` (n,) the
-    time of each row with long gaps cut short; ``span`` the clock's length."""
+    """``rows`` (n,): recorded iterations, increasing. ``steps`` (n,): iterations since the previous row. ``clock``
+    (n,): time of each row with long gaps shortened. ``span``: length of the clock. ``means``: whether rows are means
+    over the step."""
 
     rows: np.ndarray
     steps: np.ndarray
@@ -31,7 +33,7 @@ class Timeline:
 
     @classmethod
     def of(cls, rows: np.ndarray, *, means: bool = False) -> Timeline:
-        """Of the recorded iterations (n,), strictly rising. ``means``: rows are means over the step."""
+        """The timeline of the recorded iterations ``rows`` (n,), strictly increasing."""
         steps = recording_steps(rows)
         if len(rows) == 0:
             return cls(rows, steps, rows, 0, means)
@@ -45,13 +47,13 @@ class Timeline:
         return int(np.median(self.steps)) if len(self.steps) else 1
 
     def times(self, onsets: np.ndarray) -> np.ndarray:
-        """(k,) iterations -> (k,) int64 times on the clock."""
+        """(k,) iterations -> (k,) int64: times on the clock."""
         if len(self.rows) == 0:
             return onsets
         return np.rint(np.interp(onsets, self.rows, self.clock)).astype(np.int64)
 
     def uncertainty(self, onsets: np.ndarray) -> np.ndarray:
-        """(k,) iterations by which an event may have begun before the row that shows it; 0 where every one is
+        """(k,): iterations by which an event may begin before the row that shows it; 0 if every iteration is
         recorded."""
         if len(self.rows) == 0:
             return np.zeros(len(onsets))

@@ -1,7 +1,7 @@
-"""Early warning from every recorded signal: signal x layer, how often it rises before the layer's gradient spikes.
+"""Early warning for every pair of recorded signal and layer: how often the signal rises before the gradient spikes.
 
-Each pair is judged as `early_warning` judges a signal over all layers; Holm's correction runs over the pairs, so that
-the best of many is named only where chance does not explain it.
+Each pair is judged like a signal in `early_warning`. The p-values are corrected over all pairs (Holm), so that the best
+of many pairs is named only if chance does not explain it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from stabilitylab.analysis.timeline import Timeline
 
 SHIFTS = 499
 BUDGET = 1_000_000
-"""Values that are searched for alarms, in all: of a very long run only the layers that spike most."""
+"""Total number of values that are searched for alarms. In very long runs, only the layers with most spikes are used."""
 MOST_CELLS = 2_000_000
 LEVEL = 0.05
 
 
 class SignalSource(Protocol):
-    """Recorded signals beside the gradient norm. ``load`` gives the series of the layers named."""
+    """Recorded signals other than the gradient norm. ``load`` returns one series per layer."""
 
     names: tuple[str, ...]
 
@@ -43,8 +43,7 @@ def warning_table(
     settings: SpikeSettings,
     horizon: int = HORIZON,
 ) -> tuple[tuple[EarlyWarning, ...], str]:
-    """One row a signal and layer that spikes, with p-values corrected over the table, and what was left out (or
-    nothing)."""
+    """One row per pair of signal and layer with spikes, and a note about skipped layers (empty without any)."""
     onsets: dict[str, list[Spike]] = {}
     for spike in spikes:
         onsets.setdefault(spike.layer, []).append(spike)
@@ -56,7 +55,9 @@ def warning_table(
         if kept and cost > BUDGET:
             break
         kept.append(name)
-    left = f"early warning looks at the {len(kept)} layers that spike most, of {len(names)}" if kept != names else ""
+    left = (
+        f"early warning covers only the {len(kept)} layers with most spikes, of {len(names)}" if kept != names else ""
+    )
     rows = []
     for signal in source.names if kept else ():
         for series in source.load(signal, kept):
@@ -66,7 +67,7 @@ def warning_table(
 
 
 def best_warning(rows: Sequence[EarlyWarning]) -> EarlyWarning | None:
-    """The pair that warns of most spikes beyond chance, among those that hold after correction."""
+    """The pair with the highest hit rate above chance, among those significant after correction; None without any."""
     sure = [row for row in rows if row.p_holm is not None and row.p_holm < LEVEL and row.hit_rate is not None]
     return max(sure, key=lambda row: (row.hit_rate or 0) - (row.hit_rate_by_chance or 0), default=None)
 
@@ -76,14 +77,14 @@ def _row(
 ) -> EarlyWarning:
     nothing = EarlyWarning(signal, horizon, len(spikes), 0, 0, 0, layer=series.name)
     if 2 * line.step > horizon:
-        why = f"not resolvable: rows are {line.step} iterations apart, and warnings of at most {horizon} are sought"
+        why = f"not resolvable: rows are {line.step} iterations apart, and the horizon is {horizon} iterations"
         return replace(nothing, reason=why)
     if len(spikes) < MIN_MATCHES:
-        return replace(nothing, reason=f"not enough data: {len(spikes)} spikes, and {MIN_MATCHES} are needed")
+        return replace(nothing, reason=f"not enough data: {len(spikes)} spikes; at least {MIN_MATCHES} are needed")
     settings = replace(settings, rule="stablab", ratio_open=1.0)
     alarms = np.array([event.onset for event in detect_spikes(series, settings)], dtype=np.int64)
     if not len(alarms):
-        return replace(nothing, reason=f"no alarm of {signal}")
+        return replace(nothing, reason=f"{signal} raised no alarm")
     onsets = np.array([spike.onset for spike in spikes], dtype=np.int64)
     first = np.searchsorted(alarms, onsets - horizon)
     warned = first < np.searchsorted(alarms, onsets)
@@ -111,7 +112,7 @@ def _row(
 
 
 def _by_chance(alarms: np.ndarray, onsets: np.ndarray, span: int, horizon: int) -> np.ndarray:
-    """(SHIFTS,) spikes warned of when all alarms are shifted round the record."""
+    """(SHIFTS,): number of predicted spikes under random circular shifts of all alarms."""
     moves = np.random.default_rng(0).integers(horizon + 1, max(span - horizon, horizon + 2), SHIFTS)
     counts = np.zeros(SHIFTS, dtype=np.int64)
     apart = (onsets[:, None] - alarms[None, :]).ravel()
@@ -124,7 +125,7 @@ def _by_chance(alarms: np.ndarray, onsets: np.ndarray, span: int, horizon: int) 
 
 
 def _corrected(rows: Sequence[EarlyWarning]) -> tuple[EarlyWarning, ...]:
-    """Holm's step-down correction over the rows that have a p-value."""
+    """Apply Holm's step-down correction to the rows that have a p-value."""
     known = sorted((row.p_value, i) for i, row in enumerate(rows) if row.p_value is not None)
     found, largest = list(rows), 0.0
     for rank, (p_value, i) in enumerate(known):

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stabilitylab.analysis.explain import Account
+    from stabilitylab.analysis.explain import Explanation
     from stabilitylab.analysis.results import RunAnalysis
 
 _SHOWN = 12
 
 
-def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()) -> None:
+def print_text(found: RunAnalysis, status: str, explanations: Sequence[Explanation] = ()) -> None:
     """Everything that was asked for: a part that is None is left out."""
     from stabilitylab.cli.terminal import console
 
@@ -37,11 +37,11 @@ def print_text(found: RunAnalysis, status: str, accounts: Sequence[Account] = ()
         _print_warning(found, say)
     if found.early_warnings:
         _print_warning_table(found, say)
-    if accounts:
+    if explanations:
         say("\nepisode by episode")
-    for account in accounts:
-        say(f"  {account.text}")
-        say(f"  next: {account.next}\n")
+    for explanation in explanations:
+        say(f"  {explanation.text}")
+        say(f"  next: {explanation.next}\n")
     for note in found.notes:
         say(f"note: {note}")
 

@@ -65,7 +65,7 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert found.verdict == "not judged"
     assert "feature_spread: not recorded" in found.reason
     few = RunSeries("r", 100, (), scalars={"feature_spread": (AT[:3], np.zeros(3))})
-    assert "3 values, and 5 are needed" in find_collapse(few).reason
+    assert "3 values; at least 5 are needed" in find_collapse(few).reason
 
 
 def test_the_loss_at_chance() -> None:

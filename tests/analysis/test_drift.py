@@ -60,4 +60,6 @@ def test_what_is_no_drift() -> None:
 def test_too_few_rows_are_said() -> None:
     found, why = find_drifts([series(np.linspace(0, 9, MIN_ROWS - 1))])
     assert found == ()
-    assert why == f"not enough data for drift in every layer: {MIN_ROWS - 1} usable norms, and {MIN_ROWS} are needed"
+    assert (
+        why == f"not enough data for drift in every layer: {MIN_ROWS - 1} usable norms; at least {MIN_ROWS} are needed"
+    )

@@ -44,7 +44,7 @@ def test_the_planted_lag_is_found_between_the_first_and_last_layer_of_the_main_l
     assert (found.lag.source, found.lag.target) == (f"{prefix}patch_embed", f"{prefix}head")
     assert found.lag.median_iterations == LAG
     assert found.lag.verdict == "first leads"
-    left_out = [note for note in found.notes if "left out of first and last" in note]
+    left_out = [note for note in found.notes if "not used as first or last layer" in note]
     assert len(left_out) == teacher + probe
     assert not teacher or any("teacher.patch_embed" in note for note in left_out)
 
@@ -62,8 +62,8 @@ def test_the_user_may_name_the_ends() -> None:
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ({"first": "stem"}, "--first stem: not a trained layer of this run; there are teacher, patch_embed"),
-        ({"first": "teacher"}, "--first teacher: it has no gradient; these layers do: patch_embed"),
+        ({"first": "stem"}, "--first stem: not a trained layer of this run; the layers are teacher, patch_embed"),
+        ({"first": "teacher"}, "--first teacher: this layer has no gradient; these layers have one: patch_embed"),
         ({"first": "head", "last": "head"}, "--first and --last are both head"),
     ],
 )

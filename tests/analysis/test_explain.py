@@ -24,17 +24,17 @@ FOUND = RunAnalysis("r", 1000, LAYERS, episodes=(WAVE, ALONE, replace(WAVE, star
 def test_the_whole_story_of_a_wave() -> None:
     first, alone, again = explain_episodes(FOUND)
     assert first.text == (
-        "Episode 1, iterations 181 to 240. patch_embed rose first, at 181, and reached 21.0 times its usual norm "
-        "(14 noise sd) at 183, the most of any layer. Then blocks.0 after 9 iterations, predictor after 57 iterations; "
-        "3 of 3 trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at 262) and recovered by "
-        "300. It is number 1 of 2 that patch_embed leads."
+        "Episode 1, iterations 181 to 240. patch_embed spiked first, at 181, and reached 21.0 times its usual norm "
+        "(14 noise sd) at 183, the largest rise of any layer. Then followed blocks.0 after 9 iterations, predictor "
+        "after 57 iterations; 3 of 3 trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at "
+        "262) and recovered by 300. This is episode 1 of 2 that patch_embed led."
     )
     assert first.next == (
-        "freeze the patch projection, the paper's cure for this order; see both futures: stablab branch r --at 81 "
-        "--mitigation frozen-patch"
+        "freeze the patch projection, the paper's remedy when it spikes first; to compare the run with and without it: "
+        "stablab branch r --at 81 --mitigation frozen-patch"
     )
     assert "No other layer took part. No accuracy dip followed." in alone.text
-    assert "number 2 of 2" in again.text
+    assert "episode 2 of 2" in again.text
 
 
 def test_a_fall_that_came_first_is_not_blamed_on_the_episode() -> None:
@@ -42,10 +42,10 @@ def test_a_fall_that_came_first_is_not_blamed_on_the_episode() -> None:
     assert "kNN accuracy was falling since 100; it lost 12.3 points" in explain_episodes(early)[0].text
 
 
-def test_layers_that_rise_with_the_leader_do_so_at_once() -> None:
+def test_a_layer_can_spike_at_the_same_iteration_as_the_leader() -> None:
     together = replace(WAVE, order=(("patch_embed", 181), ("blocks.0", 181), ("predictor", 182)))
     (account,) = explain_episodes(replace(FOUND, episodes=(together,)))
-    assert "Then blocks.0 at once, predictor after 1 iteration; 3 of 3" in account.text
+    assert "Then followed blocks.0 at the same iteration, predictor after 1 iteration; 3 of 3" in account.text
 
 
 def test_the_advice_depends_on_who_led_and_what_was_done() -> None:
@@ -56,13 +56,13 @@ def test_the_advice_depends_on_who_led_and_what_was_done() -> None:
         (account,) = explain_episodes(replace(FOUND, episodes=(episode,)), config)
         return account.next
 
-    assert "predictor leads" in advice(late)
+    assert "predictor led" in advice(late)
     assert "the largest was blocks.0" in explain_episodes(replace(FOUND, episodes=(late,)))[0].text
-    assert "is frozen and predictor leads" in advice(late, mitigation=("frozen-patch",))
+    assert "is frozen and predictor led" in advice(late, mitigation=("frozen-patch",))
     assert "warm-up of 300 iterations" in advice(WAVE, optim={"warmup_iterations": 300})
     assert advice(broken, train={"amp": "fp16"}).startswith("turn --amp fp16 off")
     assert advice(broken).startswith("lower --base-lr")
-    assert "one layer alone" in advice(ALONE)
+    assert "only one layer spiked" in advice(ALONE)
     assert "was not finite at 183" in explain_episodes(replace(FOUND, episodes=(broken,)))[0].text
 
 

@@ -124,7 +124,7 @@ def test_a_declared_goal_makes_any_curve_a_metric() -> None:
     quality = EvalCurve(np.arange(4), np.array(FOUR), np.zeros(4, dtype=int), goal="max")
     assert choose_metric({"quality": quality}).goal == "max"
     assert choose_metric(curves(quality=FOUR), metric="quality", goal="min").goal == "min"
-    with pytest.raises(ConfigError, match="its name does not tell whether higher is better; give a goal"):
+    with pytest.raises(ConfigError, match="it is not clear from the name whether higher is better; set a goal"):
         choose_metric(curves(quality=FOUR), metric="quality")
 
 
@@ -135,9 +135,9 @@ def test_bad_metrics_are_named() -> None:
         metric_of("val_acc", curves(a=FOUR)["a"], "min")
     with pytest.raises(NoDataError, match="metric val_acc: all 3 values are missing or not finite"):
         choose_metric(curves(val_acc=[np.nan] * 3), metric="val_acc")
-    with pytest.raises(NoDataError, match="no metric 'acc' was recorded; there are: val_acc, val_loss"):
+    with pytest.raises(NoDataError, match="no metric 'acc' was recorded; available: val_acc, val_loss"):
         choose_metric(curves(val_acc=FOUR, val_loss=FOUR), metric="acc")
-    with pytest.raises(NoDataError, match="no metric has the 3 evaluations that this needs; recorded: val_acc \\(2\\)"):
+    with pytest.raises(NoDataError, match="no metric has the required 3 evaluations; recorded: val_acc \\(2\\)"):
         choose_metric(curves(val_acc=[0.1, 0.2, np.nan]))
 
 

@@ -27,8 +27,8 @@ def with_layer(norm: np.ndarray, iteration: np.ndarray | None = None) -> RunAnal
     ("norm", "reason"),
     [
         (np.ones(0), "odd: no gradients recorded"),
-        (np.exp(noise(40, seed=1)), "odd: not enough data: 40 usable values and more than 50 are needed"),
-        (np.full(N, 0.3), "odd: not enough data: the gradient norm never changes"),
+        (np.exp(noise(40, seed=1)), "odd: not enough data: 40 usable values; more than 50 are needed"),
+        (np.full(N, 0.3), "odd: not enough data: the gradient norm is constant"),
         (np.zeros(N), "odd: not enough data: 0 usable values"),
         (np.full(N, np.nan), "odd: not enough data for spikes: every gradient is NaN or infinite"),
         (np.full(N, np.inf), "odd: not enough data for spikes: every gradient is NaN or infinite"),
@@ -91,7 +91,7 @@ def test_no_knn_no_dips(values: list[float] | None) -> None:
         evals["knn_top1"] = EvalCurve(np.arange(len(values)), np.array(values), np.full(len(values), 100))
     found = analyze_run(RunSeries("r", N, (GOOD,), evals))
     have = "none" if values is None else f"knn_top1 ({int(np.isfinite(values).sum())})"
-    expected = f"dips are not judged: no metric has the 3 evaluations that this needs; recorded: {have}"
+    expected = f"dips are not judged: no metric has the required 3 evaluations; recorded: {have}"
     assert expected in found.notes
     assert (found.dips, found.dip_link) == (None, None)
 

@@ -108,7 +108,7 @@ def test_layers_within_a_step_have_no_leader() -> None:
     assert apart.order_known
     found = analysed(6, 25)
     text = explain_episodes(found)[0].text
-    assert "within the recording step of 25 iterations: which led is not known" in text
+    assert "within the recording step of 25 iterations: it is unknown which led" in text
 
 
 def test_time_and_memory_follow_rows_not_iterations() -> None:

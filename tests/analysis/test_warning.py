@@ -73,8 +73,8 @@ def test_unrelated_alarms_warn_as_often_as_chance_says() -> None:
 def test_nothing_to_warn_of_or_with() -> None:
     still = LayerSeries("a", 0, np.arange(N), np.ones(N))
     quiet = early_warning("s", [still], spikes_at([500], "a"), num_iterations=N)
-    assert (quiet.num_spikes, quiet.num_alarms, quiet.hit_rate, quiet.reason) == (1, 0, None, "no alarm of s")
+    assert (quiet.num_spikes, quiet.num_alarms, quiet.hit_rate, quiet.reason) == (1, 0, None, "s raised no alarm")
     alarms = [layer_series(plant(noise(N, seed=0, sd=0.1), [1000], 3.0), "a")]
     elsewhere = early_warning("s", alarms, spikes_at([500], "b"), num_iterations=N)
-    assert elsewhere.reason == "no spike in a layer whose s is recorded"
+    assert elsewhere.reason == "no spike in a layer with recorded s"
     assert elsewhere.num_false == elsewhere.num_alarms >= 1
