@@ -1,4 +1,4 @@
-"""One run with its analysis: what a report, a plot and a comparison read."""
+"""A run together with its analysis: the input of reports, plots and comparisons."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from stabilitylab.run.experiments import Experiment
 
 @dataclass(frozen=True)
 class AnalysedRun:
-    """``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail); ``accounts`` tell each episode in words,
-    and what to try next; ``problems`` name what is damaged in the store. ``experiments`` were made on the run
-    (`stablab cause`); ``next_experiments`` are commands for more."""
+    """``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail); ``accounts`` are (description, next
+    step) of each episode; ``problems`` describe damage in the store. ``experiments`` are those made on the run
+    (`stablab cause`); ``next_experiments`` are commands for further ones."""
 
     series: RunSeries
     analysis: RunAnalysis
@@ -46,7 +46,7 @@ class AnalysedRun:
 
     @property
     def trained_here(self) -> bool:
-        """Whether `stablab train` trained it, so that its options can be advised."""
+        """Whether `stablab train` produced the run, so that advice can name its options."""
         return "optim" in self.config
 
     @property
@@ -61,17 +61,17 @@ class AnalysedRun:
 
 
 def summarize(series: RunSeries, analysis: RunAnalysis, config: dict[str, Any]) -> RunSummary:
-    """A run's row in a comparison. A run without a configuration (imported) has seed 0 and no learning rate."""
+    """A run's row in a comparison. A run without a configuration (imported) gets seed 0 and no learning rate."""
     named = Settings.of(config)
     return summarize_run(series, analysis, mitigation=named.mitigation, seed=named.seed, base_lr=named.base_lr)
 
 
 def last_finite(values: np.ndarray) -> float | None:
-    """Where a curve ends; None where it never was a number."""
+    """The last finite value of a curve; None if there is none."""
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
 
 
 def arms_of(runs: Sequence[AnalysedRun]) -> tuple[Arm, ...]:
-    """Which of the runs are drawn alike."""
+    """Group the runs into arms, which share a style in plots."""
     return arms([(run.name, run.named) for run in runs])

@@ -1,5 +1,5 @@
-"""From a run in the store to its analysis. Answers are kept beside the run, as ``analysis/<settings>.json``, and used
-again until the run has new rows."""
+"""Analyse a run in the store. Results are cached in the run's folder as ``analysis/<settings>.json`` and reused until
+the run has new rows."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from stabilitylab.version import __version__
 
 FOLDER = "analysis"
 VERSION = 9
-"""Raise it when the same rows give other numbers: older answers are then worked out anew."""
+"""Version of the cached results. Increase it when the same rows give different numbers, to invalidate the cache."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One run analysed: its results, its row in a comparison, and what the store says about it."""
+    """An analysed run: its results, its row in a comparison, its configuration, status and damage."""
 
     analysis: RunAnalysis
     summary: RunSummary
@@ -65,18 +65,17 @@ def answer_run(
     keep: bool = True,
     need_gradients: bool = True,
 ) -> Answer:
-    """The whole analysis of a run, kept or new.
+    """The complete analysis of a run, cached or new.
 
-    Where gradients are needed and there are none, only the metric is judged; NoDataError if there is none either.
+    If the run has no gradients but ``need_gradients`` is true, only the metric is judged; raises NoDataError if there
+    is no metric either.
 
-    ``metric`` and ``goal``: the curve in which dips are looked for; see `stabilitylab.analysis.metrics.choose_metric`.
+    ``metric`` and ``goal``: the curve to search for dips; see `stabilitylab.analysis.metrics.choose_metric`.
     ``first`` and ``last``: the layers between which the lag is measured; see `stabilitylab.analysis.ends.find_ends`.
-
-    ``keep`` false neither reads nor writes kept answers. A folder that cannot be written costs the keeping, nothing
-    else.
+    ``keep``: whether to use the cache. If the folder is not writable, the result is not cached.
     """
     settings = settings or SpikeSettings()
-    rows = recorded_rows(run_dir)  # read first: rows that come meanwhile make the answer stale, never wrong
+    rows = recorded_rows(run_dir)  # before reading: rows added meanwhile then only invalidate the cache
     file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), metric, goal, first, last])[:16]}.json"
     with open_run(run_dir) as reader:
         problems = tuple(reader.problems)
@@ -100,7 +99,7 @@ EARLY_SIGNAL = "adam_rms"
 
 
 def _signal(reader: RunReader, series: RunSeries) -> tuple[str, tuple[LayerSeries, ...]] | None:
-    """RMS_t of every layer, where it was recorded."""
+    """RMS_t of every layer for which it was recorded; None if there is none."""
     recorded = reader.layer_series(EARLY_SIGNAL)
     if not recorded:
         return None
@@ -114,7 +113,7 @@ def _signal(reader: RunReader, series: RunSeries) -> tuple[str, tuple[LayerSerie
 
 
 def _without(found: RunAnalysis, status: str) -> RunAnalysis:
-    """What can be said of a run without gradients: its metric, if one was judged. NoDataError if none was."""
+    """The analysis of a run without gradients: only its metric. Raises NoDataError if no metric was judged."""
     if found.metric is not None and found.metric.judged:
         note = "no gradient norms were recorded: spikes, their lag and drift are not judged"
         kept = replace(found.only(spikes=False, lag=False, dips=True), drifts=None)
@@ -122,17 +121,17 @@ def _without(found: RunAnalysis, status: str) -> RunAnalysis:
     if status == "running":
         raise NoDataError(
             f"run {found.run} is still running and has no gradients recorded yet; "
-            "try again in some seconds (or it was started without --log-grads)"
+            "try again in a few seconds, or check that it was started with --log-grads"
         )
     raise NoDataError(
-        f"run {found.run} has no gradient norms recorded; train with --log-grads, record grad_norm, "
-        "or name an imported log's norms with --grads"
+        f"run {found.run} has no recorded gradient norms; train with --log-grads, record grad_norm, "
+        "or map the norms of an imported log with --grads"
     )
 
 
 def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
-    """What changes when a run gains rows or is renamed: its name, size and time of its database and of its list of
-    segments."""
+    """A fingerprint that changes when a run gains rows or is renamed: the name, and size and modification time of its
+    database and its segment manifest."""
     found = [(run_dir.absolute().name, 0, 0)]
     for path in (run_dir / DATABASE, run_dir / SEGMENTS / MANIFEST):
         try:
@@ -144,7 +143,7 @@ def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
 
 
 def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
-    """A kept answer about just these rows; None for none, an older one, or one that cannot be read or was changed."""
+    """The cached answer for exactly these rows; None if it is missing, outdated, unreadable or was modified."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         if stored["rows"] != [list(row) for row in rows] or stored["sha256"] != _digest_of(stored["answer"]):
@@ -175,7 +174,7 @@ def _digest_of(text: str) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be kept")
+    raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
 
 
 def _digest(parts: list[Any]) -> str:

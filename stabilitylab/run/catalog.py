@@ -1,4 +1,4 @@
-"""Runs by name: open one, list them, compare some."""
+"""Open, list and compare runs by name."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 def open_run(run: str | Path, runs_dir: str | Path | None = None) -> Run:
     """Open a run by its name in the runs folder, or by the path of its folder.
 
-    ``runs_dir``: the runs folder; the default is ``$STABLAB_RUNS``, else ``./runs``. Raises `RunNotFound` with the
-    nearest names, `RunBroken` for a folder that cannot be read.
+    ``runs_dir``: the runs folder; by default ``$STABLAB_RUNS`` or, if unset, ``./runs``. Raises `RunNotFound`, which
+    suggests similar names, and `RunBroken` for a run that cannot be read.
     """
     return Run(_locate(run, runs_dir))
 
 
 def runs(runs_dir: str | Path | None = None) -> DataFrame:
-    """One row a run in the runs folder, oldest first, indexed by name; a run that cannot be read has the status
-    ``broken``."""
+    """The runs in the runs folder, one row per run, oldest first, indexed by name. A run that cannot be read has the
+    status ``broken``."""
     from pandas import DataFrame
 
     columns = ("status", "created_at", "iterations", "method", "arch", "data", "mitigation", "knn_top1", "problem")
@@ -59,7 +59,7 @@ def compare(
     paths = [run.path if isinstance(run, Run) else _locate(run, runs_dir) for run in runs]
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
-        raise NoDataError("a comparison needs two runs or more")
+        raise NoDataError("a comparison needs at least two runs")
     loaded = [load_run(path, metric=metric, goal=goal) for path in paths]
     lags = by_mitigation((run.summary.mitigation, run.analysis) for run in loaded)
     return Compared(replace(compare_runs([run.summary for run in loaded], baseline), lags=lags))

@@ -1,6 +1,6 @@
-"""Experiments on a run (`stablab cause`), kept beside it: ``cause/impulse-001.json``, a picture and arrays of its name.
+"""Experiments made on a run (`stablab cause`), stored in its folder: ``cause/impulse-001.json``, .png and .npz.
 
-They are read without torch, so that a report can show them.
+Reading them does not import torch, so reports can show them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment. ``sentence``: its result with the interval; ``verdict``: in a word, or empty; ``next``: commands
-    to try. ``settings`` and ``results`` are what JSON holds; ``path`` is the JSON file."""
+    """One experiment. ``sentence`` states the result with its interval, ``verdict`` the result in one word (or empty);
+    ``next`` lists commands to try. ``settings`` and ``results`` are as stored in JSON; ``path`` is the JSON file."""
 
     kind: str
     sentence: str
@@ -37,12 +37,12 @@ class Experiment:
 
     @property
     def picture(self) -> Path | None:
-        """The picture, if it was drawn."""
+        """The path of the figure, or None if there is none."""
         path = self.path.with_suffix(".png")
         return path if path.is_file() else None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The raw numbers, if they were kept."""
+        """The raw arrays by name; empty if none were saved."""
         path = self.path.with_suffix(".npz")
         if not path.is_file():
             return {}
@@ -51,7 +51,7 @@ class Experiment:
 
 
 def load_experiments(run_dir: Path) -> list[Experiment]:
-    """The experiments made on a run, oldest first. Files that are none of ours are passed over."""
+    """The experiments made on a run, oldest first. Other files in the folder are ignored."""
     found = []
     for path in sorted((run_dir / FOLDER).glob("*-[0-9][0-9][0-9].json")):
         try:
@@ -74,8 +74,8 @@ def load_experiments(run_dir: Path) -> list[Experiment]:
 
 
 def suggested_commands(run_dir: Path, episodes: Sequence[Episode], made: Sequence[Experiment]) -> list[str]:
-    """Experiments that could be made next on the largest episode that a kept checkpoint precedes, of the kinds not made
-    yet; none where there is no such episode. ``episodes``: those of the run's analysis."""
+    """Commands for experiments of the kinds not made yet, on the largest episode that a saved checkpoint precedes.
+    Empty if there is no such episode. ``episodes``: those of the run's analysis."""
     kept = sorted(int(path.stem.partition("-")[2]) for path in (run_dir / "checkpoints").glob("iteration-[0-9]*.pt"))
     usable = [e for e in episodes if any(t <= e.start for t in kept)] if (run_dir / "config.toml").is_file() else []
     if not usable:
@@ -89,7 +89,7 @@ def suggested_commands(run_dir: Path, episodes: Sequence[Episode], made: Sequenc
         "impulse": f"stablab cause impulse {name} --layer {largest.leader} --at {before[-1]}",
         "sharpness": f"stablab cause sharpness {name} --at {','.join(map(str, before[-4:]))}",
     }
-    if len(before) < 2:  # no older state to compare with
+    if len(before) < 2:  # no earlier state to compare with
         del commands["swap"]
     done = {experiment.kind for experiment in made}
     return [command for kind, command in commands.items() if kind not in done]
@@ -107,7 +107,9 @@ def save_experiment(
     arrays: Mapping[str, np.ndarray] | None = None,
     draw: Callable[[Path], None] | None = None,
 ) -> Experiment:
-    """Keep an experiment beside the run, under the next free number: nothing is overwritten."""
+    """Save an experiment in the run's folder under the next free number, so that nothing is overwritten.
+
+    ``draw`` is called with the path of the figure. Raises StoreError if the folder cannot be written."""
     folder = run_dir / FOLDER
     try:
         folder.mkdir(exist_ok=True)
@@ -131,7 +133,7 @@ def save_experiment(
         temporary.write_text(json.dumps(_plain(stored), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise StoreError(f"cannot keep the experiment in {folder}: {error.strerror or error}") from None
+        raise StoreError(f"cannot save the experiment in {folder}: {error.strerror or error}") from None
     return experiment
 
 
@@ -148,7 +150,7 @@ def _claim(folder: Path, kind: str) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: arrays as lists, numbers that are not finite as null."""
+    """Convert a value for JSON: arrays become lists, non-finite numbers become null."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Results as DataFrames, and as text and HTML that a person wants to read."""
+"""Results as DataFrames and as readable text and HTML."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 COLUMNS: dict[str, str] = {
-    "iteration": "optimizer updates made before, 0-based",
+    "iteration": "number of optimizer updates before it, 0-based",
     "layer": "name of the layer",
     "name": "name of the layer",
-    "depth": "of a layer: its position from the input, 0-based; of a dip: fraction or difference of the metric",
+    "depth": "layers: position from the input, 0-based; dips: fraction or difference of the metric",
     "num_params": "number of parameters",
     "trainable": "whether a parameter of the layer is trained",
     "onset": "iteration at which the spike reaches half its height",
@@ -25,23 +25,23 @@ COLUMNS: dict[str, str] = {
     "start": "first iteration",
     "end": "last iteration, inclusive",
     "trough": "iteration of the lowest point",
-    "recovered": "iteration of recovery; missing where the run ended first",
-    "ratio": "peak over the usual norm before it, times",
+    "recovered": "iteration of recovery; missing if the run ended before",
+    "ratio": "peak divided by the usual norm before it",
     "z": "robust standard deviations (spikes: on the log scale; dips: standard errors)",
     "kind": "spike, or nonfinite for gradients that are NaN or infinite",
-    "leader": "layer whose spike opens the episode",
-    "order": "(layer, onset) of each layer that takes part",
-    "reach": "share of the trained layers that take part, 0 to 1",
-    "peak_layer": "layer of the episode's largest spike",
+    "leader": "layer whose spike starts the episode",
+    "order": "(layer, onset) of each layer in the episode",
+    "reach": "share of the trained layers in the episode, 0 to 1",
+    "peak_layer": "layer of the largest spike in the episode",
     "area": "depth x iterations",
     "after_spike": "the spike that precedes the dip: layer and onset",
-    "median_lag": "iterations behind the first layer; missing where nothing matched",
+    "median_lag": "iterations behind the first layer; missing if nothing matched",
     "num_matched": "matched pairs of spikes",
     "ci95": "95% confidence interval: low and high",
-    "p_value": "probability under chance alone",
+    "p_value": "probability of a result at least this extreme by chance",
     "p_holm": "p_value, corrected for the number of comparisons (Holm)",
     "value": "value of the metric, as recorded",
-    "num_samples": "images evaluated; 0 where unknown",
+    "num_samples": "images evaluated; 0 if unknown",
     "difference": "mitigated minus baseline, mean over seeds",
     "num_seeds": "pairs of runs, one per seed",
     "base_lr": "learning rate x 256 / batch size",
@@ -51,8 +51,8 @@ COLUMNS: dict[str, str] = {
 
 
 def table(rows: Sequence[Any], kind: type | None = None, name: str = "") -> DataFrame:
-    """A DataFrame of dataclasses, one row each, columns as fields. ``df.attrs["columns"]`` says what each column is
-    and in which unit. ``kind``: the dataclass, so that an empty table has its columns."""
+    """A DataFrame with one row per dataclass instance and one column per field. ``df.attrs["columns"]`` documents each
+    column and its unit. ``kind``: the dataclass, which defines the columns of an empty table."""
     from pandas import DataFrame
 
     kind = kind or (type(rows[0]) if rows else None)
@@ -62,8 +62,8 @@ def table(rows: Sequence[Any], kind: type | None = None, name: str = "") -> Data
 
 
 def not_judged(name: str, why: str, kind: type | None) -> DataFrame:
-    """An empty table that says in its text that nothing was judged, which is not the same as none found.
-    ``df.attrs["judged"]`` is False, ``df.attrs["reason"]`` says why."""
+    """An empty table that prints as "not judged", to distinguish it from "none found". ``df.attrs["judged"]`` is False
+    and ``df.attrs["reason"]`` gives the reason."""
     from pandas import DataFrame
 
     class NotJudged(DataFrame):
@@ -79,7 +79,7 @@ def not_judged(name: str, why: str, kind: type | None) -> DataFrame:
 
 
 def described(frame: DataFrame, name: str = "", **columns: str) -> DataFrame:
-    """The same frame with its columns documented in ``attrs``."""
+    """Document the columns of a frame in its ``attrs`` and return it."""
     known = {str(column): COLUMNS[str(column)] for column in frame.columns if str(column) in COLUMNS}
     frame.attrs["columns"] = known | columns
     if name:
@@ -94,8 +94,8 @@ def _cell(value: Any) -> Any:
 
 
 class Result:
-    """One result of an analysis: its fields as attributes, a sentence, and a table for notebooks. ``judged`` is False
-    for a result that the run lacks the data for; its fields then raise `NoDataError` with the reason."""
+    """One result of an analysis, with its fields as attributes, a summary sentence and a table for notebooks.
+    ``judged`` is False if the run lacks the data; accessing a field then raises `NoDataError` with the reason."""
 
     def __init__(self, value: Any, title: str, sentence: str) -> None:
         self._value, self._title, self._sentence = value, title, sentence
@@ -133,8 +133,8 @@ class Result:
 
     def __repr__(self) -> str:
         width = max((len(name) for name, _ in self._rows()), default=0)
-        told = self._sentence.startswith(self._title)  # the sentence names what it is about
-        lines = [f"{self._title}: {self._sentence}" if self._sentence and not told else self._sentence or self._title]
+        titled = self._sentence.startswith(self._title)
+        lines = [f"{self._title}: {self._sentence}" if self._sentence and not titled else self._sentence or self._title]
         return "\n".join(lines + [f"  {name:<{width}}  {value}" for name, value in self._rows()])
 
     def _repr_html_(self) -> str:
@@ -142,7 +142,7 @@ class Result:
 
 
 def as_text(value: Any) -> str:
-    """A field's value in few characters."""
+    """A short text for the value of a field."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, float):

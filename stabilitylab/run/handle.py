@@ -1,4 +1,4 @@
-"""The Run handle: a run by its name, as tables, plots and results."""
+"""The Run handle: the tables, plots and results of a run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run: trained, attached or imported, finished or still being written. Every access reads what is there now.
+    """A run: trained, attached or imported, finished or still being written. Every access reads the current data.
 
-    ``path``: its folder. Usable as a context manager; `close` frees what it holds.
+    ``path``: the run's folder. Usable as a context manager; `close` releases its resources.
+
+    >>> import stabilitylab
+    >>> run = stabilitylab.open_run("vits-digits")  # doctest: +SKIP
+    >>> run.analyze().spikes  # doctest: +SKIP
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,27 +50,27 @@ class Run:
 
     @property
     def status(self) -> str:
-        """running, finished, stopped or crashed."""
+        """``running``, ``finished``, ``stopped`` or ``crashed``."""
         return self._reader().status
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration as nested dicts; empty for a run that was recorded without one."""
+        """The configuration as nested dicts; empty if the run was recorded without one."""
         return self._reader().config
 
     @property
     def num_iterations(self) -> int:
-        """One more than the last recorded iteration."""
+        """The last recorded iteration plus one."""
         return self._reader().num_iterations
 
     @property
     def problems(self) -> list[str]:
-        """Each damaged part of the run, and what it held."""
+        """A description of each damaged part of the run."""
         return list(self._reader().problems)
 
     @property
     def layers(self) -> DataFrame:
-        """One row a layer from input to output, indexed by layer_id: name, depth, num_params, trainable."""
+        """One row per layer from input to output, indexed by layer_id: name, depth, num_params, trainable."""
         from pandas import DataFrame
 
         rows = self._reader().layers()
@@ -78,26 +82,26 @@ class Run:
 
     @property
     def signals(self) -> list[str]:
-        """The signals of which values were recorded; `stabilitylab.signals.SIGNALS` says what each is."""
+        """The recorded signals; `stabilitylab.signals.SIGNALS` describes them."""
         return self._reader().measured_signals()
 
     @property
     def metrics(self) -> list[str]:
-        """The evaluation curves that were recorded."""
+        """The names of the recorded evaluation metrics."""
         return list(self._reader().evals())
 
     @property
     def events(self) -> DataFrame:
-        """One row an event: iteration, kind, detail."""
+        """One row per event: iteration, kind, detail."""
         from pandas import DataFrame
 
         rows = [(e.iteration, e.kind, e.detail) for e in self._reader().events()]
         frame = DataFrame(rows, columns=["iteration", "kind", "detail"])
-        return described(frame, "events", kind="what happened", detail="more about it")
+        return described(frame, "events", kind="kind of event", detail="details")
 
     @property
     def iterations(self) -> DataFrame:
-        """One row an iteration: epoch, loss, lr, ema_momentum, grad_norm (of all layers), seconds, images."""
+        """One row per iteration: epoch, loss, lr, ema_momentum, grad_norm (over all layers), seconds, images."""
         from pandas import DataFrame
 
         rows = self._reader().table("iterations")
@@ -106,17 +110,18 @@ class Run:
         return described(frame, "iterations", seconds="seconds per iteration", images="images seen")
 
     def signal(self, name: str = "grad_norm") -> DataFrame:
-        """A signal as iteration x layer, layers from input to output; NaN where it was not measured, or is NaN.
+        """A signal as a table iterations x layers, layers from input to output. NaN if not measured, or if NaN was
+        measured.
 
-        The unit is in ``df.attrs["unit"]``, what it is in ``df.attrs["help"]``. Raises `NoDataError` with the signals
-        that the run has.
+        ``df.attrs["unit"]`` and ``df.attrs["help"]`` describe the signal. Raises `NoDataError`, which lists the signals
+        of the run, if ``name`` was not recorded.
         """
         from pandas import DataFrame, Index
 
         reader = self._reader()
         have = reader.measured_signals()
         if name not in have:
-            raise NoDataError(f"run {self.name} has no signal {name!r}; {_those(have, name)}")
+            raise NoDataError(f"run {self.name} has no signal {name!r}; {_available(have, name)}")
         recorded = reader.layer_series(name)
         layers = [row for row in reader.layers() if row.layer_id in recorded]
         grid = np.unique(np.concatenate([recorded[row.layer_id][0] for row in layers]))
@@ -128,27 +133,27 @@ class Run:
         frame = DataFrame(cells, index=Index(grid, name="iteration"), columns=[row.name for row in layers])
         frame.columns.name = "layer"
         declared = SIGNALS.get(name)
-        told = {"unit": declared.unit, "help": declared.help} if declared else {}
-        frame.attrs.update({"name": name, **told})
+        description = {"unit": declared.unit, "help": declared.help} if declared else {}
+        frame.attrs.update({"name": name, **description})
         return frame
 
     def metric(self, name: str) -> DataFrame:
-        """An evaluation curve, indexed by iteration: value (as recorded) and num_samples (0 where unknown).
+        """An evaluation curve, indexed by iteration: value (as recorded) and num_samples (0 if unknown).
 
-        Raises `NoDataError` with the metrics that the run has.
+        Raises `NoDataError`, which lists the metrics of the run, if ``name`` was not recorded.
         """
         from pandas import DataFrame, Index
 
         evals = self._reader().evals()
         if name not in evals:
-            raise NoDataError(f"run {self.name} has no metric {name!r}; {_those(evals, name)}")
+            raise NoDataError(f"run {self.name} has no metric {name!r}; {_available(evals, name)}")
         curve = evals[name]
         keep = last_of_each(curve["iteration"])
         index = Index(curve["iteration"][keep], name="iteration")
         return described(DataFrame({c: curve[c][keep] for c in ("value", "num_samples")}, index=index), name)
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> QueryResult:
-        """One SELECT over the run's tables, read only. ``.df()`` gives a DataFrame, ``.fetchall()`` rows."""
+        """Run one read-only SELECT over the run's tables. ``.df()`` returns a DataFrame, ``.fetchall()`` rows."""
         return self._reader().query(query, params)
 
     def analyze(
@@ -161,11 +166,11 @@ class Run:
         settings: SpikeSettings | None = None,
         cache: bool = True,
     ) -> Analysis:
-        """Spikes, episodes, the lag from layer ``first`` to ``last``, dips of ``metric`` (``goal``: max or min).
+        """Find spikes, episodes, the lag from layer ``first`` to ``last``, and dips of ``metric`` (``goal``: max, min).
 
-        The default metric is the run's own; the default layers are the first and last with gradients on the path of
-        the main loss. The answer is kept beside the run until it has new rows, unless ``cache``
-        is false.
+        By default, the metric is the one that the run declares, and the layers are the first and the last with
+        gradients from the main loss. Results are cached in the run's folder until it has new rows; ``cache=False``
+        disables this.
         """
         loaded = load_run(self.path, settings, metric=metric, goal=goal, first=first, last=last, keep=cache)
         return Analysis(loaded.analysis, loaded.status)
@@ -173,34 +178,34 @@ class Run:
     def plot(self, kind: str = "spikes", **options: Any) -> Figure:
         """A plotly figure of ``kind``, one of `Run.plots`.
 
-        ``options``: what that kind takes, such as ``plot("signal", name="weight_norm")``. Raises `NoDataError` for a
-        kind that is not known, or that this run has no data for.
+        ``options`` depend on the kind, for example ``plot("signal", name="weight_norm")``. Raises `NoDataError` if the
+        kind is unknown or the run has no data for it.
         """
         from stabilitylab.report.plots import PLOTS, draw
 
         if kind not in PLOTS:
-            raise NoDataError(f"no plot {kind!r}; {_those(PLOTS, kind)}")
+            raise NoDataError(f"no plot {kind!r}; {_available(PLOTS, kind)}")
         return draw(kind, self.analysed(), self, options)
 
     @property
     def plots(self) -> dict[str, str]:
-        """The kinds of plots, and what each shows."""
+        """The kinds of plots: name -> description."""
         from stabilitylab.report.plots import PLOTS
 
         return {name: plot.help for name, plot in PLOTS.items()}
 
     def report(self, path: str | Path) -> Path:
-        """Write the HTML report of this run to ``path``; it opens offline."""
+        """Write the HTML report of this run to ``path``. The report is a self-contained file."""
         from stabilitylab.report.writing import write_report
 
         return write_report([self.analysed()], None, Path(path))
 
     def analysed(self) -> AnalysedRun:
-        """The run and its analysis as the reports read them."""
+        """The run with its analysis, as used by reports."""
         return load_run(self.path)
 
     def refresh(self) -> Run:
-        """Look again. Not needed for new rows: those are noticed."""
+        """Reopen the run's files. New rows are detected without it."""
         self._rows = recorded_rows(self.path)
         if self._opened is None:
             self._opened = open_reader(self.path)
@@ -209,7 +214,7 @@ class Run:
         return self
 
     def close(self) -> None:
-        """Free what the handle holds; the next access opens the run again."""
+        """Release the resources; the next access opens the run again."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -246,9 +251,9 @@ class Run:
         return as_html(f"Run {self.name}", "", self._facts())
 
 
-def _those(names: Iterable[str], asked: str) -> str:
-    """What there is instead, the nearest first."""
+def _available(names: Iterable[str], requested: str) -> str:
+    """The available names, those similar to ``requested`` first."""
     known = list(names)
-    near = difflib.get_close_matches(asked, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(requested, known, n=3, cutoff=0.6)
     rest = [name for name in known if name not in near]
     return f"it has {', '.join(near + rest)}" if known else "it has none"

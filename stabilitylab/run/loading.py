@@ -1,4 +1,4 @@
-"""From a run's folder to the run with its analysis: the one route."""
+"""Load a run from its folder together with its analysis."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def load_run(
     last: str | None = None,
     keep: bool = True,
 ) -> AnalysedRun:
-    """The run in ``run_dir``, analysed; see `answer_run` for the arguments. Works without gradients and while it is
-    written."""
+    """Load and analyse the run in ``run_dir``; see `answer_run` for the arguments. Works without gradients and while
+    the run is being written."""
     answer = answer_run(
         run_dir, settings, metric=metric, goal=goal, first=first, last=last, keep=keep, need_gradients=False
     )
     experiments = load_experiments(run_dir)
-    with open_run(run_dir) as reader:  # after the analysis: what it found is in what is drawn, also of a live run
+    with open_run(run_dir) as reader:  # after the analysis: in a live run, the data then covers every result
         curve = reader.table("iterations")
         known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
         versions = sorted(name for name in reader.meta if name.endswith("_version"))

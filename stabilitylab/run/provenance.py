@@ -1,4 +1,4 @@
-"""Where a run came from: versions, Python, git commit, processor."""
+"""The provenance of a run: library versions, Python, git commit and processor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Versions, Python, git commit of the user's code, processor: what a reader needs to repeat the run."""
+    """Library versions, Python, git commit of the user's code and processor, as needed to reproduce the run."""
     found = {f"{library}_version": version(library) for library in _LIBRARIES}
     try:
         git = subprocess.run(
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
 
 
 def _users_folder() -> Path:
-    """Where the user's code is: beside the script that runs, else the working folder."""
+    """The folder of the user's code: that of the running script, or the working directory."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script is None or Path(script).resolve().is_relative_to(Path(sys.prefix).resolve()):
         return Path.cwd()  # a notebook, or a command that a package installed
@@ -33,7 +33,7 @@ def _users_folder() -> Path:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the system tells it; empty where it does not."""
+    """The model name of the processor; empty if the system does not provide it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux

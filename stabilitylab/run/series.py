@@ -1,4 +1,4 @@
-"""From a run in the store to what analysis reads."""
+"""Load the input of the analysis from a run in the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stabilitylab.store.series import split_by_layer
 
 
 def load_series(reader: RunReader) -> RunSeries:
-    """Everything of a run that analysis reads."""
+    """Load everything that the analysis needs from a run."""
     recorded = reader.layer_series("grad_norm")
     empty = next(iter(recorded.values()), None)
     layers = []
@@ -57,7 +57,7 @@ def _last_event(reader: RunReader, kind: str) -> str | None:
 
 
 def _off_path(reader: RunReader) -> tuple[str, ...]:
-    """Layers whose gradients do not come from the main loss. The recorder says so; where there was none, names tell."""
+    """Layers whose gradients do not come from the main loss: as recorded, or judged by name for imported runs."""
     if "device" in reader.meta:
         return tuple(dict.fromkeys(event.detail for event in reader.events() if event.kind == "off-path"))
     return tuple(row.name for row in reader.layers() if is_probe(row.name))
@@ -68,19 +68,19 @@ METRIC_EVENT = "metric"
 
 
 def _declared(reader: RunReader) -> dict[str, tuple[str | None, str | None]]:
-    """Goal and scale of the metrics that were declared with them; the last declaration counts."""
+    """(goal, scale) of each metric declared in an event; the last declaration counts."""
     found: dict[str, tuple[str | None, str | None]] = {}
     for event in reader.events():
         if event.kind != METRIC_EVENT:
             continue
         try:
-            told = json.loads(event.detail)
-            found[told["name"]] = (
-                told.get("goal") if told.get("goal") in GOALS else None,
-                told.get("scale") if told.get("scale") in SCALES else None,
+            fields = json.loads(event.detail)
+            found[fields["name"]] = (
+                fields.get("goal") if fields.get("goal") in GOALS else None,
+                fields.get("scale") if fields.get("scale") in SCALES else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # somebody else's event of that kind
+            continue  # an event of this kind that the user recorded
     return found
 
 
@@ -94,7 +94,7 @@ def _training_loss(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 FEATURES = ("feature_spread", "feature_rank", "feature_dim")
-"""The scalars that collapse is judged by."""
+"""The scalars from which collapse is judged."""
 
 
 def _features(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -112,7 +112,7 @@ def _features(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _facts(config: dict[str, Any]) -> dict[str, str | float]:
-    """What the loss at chance follows from, where the run was trained here."""
+    """The settings that determine the loss at chance; empty for a run without them."""
     found: dict[str, str | float] = {}
     for fact, section, key in (
         ("method", "method", "name"),
@@ -127,7 +127,7 @@ def _facts(config: dict[str, Any]) -> dict[str, str | float]:
 
 
 class StoredSignals:
-    """The signals that a run recorded beside its gradient norms, loaded layer by layer when they are asked for."""
+    """The signals that a run recorded in addition to its gradient norms, loaded on demand."""
 
     def __init__(self, reader: RunReader, series: RunSeries) -> None:
         self._reader = reader
@@ -140,7 +140,8 @@ class StoredSignals:
         self.names = tuple(name for name in others if int(counted[name][0]) > 0)
 
     def load(self, signal: str, layers: Sequence[str]) -> list[LayerSeries]:
-        """The signal's series of ``layers``; of one that may be negative, its exponential, whose logarithm it is."""
+        """The series of a signal for ``layers``. The exponential of a signed signal is returned, because the analysis
+        takes logarithms."""
         ids = {self._ids[name]: name for name in layers if name in self._ids}
         listed = ", ".join(str(layer_id) for layer_id in ids)
         if not listed:

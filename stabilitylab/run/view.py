@@ -1,4 +1,4 @@
-"""What `Run.analyze` and `compare` return: DataFrames and readable results."""
+"""The return types of `Run.analyze` and `compare`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-_UNASKED = "the run lacks the data"
+_NO_DATA = "the run lacks the data"
 _NEEDS = {"early_warning": "no signal was recorded beside grad_norm", "early_warnings": "no signal was recorded"}
 
 
 class Analysis:
-    """The analysis of one run. ``result`` is the `RunAnalysis` with every number; ``notes`` name what lacked data.
+    """The analysis of one run. ``result`` is the `RunAnalysis` with all numbers; ``notes`` list missing data.
 
-    What could not be judged is not the same as what was not found: such a table or result says ``not judged`` and why
-    (``a.dips.attrs["judged"]``, ``a.lag.judged``), while an empty table without that means that none were found.
+    A table or result for which the run lacks data prints ``not judged`` and the reason, and
+    ``a.dips.attrs["judged"]`` or ``a.lag.judged`` is False. Any other empty table means that nothing was found.
     """
 
     def __init__(self, result: RunAnalysis, status: str) -> None:
@@ -36,40 +36,40 @@ class Analysis:
 
     @property
     def spikes(self) -> DataFrame:
-        """One row a gradient spike: layer, onset, peak, end (iterations), ratio (times usual), z, kind."""
+        """One row per gradient spike: layer, onset, peak, end (iterations), ratio (times the usual norm), z, kind."""
         return self._table("spikes", results.Spike)
 
     @property
     def episodes(self) -> DataFrame:
-        """One row an episode: spikes of several layers that belong together, in iterations and the order of layers."""
+        """One row per episode, a group of spikes that overlap in several layers, with the order of the layers."""
         return self._table("episodes", results.Episode)
 
     @property
     def dips(self) -> DataFrame:
-        """One row a dip of the judged metric: start, trough, recovered (iterations), depth, z, area."""
+        """One row per dip of the judged metric: start, trough, recovered (iterations), depth, z, area."""
         return self._table("dips", results.Dip)
 
     @property
     def drifts(self) -> DataFrame:
-        """One row a drift: a norm that grows or shrinks by a large factor over a long stretch."""
+        """One row per drift: a norm that grows or shrinks by a large factor over a long period."""
         return self._table("drifts", Drift)
 
     @property
     def propagation(self) -> DataFrame:
-        """One row a layer: its lag behind the first layer, in iterations, with a 95% interval."""
+        """One row per layer: its lag behind the first layer, in iterations, with a 95% interval."""
         return self._table("propagation", results.LayerLag)
 
     @property
     def early_warnings(self) -> DataFrame:
-        """One row a recorded signal: how often it rose before spikes did, and by how much; see `early_warning`."""
+        """One row per recorded signal: how often it rose before spikes, and by how much; see `early_warning`."""
         return self._table("early_warnings", results.EarlyWarning)
 
     @property
     def loss_spikes(self) -> DataFrame:
-        """One row a spike of the training loss."""
+        """One row per spike of the training loss."""
         found = self.result.loss_spikes
         if found is None or found.reason:
-            return not_judged("loss_spikes", found.reason if found else _UNASKED, results.Spike)
+            return not_judged("loss_spikes", found.reason if found else _NO_DATA, results.Spike)
         return table(found.spikes, results.Spike, "loss_spikes")
 
     @property
@@ -79,7 +79,7 @@ class Analysis:
 
     @property
     def collapse(self) -> Result:
-        """Whether features still differ: ``verdict``, ``reason`` and the signs behind them."""
+        """Whether the features collapsed: ``verdict``, ``reason`` and the evidence."""
         found = self.result.collapse
         words = "" if found is None else found.verdict + (f": {found.reason}" if found.reason else "")
         return self._result("collapse", "Collapse", words)
@@ -92,13 +92,13 @@ class Analysis:
         return self._result("early_warning", "Early warning", words)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of ``stablab analyze --format json``."""
+        """The same content as the JSON of ``stablab analyze --format json``."""
         return self.result.to_dict()
 
     def _why(self, name: str) -> str:
-        """Why a part is missing, from the notes."""
+        """The reason why a result is missing, from the notes."""
         words = name.rstrip("s").replace("_", " ")
-        return "; ".join(note for note in self.notes if words in note) or _NEEDS.get(name, _UNASKED)
+        return "; ".join(note for note in self.notes if words in note) or _NEEDS.get(name, _NO_DATA)
 
     def _result(self, name: str, title: str, sentence: str) -> Result:
         value = getattr(self.result, name)
@@ -131,7 +131,7 @@ class Analysis:
 
 
 class Compared:
-    """Runs side by side. ``result`` is the `Comparison` with every number."""
+    """A comparison of runs. ``result`` is the `Comparison` with all numbers."""
 
     def __init__(self, result: Comparison) -> None:
         self.result = result
@@ -147,17 +147,17 @@ class Compared:
 
     @property
     def runs(self) -> DataFrame:
-        """One row a run, indexed by its name."""
+        """One row per run, indexed by its name."""
         return described(table(self.result.runs, RunSummary, "runs").set_index("run"), "runs")
 
     @property
     def lags(self) -> DataFrame:
-        """One row a group and layer: the lag pooled over the group's runs."""
+        """One row per group and layer: the lag pooled over the runs of the group."""
         return table(self.result.lags, PooledLag, "lags")
 
     @property
     def lr_sensitivity(self) -> DataFrame:
-        """One row a mitigation: what it loses over learning rates against its own best."""
+        """One row per mitigation: its loss at each learning rate relative to its own best."""
         return table(self.result.lr_sensitivity, LrSensitivity, "lr_sensitivity")
 
     def __repr__(self) -> str:

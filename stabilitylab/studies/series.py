@@ -31,7 +31,7 @@ def write_series(run_dir: Path, file: Path) -> None:
             if name == "knn_top1":
                 columns[name] = (curve["iteration"], curve["value"])
     if not layers:
-        raise NoDataError(f"run {run_dir.name} has no gradient norms recorded; train with --log-grads")
+        raise NoDataError(f"run {run_dir.name} has no recorded gradient norms; train with --log-grads")
     series = {
         name: pd.Series(np.asarray(value, dtype=np.float32), index=np.asarray(iteration, dtype=np.int32))
         for name, (iteration, value) in columns.items()

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the next iteration depends on. Written whole or not at all."""
+"""Checkpoints: the complete state that the next iteration depends on, written atomically."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Checkpoint = dict[str, Any]
 def make_checkpoint(
     iteration: int, method: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
 ) -> Checkpoint:
-    """``iteration`` is the next one to be made. Batches depend on it and the seed alone, so it is the data's
-    position too."""
+    """``iteration`` is the next iteration to run. Batches depend only on it and the seed, so it also determines the
+    position in the data."""
     return {
         "iteration": iteration,
         "method": method.state_dict(),
@@ -43,21 +43,21 @@ def restore_checkpoint(
     scaler: torch.amp.GradScaler,
     names: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:
-    """Load a checkpoint in place. ConfigError where it belongs to another architecture. ``names``: the parameters
-    that were trained and those that are, in their optimizers' order, where they differ.
+    """Load a checkpoint in place. Raises ConfigError if it is damaged or belongs to another architecture.
 
-    ``state`` stays as it is, so several futures can start from it."""
+    ``names``: the names of the parameters trained by the saved and by the current optimizer, each in the optimizer's
+    order, if they differ. ``state`` is not modified, so several runs can branch from it."""
     lacking = sorted(_KEYS - state.keys())
     if lacking:
         raise ConfigError(f"the checkpoint is damaged: it lacks {', '.join(lacking)}; remove it to use another")
-    # torch's load_state_dict keeps the tensors that it is given, and the optimizer updates them in place.
+    # Optimizer.load_state_dict does not copy the tensors, and the optimizer would update them in place.
     state = {**state, "optimizer": copy.deepcopy(state["optimizer"])}
     restore_method(state, method)
     was = state["optimizer_name"]
     try:
         if names is not None:
             carry_optimizer(state["optimizer"], names[0], optimizer, names[1])
-        elif was != type(optimizer).__name__:  # torch would load the groups of another, to fail at the first update
+        elif was != type(optimizer).__name__:  # torch would load it and fail at the first update
             raise ValueError(f"it holds the state of {was}")
         else:
             optimizer.load_state_dict(state["optimizer"])
@@ -75,7 +75,7 @@ def restore_checkpoint(
 
 
 def restore_method(state: Checkpoint, method: nn.Module) -> None:
-    """The weights alone."""
+    """Load only the weights. Raises ConfigError if they are damaged or belong to another architecture."""
     own, saved = method.state_dict(), state.get("method")
     if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
         raise ConfigError("the checkpoint is damaged: its weights are not tensors; remove it to use another")
@@ -84,31 +84,31 @@ def restore_method(state: Checkpoint, method: nn.Module) -> None:
     if differ:
         raise ConfigError(
             f"the checkpoint belongs to another architecture: {differ[0]} and {len(differ) - 1} more parameters "
-            "differ; use the configuration that the run was started with"
+            "differ; use the configuration with which the run was started"
         )
     method.load_state_dict(saved)
 
 
 def carry_optimizer(saved: Checkpoint, names: Sequence[str], optimizer: Optimizer, own_names: Sequence[str]) -> None:
-    """Load the state of another optimizer of the same kind, parameter by parameter: ``names`` those that the saved one
-    trained, in its order, ``own_names`` those that this one trains. What is new starts afresh."""
+    """Load the state of another optimizer of the same class, matching parameters by name. ``names``: the parameters of
+    the saved optimizer, in its order; ``own_names``: those of this one. Parameters without saved state start fresh."""
     index = {name: i for i, name in enumerate(names)}
     state = {i: saved["state"][index[name]] for i, name in enumerate(own_names) if index.get(name) in saved["state"]}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_checkpoint(folder: Path, state: Checkpoint, keep: int, protected: Collection[int] = ()) -> Path:
-    """Write ``folder/iteration-000600.pt`` through a temporary name, so that a kill leaves the last good one;
-    then remove all but the latest ``keep`` and those at ``protected`` iterations."""
-    folder.mkdir(exist_ok=True)  # not its parents: a run that was moved is not made again where it was
+    """Write ``folder/iteration-000600.pt`` atomically, so that a killed process leaves the previous checkpoint intact.
+    Then remove all but the latest ``keep`` checkpoints and those at ``protected`` iterations."""
+    folder.mkdir(exist_ok=True)  # not its parents, which would recreate a run that has been moved
     path = folder / f"iteration-{state['iteration']:06d}.pt"
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
             try:
                 torch.save(state, file)
-            except RuntimeError as error:  # torch's zip writer names a position where the disk is full
-                raise OSError(errno.ENOSPC, f"it could not be written whole ({str(error).splitlines()[0]})") from error
+            except RuntimeError as error:  # raised by torch's zip writer when the disk is full
+                raise OSError(errno.ENOSPC, f"the file is incomplete ({str(error).splitlines()[0]})") from error
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -131,26 +131,26 @@ def iteration_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, latest first. Other files, such as copies that somebody made, are left alone."""
+    """The checkpoints of a run, latest first. Other files, such as the user's copies, are ignored."""
     found = (path for path in folder.glob("iteration-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
     return sorted(found, key=iteration_of, reverse=True)
 
 
 def _check(state: Checkpoint) -> None:
-    """ValueError for what is no checkpoint of ours."""
+    """Raise ValueError if ``state`` is not a checkpoint of StabilityLab."""
     iteration = state.get("iteration") if isinstance(state, dict) else None
     if not isinstance(iteration, int) or iteration < 0:
         raise ValueError("it is not a checkpoint of StabilityLab")
 
 
 def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
-    """The latest checkpoint that can be read, at or before iteration ``at``. ConfigError if there is none."""
+    """Load the latest readable checkpoint at or before iteration ``at``. Raises ConfigError if there is none."""
     found = [path for path in checkpoints(folder) if at is None or iteration_of(path) <= at]
     for path in found:
         try:
             state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             _check(state)
-        except Exception as error:  # unpickling a torn file raises whatever it runs into
+        except Exception as error:  # unpickling a truncated file can raise any exception
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"{path} cannot be read ({reason}); trying an earlier one", stacklevel=2)
         else:
@@ -160,6 +160,6 @@ def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
         raise ConfigError(f"no checkpoint in {folder}: {what}; start the run again")
     there = ", ".join(str(iteration_of(path)) for path in reversed(checkpoints(folder))) or "none"
     raise ConfigError(
-        f"no checkpoint at or before iteration {at} in {folder} (there: {there}); train with --keep-before-spikes, or "
-        "--set train.checkpoint_every=N --set train.checkpoint_keep=N"
+        f"no checkpoint at or before iteration {at} in {folder} (available: {there}); train with --keep-before-spikes "
+        "or --set train.checkpoint_every=N --set train.checkpoint_keep=N"
     )

@@ -1,4 +1,4 @@
-"""Which device a process trains on, and what is compiled for it."""
+"""Choose the device of a process and compile the encoders for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from stabilitylab.methods.base import Method
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU. On CUDA each process takes the device of its local rank."""
+    """Choose a device. ``auto`` prefers CUDA, then MPS, then the CPU. On CUDA each process uses the device of its local
+    rank. Raises ConfigError if the device is not available."""
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = found.type if found is not None else "cpu"
     if name == "cuda" and torch.cuda.is_available():
-        name = f"cuda:{local_rank % torch.cuda.device_count()}"  # Slurm may show each task its own device alone
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"  # Slurm may expose only one device to each task
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -24,9 +25,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:
-    """Compile the encoders in place: parameters keep their names. On the CPU attention is written out, so that it fuses
-    with its neighbours: with few tokens torch's own kernel takes twice as long."""
-    torch.compiler.reset()  # of the models of earlier runs in this process: a function is compiled a few times at most
+    """Compile the encoders in place; parameters keep their names. On the CPU, fused attention is disabled so that
+    attention fuses with adjacent operations: with few tokens, torch's own kernel takes twice as long."""
+    torch.compiler.reset()  # torch limits recompilations of a function, and earlier runs in this process count
     encoders = [method.base_encoder]
     if method.uses_momentum_encoder:
         encoders.append(method.get_submodule("momentum_encoder"))

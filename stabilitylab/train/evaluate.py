@@ -1,4 +1,4 @@
-"""The weighted kNN monitor, and whether the features still differ."""
+"""The weighted kNN monitor and feature statistics that reveal collapse."""
 
 from __future__ import annotations
 
@@ -25,31 +25,33 @@ _EVAL_BATCH = 512
 _CACHE_BYTES = 4 << 30
 _PAIRS = 128
 _VIEWS_SEED = 2005_10242
-"""Positive pairs for the alignment, the same in every run. Their random numbers are a stream of their own, so that
-measuring changes no training."""
+"""Number and seed of the positive pairs for the alignment, the same in every run. They use a separate random stream, so
+that measuring does not affect training."""
 
 
 def knn_predict(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: int, temperature: float, num_classes: int
 ) -> Tensor:
-    """Classes (Q,) by weighted vote of the ``k`` most cosine-similar rows of ``bank`` (B, D); weight exp(s / T)."""
+    """Predict classes (Q,) of ``queries`` (Q, D) by a weighted vote of the ``k`` rows of ``bank`` (B, D) with the
+    highest cosine similarity s; the weight is exp(s / T)."""
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     predictions = []
     for chunk in queries.split(1024):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = chunk.new_zeros(len(chunk), num_classes)
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()  # of the nearest 1: no overflow
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest, to avoid overflow
         votes.scatter_add_(1, bank_labels[nearest], weight)
         predictions.append(votes.argmax(1))
     return torch.cat(predictions)
 
 
 class KnnMonitor:
-    """kNN top-1 of the base encoder's features: training images as the bank, held-out images as queries. Both may be
-    fixed random parts of them (``eval.knn_bank``, ``eval.knn_queries``), the same for every run.
+    """kNN top-1 of the base encoder's features: training images are the bank, held-out images the queries. Both can be
+    restricted to random subsets (``eval.knn_bank``, ``eval.knn_queries``), which are the same for every run.
 
-    Each process decodes its share of both once and computes its features; the bank's are gathered, and each process
-    asks its own queries. All processes call the monitor together and get the same answer. ``autocast``: the training's.
+    Each process decodes its share of both once and computes its features. The features of the bank are gathered, and
+    each process classifies its own queries. All processes must call the monitor together and get the same result.
+    ``autocast``: that of the training. Raises ConfigError if there are fewer images than processes.
     """
 
     def __init__(
@@ -70,14 +72,13 @@ class KnnMonitor:
                 f"the kNN monitor has {len(self.bank)} images in its bank and {len(self.queries)} queries, fewer than "
                 f"the {size} processes; raise eval.knn_bank and eval.knn_queries, or use fewer processes"
             )
-        # In the order in which the processes' rows are gathered.
+        # In the order in which rows are gathered from the processes.
         self.bank_labels = torch.cat([self.bank.labels[r::size] for r in range(size)]).to(device)
         self.labels = self.queries.labels[rank::size].to(device)
         self._bank_share, self._query_share = _strided(self.bank, rank, size), _strided(self.queries, rank, size)
         self._bank_rows = [len(self.bank.labels[r::size]) for r in range(size)]
         self._query_rows = [len(self.queries.labels[r::size]) for r in range(size)]
-        # The images are the same at every evaluation: those of a small set stay on the device, resized; those of files
-        # stay decoded, in 8 bits.
+        # Every evaluation uses the same images: a small set is kept resized on the device, files are kept decoded.
         self._cache: dict[int, list[Tensor]] = {}
         self._decoded: dict[int, Split] = {}
         self._queried: Tensor | None = None
@@ -89,7 +90,7 @@ class KnnMonitor:
 
     @torch.inference_mode()
     def __call__(self, encoder: nn.Module) -> Tensor:
-        """The fraction of held-out images classified rightly, a 0-d tensor on the device."""
+        """The fraction of held-out images classified correctly, a 0-d tensor on the device."""
         was_training = encoder.training
         encoder.eval()
         bank = gather_uneven(self._features(encoder, self._bank_share), self._bank_rows)
@@ -110,8 +111,8 @@ class KnnMonitor:
 
     @torch.inference_mode()
     def statistics(self, encoder: nn.Module) -> dict[str, float]:
-        """How far the queries' features of the last evaluation still differ, and how well two views of an image agree:
-        see `feature_statistics`."""
+        """`feature_statistics` of the query features of the last evaluation, and the alignment between two views of
+        some training images."""
         if self._queried is None or len(self._queried) < 2:
             return {}
         found = feature_statistics(self._queried)
@@ -125,7 +126,7 @@ class KnnMonitor:
         return found
 
     def _views(self) -> list[Tensor]:
-        """Two augmented views of some training images, drawn once."""
+        """Two augmented views of some training images, cached."""
         if self._pairs is None:
             part = decoded(part_of(self.data.train, _PAIRS), self.size)
             assert part.images is not None
@@ -151,12 +152,12 @@ class KnnMonitor:
 
 
 def _strided(split: Split, rank: int, size: int) -> Split:
-    """Every ``size``-th image from ``rank`` on."""
+    """Every ``size``-th image, starting at ``rank``."""
     return split if size == 1 else split.subset(torch.arange(rank, len(split), size))
 
 
 def gather_uneven(x: Tensor, rows: list[int]) -> Tensor:
-    """Rows of all processes, of which each has as many as ``rows`` says: (sum of rows, ...)."""
+    """Gather rows from all processes: process i has ``rows[i]`` rows. Returns (sum(rows), ...)."""
     if len(rows) == 1:
         return x
     most = max(rows)
@@ -166,7 +167,7 @@ def gather_uneven(x: Tensor, rows: list[int]) -> Tensor:
 
 
 def part_of(split: Split, count: int | None) -> Split:
-    """``count`` images of a split, drawn once for all runs; all of them where it has no more."""
+    """A random subset of ``count`` images, the same for every run; the whole split if it is not larger."""
     if count is None or count >= len(split):
         return split
     chosen = np.random.default_rng(0).permutation(len(split))[:count]
@@ -175,5 +176,5 @@ def part_of(split: Split, count: int | None) -> Split:
 
 @torch.inference_mode()
 def features_of(encoder: nn.Module, data: ImageData, split: Split, size: int, device: torch.device) -> Tensor:
-    """Features (N, D) of a split, unaugmented, as the encoder's mode has it."""
+    """Features (N, D) of a split without augmentation, in the encoder's current mode."""
     return torch.cat([encoder(x).float() for x in evaluation_images(data, split, size, device, _EVAL_BATCH)])

@@ -1,4 +1,4 @@
-"""A scheduler wants its node back: SIGUSR1 or SIGTERM ends a training after its iteration, with a checkpoint."""
+"""Preemption: SIGUSR1 or SIGTERM stops training after the current iteration, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NAMES = ("SIGUSR1", "SIGTERM")
 
 
 class Interruption:
-    """Listens from its creation until `close`. A second signal does what it would without us.
+    """Handles the signals from its creation until `close`. A second signal gets its default handling.
 
-    Several processes must end after the same iteration, and a signal may reach one of them first: every ``every``
-    iterations they tell each other.
+    All processes must stop after the same iteration, but a signal may reach only some of them, so they synchronise
+    every ``every`` iterations.
     """
 
     def __init__(self, world: World, device: torch.device, every: int = 1) -> None:
@@ -27,7 +27,7 @@ class Interruption:
         self._number = 0
         self._before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
-            return  # Python lets no other thread set handlers
+            return  # signal handlers can be set only in the main thread
         for name in _NAMES:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not None:
@@ -38,18 +38,18 @@ class Interruption:
         self.close()
 
     def asked(self, iteration: int) -> str:
-        """The signal that asked to end after ``iteration``, or nothing."""
+        """The name of the signal received up to ``iteration``, or an empty string."""
         number = self._number
         if self.world.size > 1:
             if iteration % self.every:
                 return ""
-            told = torch.tensor(number, device=self.device)
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-            number = int(told)
+            received = torch.tensor(number, device=self.device)
+            dist.all_reduce(received, dist.ReduceOp.MAX)
+            number = int(received)
         return signal.Signals(number).name if number else ""
 
     def close(self) -> None:
-        """Put back the handlers that were there before."""
+        """Restore the previous signal handlers."""
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)

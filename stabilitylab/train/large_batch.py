@@ -1,8 +1,8 @@
-"""One step's forward and backward, exact for the whole batch however little of it a device can hold.
+"""Forward and backward pass of one step, exact for the whole batch even if a device can hold only a part of it.
 
-The method is cut where features leave the backbone. Above the cut the loss sees the features of all of the process's
-images, and through collectives what it needs of the others'; below it each image is on its own, so the backbone may run
-chunk by chunk and again backward, holding only a chunk's activations (gradient caching, arXiv 2101.06983).
+The method is cut at the output of the backbone. Above the cut, the loss uses the features of all images of the process
+and, through collectives, those of other processes. Below the cut, images are independent, so the backbone can run in
+chunks and recompute each chunk for its backward pass (gradient caching, arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class _Encode(nn.Module):
-    """``Method.encode`` as a forward, for DistributedDataParallel."""
+    """``Method.encode`` as a module, for DistributedDataParallel."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.base_encoder = method.base_encoder
-        object.__setattr__(self, "method", method)  # not a child: its heads are not DDP's business
+        object.__setattr__(self, "method", method)  # not a submodule, so that DDP ignores the heads
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         return self.method.encode(views)  # type: ignore[union-attr, operator]
 
 
 class CutStep:
-    """Features, loss and backward of one batch. ``views`` are this process's; the loss is the whole batch's."""
+    """Features, loss and backward pass of one batch. ``views`` are those of this process; the loss is that of the whole
+    batch. Raises ConfigError if ``micro_batch`` is set and the backbone has BatchNorm."""
 
     def __init__(self, method: Method, world: World, micro_batch: int | None, autocast: Autocast) -> None:
         encoder = method.base_encoder
         if mixes_images(encoder) and micro_batch is not None:
             raise ConfigError(
-                f"train.micro_batch: {type(encoder).__name__} has BatchNorm, whose statistics need the whole batch at "
-                "once; use a backbone without BatchNorm, or drop micro_batch"
+                f"train.micro_batch: {type(encoder).__name__} has BatchNorm, whose statistics need the whole batch; "
+                "use a backbone without BatchNorm, or remove micro_batch"
             )
         if world.size > 1:
             share_batch_norms(method)
@@ -56,10 +57,10 @@ class CutStep:
     def __call__(
         self, views: list[Tensor], scale: Callable[[Tensor], Tensor] = lambda loss: loss, iteration: int = 0
     ) -> Tensor:
-        """Accumulate gradients of ``scale(loss)`` at ``iteration``; returns the unscaled loss, detached.
+        """Accumulate gradients of ``scale(loss)`` at ``iteration``. Returns the unscaled loss, detached.
 
-        Each process takes the loss of its own rows through its heads, whose BatchNorms share their moments. The mean
-        over processes, of losses and of gradients, is the whole batch's."""
+        Each process computes the loss of its own rows with its heads, whose BatchNorms are synchronised. Losses and
+        gradients are averaged over processes, which gives those of the whole batch."""
         chunks = self._chunks(views)
         with self.autocast():
             momentum = None
@@ -99,5 +100,5 @@ class CutStep:
 
 
 def _joined(chunks: list[list[Tensor]]) -> list[Tensor]:
-    """Chunks of features -> one tensor a view over this process's rows."""
+    """Concatenate chunks of features: one tensor per view with this process's rows."""
     return [torch.cat(parts) for parts in zip(*chunks, strict=True)]

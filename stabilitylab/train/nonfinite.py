@@ -1,4 +1,4 @@
-"""Values that are not finite: found without making an accelerator wait, and kept out of checkpoints."""
+"""Detect non-finite values with few device syncs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 class LossWatch:
-    """Every loss is looked at: at once with ``every`` 1, else together every so many iterations, since each look
-    waits for an accelerator. ``latest`` is the last loss seen."""
+    """Checks every loss, in batches of ``every`` iterations, because each check waits for the accelerator. ``latest``
+    is the last loss checked."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -19,12 +19,12 @@ class LossWatch:
         self._unseen: list[tuple[int, Tensor]] = []
 
     def note(self, iteration: int, loss: Tensor) -> list[tuple[int, float]]:
-        """Take a loss in. Returns (iteration, loss) of those found not finite, if this was an iteration to look at."""
+        """Add a loss. Returns (iteration, loss) of non-finite losses if a check was due, else an empty list."""
         self._unseen.append((iteration, loss))
         return self.look() if iteration % self.every == 0 else []
 
     def look(self) -> list[tuple[int, float]]:
-        """Look at all that were not looked at yet."""
+        """Check all losses that have not been checked yet."""
         if not self._unseen:
             return []
         values: list[float] = torch.stack([loss for _, loss in self._unseen]).tolist()
@@ -35,7 +35,7 @@ class LossWatch:
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether every entry is finite, a 0-d tensor on the device. A norm tells: NaN and infinity carry through it."""
+    """Whether every entry is finite, a 0-d tensor on the device. NaN and infinity propagate through the norm."""
     found = list(tensors)
     if not found:
         return torch.tensor(True)

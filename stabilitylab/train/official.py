@@ -1,4 +1,4 @@
-"""Checkpoints of the official MoCo v3 release: their names for our parameters, and the model that their shapes tell."""
+"""Checkpoints of the official MoCo v3 release: map parameter names and infer the model from tensor shapes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Weights = dict[str, Tensor]
 _ENCODERS = ("base_encoder", "momentum_encoder")
 _HEADS = {"base_encoder": "projector", "momentum_encoder": "momentum_projector"}
 _LAST = ("head", "fc")
-"""The release keeps the projector where a ViT's or a ResNet's classifier was."""
+"""The release stores the projector in place of the classifier of a ViT or ResNet."""
 
 
 def read_official(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """The weights of an official checkpoint without DDP's prefix, and what else it holds; ConfigError for others."""
+    """The weights of an official checkpoint without DDP's prefix, and its other entries. Raises ConfigError for any
+    other file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -32,15 +33,15 @@ def read_official(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise ConfigError(f"{path} is not a PyTorch checkpoint of tensors: {str(error).splitlines()[0]}") from None
     weights = state.get("state_dict") if isinstance(state, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ConfigError(f"{path} has no state_dict of tensors, which a checkpoint of MoCo v3's release has")
+        raise ConfigError(f"{path} has no state_dict of tensors, as in checkpoints of the MoCo v3 release")
     named = {name.removeprefix("module."): value for name, value in weights.items()}
     if not any(name.startswith("base_encoder.") for name in named):
-        raise ConfigError(f"{path} has no base_encoder: it is not a pre-training checkpoint of MoCo v3's release")
+        raise ConfigError(f"{path} has no base_encoder: it is not a pre-training checkpoint of the MoCo v3 release")
     return named, {key: value for key, value in state.items() if key != "state_dict"}
 
 
 def to_ours(weights: Weights) -> Weights:
-    """Official names -> names of `stabilitylab.methods.mocov3.MoCoV3`."""
+    """Rename official parameters to those of `stabilitylab.methods.mocov3.MoCoV3`."""
     ours = {}
     for name, value in weights.items():
         encoder, _, rest = name.partition(".")
@@ -53,7 +54,7 @@ def to_ours(weights: Weights) -> Weights:
 
 
 def to_timm(weights: Weights, encoder: str = "base_encoder") -> Weights:
-    """The backbone alone, under timm's names. ``weights``: of ours or the release."""
+    """Only the backbone, with timm's names. ``weights`` are from a run or from the release."""
     prefix = f"{encoder}."
     inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     if not inner:
@@ -62,7 +63,7 @@ def to_timm(weights: Weights, encoder: str = "base_encoder") -> Weights:
 
 
 def configuration(weights: Weights, extra: Mapping[str, Any], data: str) -> Config:
-    """The configuration that builds the checkpoint's model: the authors' recipe with the sizes of its tensors."""
+    """The configuration of the checkpoint's model: the authors' recipe with the sizes inferred from its tensors."""
     ours = to_ours(weights)
     arch = str(extra.get("arch", ""))
     heads = {"hidden_dim": ours["projector.0.weight"].shape[0], "out_dim": _last(ours, "projector").shape[0]}
@@ -72,7 +73,7 @@ def configuration(weights: Weights, extra: Mapping[str, Any], data: str) -> Conf
     elif arch in ("", "resnet50") and "base_encoder.layer4.2.conv3.weight" in ours:
         values["model"] = {"arch": "resnet50"}
     else:
-        raise ConfigError(f"arch {arch!r} is not one that can be built here; vit_*, vit_conv_* and resnet50 are")
+        raise ConfigError(f"arch {arch!r} is not supported; use vit_*, vit_conv_* or resnet50")
     return resolve(values)
 
 
@@ -81,7 +82,7 @@ def _vit(ours: Weights, arch: str) -> dict[str, Any]:
     depth = 1 + max(int(name.split(".")[2]) for name in ours if name.startswith("base_encoder.blocks."))
     patch = ours.get("base_encoder.patch_embed.proj.weight")
     side = math.isqrt(ours["base_encoder.pos_embed"].shape[1] - 1)
-    size = int(patch.shape[-1]) if patch is not None else 16  # the release's stem knows 16 alone
+    size = int(patch.shape[-1]) if patch is not None else 16  # the release's conv stem supports only 16
     known = arch.replace("conv_", "")
     name = known if known in VIT_SIZES else next((n for n, (d, _, _) in VIT_SIZES.items() if d == dim), "vit_small")
     model = {"arch": name, "patch_size": size, "img_size": side * size, "stem": "conv" if patch is None else "patch"}
@@ -91,8 +92,8 @@ def _vit(ours: Weights, arch: str) -> dict[str, Any]:
 
 
 def _last(weights: Weights, head: str) -> Tensor:
-    """The last linear layer's weight of a head."""
+    """The weight of the last linear layer of a head."""
     matrices = [value for name, value in weights.items() if name.startswith(f"{head}.") and value.ndim == 2]
     if not matrices:
-        raise ConfigError(f"the checkpoint has no {head}: only whole pre-training checkpoints can become a run")
+        raise ConfigError(f"the checkpoint has no {head}: only complete pre-training checkpoints can be imported")
     return matrices[-1]

@@ -1,4 +1,4 @@
-"""Optimizers by name. timm's where torch has none."""
+"""Optimizers by name: torch's, timm's or ours."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Groups = list[dict[str, Any]]
 
 
 class StableAdamW(torch.optim.AdamW):
-    """AdamW whose learning rate is divided, tensor by tensor, by max(1, RMS_t), RMS_t = sqrt(mean(g^2 / max(v_t,
-    eps^2))) (arXiv 2304.13013, algorithm 2): a gradient that outgrows its second moment moves little."""
+    """AdamW with the learning rate of each tensor divided by max(1, RMS_t), RMS_t = sqrt(mean(g^2 / max(v_t, eps^2)))
+    (arXiv 2304.13013, algorithm 2). This limits the update if the gradient exceeds its second moment."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -41,8 +41,8 @@ class StableAdamW(torch.optim.AdamW):
         for state in states:
             state["step"] += 1
         means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
-        # Debiased betas, as the paper writes them: the averages are unbiased at every step.
-        t = int(states[0]["step"])  # a CPU tensor once it came from a checkpoint
+        # Debiased betas as in the paper: the averages are unbiased at every step.
+        t = int(states[0]["step"])  # a CPU tensor after a checkpoint was loaded
         b1, b2 = beta1 * (1 - beta1 ** (t - 1)) / (1 - beta1**t), beta2 * (1 - beta2 ** (t - 1)) / (1 - beta2**t)
         torch._foreach_lerp_(means, grads, 1 - b1)
         torch._foreach_mul_(squares, b2)
@@ -60,8 +60,8 @@ class StableAdamW(torch.optim.AdamW):
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose update is scaled, tensor by tensor, by trust |w| / |g + wd w|, as the authors of MoCo v3
-    write it. Where either norm is zero the scale is 1. Tensors of at most one dimension get neither decay nor scaling.
+    """SGD with momentum, with the update of each tensor scaled by trust * |w| / |g + wd w|, as in the MoCo v3 release.
+    The scale is 1 if either norm is zero. Tensors with at most one dimension get neither decay nor scaling.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LARS(Optimizer):
 
 
 def _update_of(p: Tensor, weight_decay: float, trust: float) -> Tensor:
-    """A tensor's gradient; of a matrix, decayed and scaled. Nothing waits for the device."""
+    """The gradient of a tensor, with decay and scaling for matrices. Causes no device sync."""
     assert p.grad is not None
     if p.ndim <= 1:
         return p.grad
@@ -112,7 +112,7 @@ def _stableadamw(groups: Groups, config: OptimConfig) -> Optimizer:
 
 
 def _lamb(groups: Groups, config: OptimConfig) -> Optimizer:
-    # No clipping inside: what clips is a mitigation, and recorded as one.
+    # Disable the built-in clipping: clipping is a mitigation and recorded as one.
     return timm.optim.Lamb(groups, lr=0.0, betas=(config.beta1, config.beta2), max_grad_norm=None)
 
 
@@ -134,10 +134,10 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], Optimizer]] = {
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
-    """The optimizer over the parameters that take a gradient. The trainer sets the learning rate.
+    """Build the optimizer of the trainable parameters. The trainer sets the learning rate.
 
-    One parameter group: the paper decays every parameter alike, and `LARS` tells matrices from vectors itself. With
-    ``decay = "matrices"`` there are two: parameters of at most one dimension are not decayed.
+    There is one parameter group, because the paper decays all parameters equally and `LARS` distinguishes matrices from
+    vectors. With ``decay = "matrices"`` there are two groups: parameters with at most one dimension are not decayed.
     """
     make = OPTIMIZERS[check_choice("optimizer", config.name, OPTIMIZERS)]
     trained = [p for p in parameters if p.requires_grad]
@@ -157,7 +157,7 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
-    """Of the groups that are decayed at all."""
+    """Set the weight decay of all groups except those without decay."""
     for group in optimizer.param_groups:
         if group.get("decayed", True):
             group["weight_decay"] = weight_decay

@@ -1,4 +1,4 @@
-"""What frozen features are worth: weighted kNN, and a linear classifier with all or a share of the labels."""
+"""Evaluate frozen features: weighted kNN, and a linear classifier on all or a share of the labels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from stabilitylab.train.evaluate import KnnMonitor, features_of
 from stabilitylab.train.schedules import learning_rate
 
 LR_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Base learning rates, times batch size / 256."""
+"""Base learning rates; the rate is base_lr * batch size / 256."""
 BATCH_SIZE, FEWEST_STEPS = 1024, 8
-"""The protocol's batch; a smaller one where an epoch would have fewer steps."""
+"""The protocol's batch size, and the minimum number of steps per epoch, for which the batch is made smaller."""
 CHOICE_SHARE = 0.1
-"""The part of the labelled images that only chooses the learning rate."""
+"""The share of the labelled images on which the learning rate is chosen."""
 _UNSWEPT = {"vit": 3.0, "resnet": 0.1}
-"""The authors' rates, taken where too few labels are there to choose one."""
+"""The authors' base learning rates, used if there are too few labels to choose one."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """Top-1 on the held-out images, as a fraction.
 
-    ``base_lr`` was chosen on ``num_choice`` of the training images (0: too few labels, it is the authors'), ``sweep``
-    holds each rate with its accuracy there. The held-out images have no say in it.
+    ``base_lr`` was chosen on ``num_choice`` training images (0: too few labels, so the authors' rate was used);
+    ``sweep`` lists (base_lr, accuracy on those images). The held-out images are not used for this choice.
     """
 
     metric: str
@@ -45,7 +45,7 @@ class ProbeResult:
 
 
 def knn_probe(config: Config, data: ImageData, encoder: nn.Module, device: torch.device) -> ProbeResult:
-    """The monitor's weighted kNN, once."""
+    """Evaluate the encoder once with the weighted kNN of `KnnMonitor`."""
     monitor = KnnMonitor(config, data, device)
     return ProbeResult("knn_top1", monitor(encoder).item(), monitor.num_samples, len(data.train))
 
@@ -62,15 +62,15 @@ def linear_probe(
     base_lrs: Sequence[float] = LR_SWEEP,
     progress: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> ProbeResult:
-    """A linear classifier on frozen features, by the protocol of the MoCo v3 release (docs/recipes.md): SGD with
-    momentum 0.9, no weight decay, half a cosine that steps once an epoch, weights from N(0, 0.01), random crops, the
-    encoder in evaluation mode.
+    """Train a linear classifier on frozen features with the protocol of the MoCo v3 release (docs/recipes.md): SGD with
+    momentum 0.9, no weight decay, a half-cosine schedule stepped once per epoch, weights from N(0, 0.01), random crops,
+    the encoder in evaluation mode.
 
-    Two classifiers a learning rate are trained on the same features. One of them never sees a tenth of the training
-    images, on which the rate is chosen; the other sees all, and the one of the chosen rate is tested.
+    For each learning rate two classifiers are trained on the same features. One leaves out a tenth of the training
+    images, on which the rate is chosen. The other uses all images; that of the chosen rate is tested.
 
-    ``share`` of the labels, drawn class by class with the run's seed, at least one a class. ``batch_size``: 1024 by
-    default, or less where an epoch would have fewer than eight steps.
+    ``share`` of the labels, drawn per class with the run's seed, at least one per class. ``batch_size``: 1024 by
+    default, or less if an epoch would have fewer than eight steps. Raises ConfigError if ``share`` is not in (0, 1].
     """
     seed = config.train.seed
     labelled = data if share == 1 else replace(data, train=stratified(data.train, share, seed))
@@ -105,7 +105,7 @@ def _train(
     base_lrs: Sequence[float],
     progress: Callable[[int, int], None],
 ) -> list[tuple[nn.Linear, nn.Linear]]:
-    """For each learning rate a classifier that never saw the images ``choice``, and one that saw all."""
+    """For each learning rate, train a classifier without the images ``choice`` and one with all images."""
     labels = data.train.labels
     seen = torch.ones(len(labels), dtype=torch.bool)
     seen[choice] = False
@@ -130,7 +130,7 @@ def _train(
             group["lr"] = learning_rate(iteration // per_epoch, epochs, base_lr * batch_size / 256, 0)
         optimizer.zero_grad()
         total = torch.zeros((), device=device)
-        for narrow, wide in heads:  # they share no parameter: each gets its own gradient
+        for narrow, wide in heads:  # no shared parameters, so the sum gives each its own gradient
             losses = F.cross_entropy(narrow(features), target, reduction="none")
             total = (
                 total + (losses * weight).sum() / weight.sum().clamp(min=1) + F.cross_entropy(wide(features), target)
@@ -150,8 +150,8 @@ def _classifier(width: int, classes: int, device: torch.device) -> nn.Linear:
 
 
 def _choice(labels: Tensor, seed: int) -> Tensor:
-    """Indices of a tenth of the images, drawn class by class, at least one of each class that has two. None where that
-    leaves a class without a choice: with a label or two a class, no rate can be chosen."""
+    """Indices of a tenth of the images, drawn per class, at least one per class. Empty if a class has fewer than two
+    images: then no rate can be chosen."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in labels.unique():
@@ -164,9 +164,9 @@ def _choice(labels: Tensor, seed: int) -> Tensor:
 
 
 def stratified(split: Split, share: float, seed: int) -> Split:
-    """``share`` of a split's images, class by class, at least one each."""
+    """A random ``share`` of the images of a split, drawn per class, at least one per class."""
     if not 0 < share <= 1:
-        raise ConfigError(f"a share of labels lies above 0% and up to 100%, not {share:.0%}")
+        raise ConfigError(f"the share of labels must be above 0% and at most 100%, not {share:.0%}")
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in split.labels.unique():
@@ -177,7 +177,7 @@ def stratified(split: Split, share: float, seed: int) -> Split:
 
 
 def _view(config: Config) -> View:
-    """Crops, and for photos mirror images, as supervised training has them."""
+    """Random crops and, for photos, flips, as in supervised training."""
     photo = config.data.views != "grey"
     crop = (0.08, 1.0) if photo else (0.5, 1.0)
     return View(crop=crop, jitter_p=0.0, grey_p=0.0, flip_p=0.5 if photo else 0.0)
@@ -187,7 +187,7 @@ def _view(config: Config) -> View:
 def _correct(
     heads: list[nn.Linear], config: Config, data: ImageData, split: Split, encoder: nn.Module, device: torch.device
 ) -> list[int]:
-    """How many images of ``split`` each classifier gets right, unaugmented."""
+    """The number of images of ``split`` that each classifier classifies correctly, without augmentation."""
     features = features_of(encoder, data, split, config.model.img_size, device)
     labels = split.labels.to(device)
     return [int((head(features).argmax(1) == labels).sum()) for head in heads]

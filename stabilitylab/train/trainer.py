@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from stabilitylab.train.optim import build_optimizer, set_learning_rate, set_wei
 from stabilitylab.train.schedules import ema_momentum, learning_rate, weight_decay
 
 _LOOK_EVERY = 20
-"""Iterations between looks at the loss on an accelerator: each waits for the device."""
+"""Iterations between checks of the loss on an accelerator, because each check waits for the device."""
 _MAX_SKIPS = 50
-"""Training stops after this many skipped updates in a row."""
+"""Training stops after this many consecutive skipped updates."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher is told. ``loss`` and ``knn_top1`` are the latest known."""
+    """Progress for a callback. ``loss`` and ``knn_top1`` are the latest known values."""
 
     iteration: int
     total: int
@@ -54,7 +54,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``stopped`` says why training ended early, or is empty; ``interrupted`` names the signal that asked for it."""
+    """``stopped`` is the reason why training ended early, or empty; ``interrupted`` is the signal that stopped it."""
 
     iterations: int
     knn_top1: float | None
@@ -63,13 +63,13 @@ class TrainResult:
 
 
 class Trainer:
-    """A run, ready to train: data, method with mitigations applied, optimizer, schedules.
+    """A run that is ready to train: data, method with its mitigations, optimizer and schedules.
 
-    Everything random is drawn from ``config.train.seed``: initialisation, order and views. Runs that differ
-    in the mitigation alone start from the same weights and see the same batches. ``config`` is as its mitigations
-    leave it, ``given`` as it was. ``world``: this process's place among several; each takes its slice of every
-    batch. ``stop``: where training ends, if not at ``total``, which the schedules know. ``protect`` names the
-    checkpoints, by iteration, that are not to be removed. ``interruptible``: a signal ends it with a checkpoint.
+    All randomness comes from ``config.train.seed``: initialisation, data order and views. Runs that differ only in
+    their mitigation start from the same weights and see the same batches. ``given`` is the original configuration,
+    ``config`` the one after its mitigations. ``world``: the rank of this process; each process trains on its slice of
+    every batch. ``stop``: the iteration at which training ends; the schedules still run to ``total``. ``protect``
+    returns the iterations whose checkpoints must be kept. ``interruptible``: a signal stops training with a checkpoint.
     """
 
     def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
@@ -105,21 +105,21 @@ class Trainer:
         return group_layers(self.method, self.config.record.granularity)
 
     def trained_names(self) -> list[str]:
-        """The parameters that the optimizer trains, in its order."""
+        """The names of the parameters in the optimizer, in its order."""
         names = {id(p): name for name, p in self.method.named_parameters()}
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
     def restore(self, state: Checkpoint, trained: Sequence[str] | None = None) -> None:
-        """Go on from a checkpoint: `train` then starts at its iteration. ``trained``: what the run that made it
-        trained, where that may differ."""
+        """Load a checkpoint; `train` then starts at its iteration. ``trained``: the `trained_names` of the run that
+        saved it, if they may differ."""
         names = None if trained is None else (trained, self.trained_names())
         restore_checkpoint(state, self.method, self.optimizer, self.scaler, names)
         self.mitigations.load_state_dict(state.get("mitigations", {}), self.device)
         self.start = state["iteration"]
 
     def state(self, iteration: int) -> Checkpoint:
-        """All that ``iteration``, the next to be made, depends on. Its tensors are the trainer's own: copy or save them
-        before the next step."""
+        """A checkpoint before ``iteration``. It shares tensors with the trainer: copy or save them before the next
+        step."""
         state = make_checkpoint(iteration, self.method, self.optimizer, self.scaler)
         state["mitigations"] = self.mitigations.state_dict()
         return state
@@ -127,14 +127,14 @@ class Trainer:
     def train(
         self, recorder: Recorder, checkpoints: Path, progress: Callable[[Progress], None] = lambda _: None
     ) -> TrainResult:
-        """Train to the end, or to a non-finite loss where the configuration says to stop there.
+        """Train to the end, or to a non-finite loss if ``train.on_nan`` is ``stop``.
 
-        The recorder is flushed at the end, also when an exception passes through.
+        The recorder is flushed at the end, even after an exception.
         """
         knn_top1 = None
         stopped = ""
         iteration = self.start - 1
-        # On the CPU a loss is at hand; an accelerator is waited for now and then, all processes alike.
+        # Reading a loss is free on the CPU. On an accelerator it waits, so all processes do it every few iterations.
         watch = LossWatch(1 if self.device.type == "cpu" else _LOOK_EVERY)
         self.method.train()
         interruption = Interruption(self.world, self.device, watch.every) if self.interruptible else None
@@ -169,7 +169,8 @@ class Trainer:
         return TrainResult(done, knn_top1, stopped)
 
     def step(self, recorder: Recorder, iteration: int, views: list[Tensor]) -> Tensor:
-        """One update. The order is the paper's: EMA before keys; gradients are recorded before any clipping."""
+        """Run one update. The order is that of the paper: EMA update before the keys. Gradients are recorded before any
+        clipping."""
         started = time.perf_counter()
         scalars = self.before_gradient(iteration)
         loss = self.cut_step(views, self.scaler.scale, iteration)
@@ -193,11 +194,11 @@ class Trainer:
         return loss
 
     def learning_rate(self, iteration: int) -> float:
-        """The rate of the update of ``iteration``."""
+        """The learning rate of the update at ``iteration``."""
         return learning_rate(iteration, self.total, self.peak_lr, self.warmup, self.config.optim.schedule)
 
     def before_gradient(self, iteration: int) -> dict[str, Any]:
-        """What the schedules change before the gradient of ``iteration`` is taken: returns the values to record."""
+        """Apply the schedules before the gradient of ``iteration`` is computed. Returns the values to record."""
         scalars: dict[str, Any] = {"lr": self.learning_rate(iteration)}
         set_learning_rate(self.optimizer, scalars["lr"])
         decay = self.config.optim
@@ -216,12 +217,12 @@ class Trainer:
         return [p.grad for p in self.method.parameters() if p.grad is not None]
 
     def _may_update(self, recorder: Recorder, iteration: int, loss: Tensor) -> bool:
-        """Whether the update is made. One that would put NaN into the weights is not, where that is known in time."""
+        """Whether to make the update. It is skipped if it would write NaN into the weights and this can be checked."""
         policy = self.config.train.on_nan
         if policy == "continue" or (policy == "stop" and self.device.type != "cpu"):
             return True
         value = loss.item()
-        # A loss scaler looks at the gradients itself.
+        # A loss scaler checks the gradients itself.
         if math.isfinite(value) and (policy == "stop" or self.scaler.is_enabled() or all_finite(self._gradients())):
             self._skipped = 0
             return True
@@ -232,10 +233,10 @@ class Trainer:
         return False
 
     def _judge(self, recorder: Recorder, found: list[tuple[int, float]]) -> str:
-        """Note losses that are not finite, a stretch of them once. Returns why training stops, or nothing."""
+        """Record non-finite losses, one event per consecutive stretch. Returns why training must stop, or nothing."""
         policy = self.config.train.on_nan
         if policy == "skip":
-            too_many = f"{_MAX_SKIPS} updates in a row were skipped: loss or gradient is not finite any more"
+            too_many = f"{_MAX_SKIPS} consecutive updates were skipped: the loss or gradient is no longer finite"
             return too_many if self._skipped >= _MAX_SKIPS else ""
         for iteration, value in found:
             if iteration != self._last_bad + 1:
@@ -253,7 +254,7 @@ class Trainer:
         return every > 0 and iteration % every == 0
 
     def _evaluate(self, recorder: Recorder, iteration: int) -> float | None:
-        """All processes measure together; the main one records."""
+        """Evaluate in all processes; only the main process records the results."""
         value = self.monitor(self.method.base_encoder).item()
         if not self.world.main:
             return value
@@ -268,19 +269,19 @@ class Trainer:
             self._checkpoint(recorder, folder, iteration)
 
     def _checkpoint(self, recorder: Recorder, folder: Path, iteration: int) -> None:
-        """The rows before it are on disk first: a run resumed from it lacks none."""
+        """Save a checkpoint after writing all rows before it to disk, so that a resumed run lacks no rows."""
         if not self.world.main:
             return
         self.mitigations.report(recorder.event)
         recorder.settle()
         recorder.flush(wait=True)
         if not all_finite(self.method.parameters()):
-            recorder.event(iteration, "checkpoint-failed", "a weight is not finite: the last good checkpoint stays")
+            recorder.event(iteration, "checkpoint-failed", "a weight is not finite: the previous checkpoint is kept")
             return
         try:
             path = save_checkpoint(folder, self.state(iteration), self.config.train.checkpoint_keep, self.protect())
         except OSError as error:  # a full disk must not end the training
             recorder.event(iteration, "checkpoint-failed", str(error.strerror))
-            warnings.warn(f"no checkpoint at iteration {iteration}: {error.strerror}; training goes on", stacklevel=2)
+            warnings.warn(f"no checkpoint at iteration {iteration}: {error.strerror}; training continues", stacklevel=2)
         else:
             recorder.event(iteration, "checkpoint", path.name)

@@ -130,7 +130,7 @@ def test_the_norms_are_those_of_the_gradient_in_every_iteration(loop: Loop, tmp_
 
 
 def test_clipping_that_is_asked_to_stay_is_told_within_20_iterations(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"total gradient norm is 0\.01 in \d+ of 16 iterations: it is clipped"):
+    with pytest.warns(UserWarning, match=r"gradient norm is 0\.01 in \d+ of 16 iterations: gradients are clipped"):
         recorded, _, events = train(clips_before, tmp_path, steps=20, measure="step")
     np.testing.assert_allclose(np.linalg.norm(recorded, axis=1), 0.01, rtol=1e-3)
     assert "clipped" in events

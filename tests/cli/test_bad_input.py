@@ -68,8 +68,8 @@ def test_a_run_without_gradients(stablab: Stablab, refusal: Refusal) -> None:
     stablab("train", "--iterations", "2", "--name", "blind")
     assert (
         refusal("analyze", "blind")
-        == "run blind has no gradient norms recorded; train with --log-grads, record grad_norm, or name an imported "
-        "log's norms with --grads"
+        == "run blind has no recorded gradient norms; train with --log-grads, record grad_norm, or map the norms of an "
+        "imported log with --grads"
     )
 
 

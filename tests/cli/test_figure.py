@@ -54,7 +54,7 @@ def test_a_figure_and_its_table(runs: Path, stablab: Stablab) -> None:
             ("--kind", "knn", "-o", "x.html"),
             "cannot tell a format from x.html: end it in .pdf, .svg or .png, or give --format",
         ),
-        (("--kind", "compare", "-o", "x.pdf"), "a comparison needs two runs or more"),
+        (("--kind", "compare", "-o", "x.pdf"), "a comparison needs at least two runs"),
         (("--kind", "lag", "--latex", "--format", "pdf"), "--latex writes a table: leave --format out"),
     ],
 )

@@ -169,7 +169,7 @@ def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[AnalysedR
         ("spikes", "no gradients", "run curve has no gradients recorded; train with --log-grads"),
         ("heatmap", "frozen", "run frozen has no gradients recorded; train with --log-grads"),
         ("lag", "empty", "run empty has no lag to draw: no layer has a gradient"),
-        ("compare", "no gradients", "a comparison needs two runs or more"),
+        ("compare", "no gradients", "a comparison needs at least two runs"),
         (
             "lr-sensitivity",
             "no gradients",

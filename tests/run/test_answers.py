@@ -130,7 +130,7 @@ def test_no_gradients_are_refused_and_not_kept(tmp_path: Path) -> None:
     folder = tmp_path / "blind"
     folder.mkdir()
     RunWriter.create(folder, config={}, meta={}, layers=[LayerRow(0, "a", 0, 1, True)]).close("finished")
-    with pytest.raises(NoDataError, match="no gradient norms recorded; train with --log-grads"):
+    with pytest.raises(NoDataError, match="no recorded gradient norms; train with --log-grads"):
         answer_run(folder)
     assert not (folder / "analysis").exists()
 

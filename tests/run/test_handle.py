@@ -144,7 +144,7 @@ def test_runs_and_compare(folder: Path) -> None:
     assert list(found.runs.index) == ["attached", "live"]
     assert found.effects.empty
     assert "all runs have mitigation 'x'" in repr(found)
-    with pytest.raises(NoDataError, match="two runs or more"):
+    with pytest.raises(NoDataError, match="at least two runs"):
         sl.compare(["attached"], runs_dir=folder)
 
 

@@ -166,7 +166,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(trainer, "save_checkpoint", full)
-    with pytest.warns(UserWarning, match="No space left on device; training goes on"):
+    with pytest.warns(UserWarning, match="No space left on device; training continues"):
         run = tiny(tmp_path, checkpoint_every=2)
     with open_run(run) as reader:
         assert (reader.status, reader.num_iterations) == ("finished", 4)

@@ -133,7 +133,7 @@ def _lag(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> 
 
 def _compare(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if comparison is None:
-        raise NoDataError("a comparison needs two runs or more")
+        raise NoDataError("a comparison needs at least two runs")
     _need_metric(runs)
     if width == "single":
         figure = _figure(width, 3.6)

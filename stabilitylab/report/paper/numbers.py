@@ -18,7 +18,7 @@ def numbers_latex(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison
     """The table beside a figure of ``kind``. Raises NoDataError where the runs lack the numbers."""
     if kind == "compare":
         if comparison is None:
-            raise NoDataError("a comparison needs two runs or more")
+            raise NoDataError("a comparison needs at least two runs")
         return comparison_latex(comparison)
     if kind == "lr-sensitivity":
         caption, titles, rows, align = rates_table(

@@ -1,8 +1,8 @@
-"""Mitigations: name -> what it does. A new one is a function and a line.
+"""The mitigations by name. To add one, write a function and a line in MITIGATIONS.
 
-A mitigation is written ``name`` or ``name:value`` and works at one stage: on the configuration before anything is
-built, on the model before the optimizer is made, on the gradient after it is recorded, or on the update, which
-it may refuse. Those of a run are applied in the order given.
+A mitigation is written ``name`` or ``name:value`` and acts at one stage: on the configuration before anything is built,
+on the model before the optimizer is created, on the gradient after it is recorded, or on the update, which it can skip.
+The mitigations of a run are applied in the given order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MITIGATIONS: Registry[Mitigation] = Registry(
     "mitigation",
     {
         "frozen-patch": Mitigation(
-            "keeps the patch projection's random initialisation: the paper's cure",
+            "freezes the patch projection at its random initialisation: the paper's fix",
             model=_HERE + "model:freeze",
             patch=True,
         ),
@@ -53,15 +53,15 @@ MITIGATIONS: Registry[Mitigation] = Registry(
             gradient=_HERE + "gradient:clip_adaptively",
         ),
         "zclip": Mitigation(
-            "clips the whole gradient where its norm is 2.5 sd above its mean",
+            "clips the whole gradient if its norm is 2.5 sd above its mean",
             gradient=_HERE + "gradient:zclip",
         ),
         "skip-spike": Mitigation(
-            "skips an update whose gradient norm is three times its median",
+            "skips an update if its gradient norm is above three times the median",
             update=_HERE + "update:is_spike",
         ),
         "stable-adamw": Mitigation(
-            "AdamW divides each tensor's rate by max(1, RMS_t)",
+            "divides AdamW's learning rate by max(1, RMS_t), per tensor",
             configure=_HERE + "configuration:stable",
         ),
         "beta2": Mitigation(
@@ -75,7 +75,7 @@ MITIGATIONS: Registry[Mitigation] = Registry(
             configure=_HERE + "configuration:lengthen_warmup",
         ),
         "conv-stem": Mitigation(
-            "stacked convolutions in place of the projection",
+            "replaces the patch projection with stacked convolutions",
             configure=_HERE + "configuration:use_conv_stem",
         ),
         "qk-norm": Mitigation(
@@ -89,13 +89,14 @@ MITIGATIONS: Registry[Mitigation] = Registry(
 
 
 def describe_mitigations() -> str:
-    """How each is written, for a help page."""
+    """The syntax of each mitigation, for help texts."""
     entries = ((name, MITIGATIONS.own(name)) for name in MITIGATIONS)  # plugins are listed without being loaded
     return ", ".join(f"{name}:{entry.value}" if entry and entry.value else name for name, entry in entries)
 
 
 def parse_mitigations(names: Iterable[str]) -> list[Given]:
-    """``["frozen-patch", "clip-patch:0.01"]`` -> entries with their values. ``none`` stands for nothing."""
+    """Parse names such as ``["frozen-patch", "clip-patch:0.01"]``; ``none`` is skipped. Raises ConfigError for an
+    unknown name, a missing or superfluous value, or a duplicate."""
     parsed: list[Given] = []
     for text in names:
         if text == "none":
@@ -104,7 +105,7 @@ def parse_mitigations(names: Iterable[str]) -> list[Given]:
         entry = loaded(MITIGATIONS.choose(name))
         if bool(colon) != bool(entry.value):
             form = f"{name}:{entry.value}" if entry.value else name
-            raise ConfigError(f"mitigation {text!r} is written {form}")
+            raise ConfigError(f"mitigation {text!r} must be written {form}")
         if any(given.name == name for given in parsed):
             raise ConfigError(f"mitigation {name!r} is given twice")
         parsed.append(Given(text, name, entry, _positive(text, raw) if colon else None))
@@ -122,8 +123,8 @@ def _positive(text: str, raw: str) -> float:
 
 
 def configured(config: Config) -> Config:
-    """The configuration that is trained: what the mitigations change in it is changed. ConfigError where one does
-    not fit the encoder or the optimizer. Applying it again changes nothing."""
+    """The configuration after its mitigations have changed it. Idempotent. Raises ConfigError if a mitigation does not
+    fit the encoder or the optimizer."""
     given = parse_mitigations(config.mitigation)
     for item in given:
         if item.entry.configure is not None:
@@ -134,5 +135,5 @@ def configured(config: Config) -> Config:
             raise ConfigError(f"mitigation {item.text!r} needs a patch projection, and {stem} has none")
     names = {item.name for item in given}
     if {"frozen-patch", "clip-patch"} <= names:
-        raise ConfigError("mitigation 'clip-patch' has nothing to clip: 'frozen-patch' leaves no gradient there")
+        raise ConfigError("mitigation 'clip-patch' has nothing to clip: 'frozen-patch' leaves no gradient")
     return config

@@ -1,4 +1,4 @@
-"""The mitigations of one run, at work."""
+"""Apply the mitigations of a run during training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stabilitylab.train.mitigations import parse_mitigations
 from stabilitylab.train.mitigations.stages import State
 
 REPORT_EVERY = 200
-"""Updates that one event tells of: clipping may act in each of them."""
+"""Updates summarised in one event, since clipping may act in every update."""
 
 Event = Callable[[int, str, str], None]
 """``event(iteration, kind, detail)``."""
 
 
 class AppliedMitigations:
-    """Creating it applies the ``model`` stage. What the others do is gathered on the device and told in one event
-    per mitigation and ``REPORT_EVERY`` updates."""
+    """Applies the mitigations of a run. Its creation applies the ``model`` stage. The effects of the later stages are
+    collected on the device and reported in one event per mitigation and ``REPORT_EVERY`` updates."""
 
     def __init__(self, method: Method, names: tuple[str, ...] | list[str]) -> None:
         self.method = method
@@ -39,7 +39,7 @@ class AppliedMitigations:
 
     @torch.no_grad()
     def before_update(self, iteration: int) -> bool:
-        """The ``gradient`` and ``update`` stages, in the order given. False where the update is to be skipped."""
+        """Apply the ``gradient`` and ``update`` stages in the given order. Returns False to skip the update."""
         if self._first is None:
             self._first = iteration
         self._last = iteration
@@ -59,7 +59,7 @@ class AppliedMitigations:
             self.report(event)
 
     def report(self, event: Event) -> None:
-        """Tell what was done since the last report, if anything was."""
+        """Record what the mitigations did since the last report, if anything."""
         if self._first is None:
             return
         seen = self._last - self._first + 1
@@ -78,16 +78,16 @@ class AppliedMitigations:
         self._first = None
 
     def state_dict(self) -> dict[str, State]:
-        """What those that remember remember."""
+        """The states of the mitigations that have one."""
         return {text: dict(state) for text, state in self.states.items() if state}
 
     def load_state_dict(self, states: dict[str, State], device: torch.device) -> None:
-        """Those that a checkpoint does not know, as a branch brings along, start afresh."""
+        """Load states. A mitigation without a saved state, such as one added in a branch, starts fresh."""
         for text in self.states:
             self.states[text] = {name: value.to(device) for name, value in states.get(text, {}).items()}
 
 
 def build_mitigated(config: Config, channels: int, device: torch.device) -> tuple[Method, AppliedMitigations]:
-    """The method of a `configured` configuration with its mitigations applied, on ``device``."""
+    """Build the method of a `configured` configuration on ``device`` and apply its mitigations."""
     method = cast(Method, build_method(config, channels)).to(device)
     return method, AppliedMitigations(method, config.mitigation)

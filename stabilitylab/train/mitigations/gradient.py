@@ -1,4 +1,4 @@
-"""Mitigations that clip gradients, after they are recorded and before the update. Nothing waits for the device."""
+"""Mitigations that clip gradients after recording and before the update, without a device sync."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from stabilitylab.methods.base import Method
 from stabilitylab.train.mitigations.model import patch_projection
 from stabilitylab.train.mitigations.stages import State
 
-# ZClip (arXiv 2504.02507): decay of the running mean and variance, the z-score above which it clips, the
-# iterations it only watches.
+# ZClip (arXiv 2504.02507): decay of the running mean and variance, z-score above which it clips, number of iterations
+# before it starts to clip.
 ZCLIP_DECAY, ZCLIP_Z, ZCLIP_WARMUP = 0.97, 2.5, 25
 
 
@@ -26,7 +26,7 @@ def clip_global(method: Method, value: float | None, state: State) -> Tensor:
 def _clip(module: nn.Module, value: float | None) -> Tensor:
     assert value is not None
     norm = nn.utils.clip_grad_norm_(module.parameters(), value)
-    return (value / (norm + 1e-6)).clamp(max=1.0)  # torch's own factor
+    return (value / (norm + 1e-6)).clamp(max=1.0)  # the factor that torch applies
 
 
 def clip_adaptively(method: Method, value: float | None, state: State) -> Tensor:
@@ -35,15 +35,15 @@ def clip_adaptively(method: Method, value: float | None, state: State) -> Tensor
     trained = [p for p in method.parameters() if p.requires_grad]
     before = global_norm(method)
     adaptive_clip_grad(trained, clip_factor=value)
-    # What is not clipped keeps its bits, so the norms differ only where something was.
+    # Unclipped gradients stay bit-identical, so the norms differ only if something was clipped.
     return (global_norm(method) / before.clamp(min=1e-30)).clamp(max=1.0)
 
 
 def zclip(method: Method, value: float | None, state: State) -> Tensor:
-    """A norm at z > 2.5 running standard deviations above the running mean is brought back to 2.5^2 / z of them.
+    """Clip a norm that is z > 2.5 running standard deviations above the running mean to 2.5^2 / z of them.
 
-    The averages begin with the median and MAD of the first 25 norms: the first gradients of a training are hundreds of
-    times the later ones, and their mean (as the paper has it) would hide every spike for hundreds of iterations.
+    Unlike in the paper, the averages start from the median and MAD of the first 25 norms. The first gradients of a run
+    can be hundreds of times larger than later ones, and their mean would hide all spikes for hundreds of iterations.
     """
     norm = global_norm(method)
     if "mean" not in state:
@@ -61,7 +61,7 @@ def zclip(method: Method, value: float | None, state: State) -> Tensor:
     spikes = (z > ZCLIP_Z) & norm.isfinite()
     factor = torch.where(spikes, allowed / norm, torch.ones_like(norm))
     torch._foreach_mul_(gradients(method), factor)
-    clipped, known = norm * factor, norm.isfinite()  # what is not finite must not poison the averages
+    clipped, known = norm * factor, norm.isfinite()  # keep non-finite norms out of the averages
     mean = torch.lerp(clipped, state["mean"], ZCLIP_DECAY)
     variance = torch.lerp((clipped - mean).square(), state["variance"], ZCLIP_DECAY)
     state["mean"] = torch.where(known, mean, state["mean"])

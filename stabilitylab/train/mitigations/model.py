@@ -10,7 +10,7 @@ from stabilitylab.models.vit import TokenBatchNorm
 
 
 def patch_embeds(method: Method) -> list[nn.Module]:
-    """The patch embedding of the base encoder, then that of the momentum encoder where there is one."""
+    """The patch embeddings of the base encoder and, if there is one, of the momentum encoder."""
     encoders = [method.base_encoder]
     if method.uses_momentum_encoder:
         encoders.append(method.get_submodule("momentum_encoder"))
@@ -18,7 +18,7 @@ def patch_embeds(method: Method) -> list[nn.Module]:
 
 
 def patch_projection(method: Method) -> nn.Module:
-    """What is trained, and what is frozen or clipped: the base encoder's."""
+    """The patch projection of the base encoder, which is the one to freeze or clip."""
     return patch_embeds(method)[0].get_submodule("proj")
 
 
@@ -34,7 +34,7 @@ def add_batch_norm(method: Method, value: float | None) -> None:
 
 
 def add_weight_norm(method: Method, value: float | None) -> None:
-    """w = g v / |v|, one g an output channel; the function stays what it was at initialisation."""
+    """w = g v / |v| with one g per output channel. Initialised to the same function."""
     for embed in patch_embeds(method):
         projection = embed.get_submodule("proj")
         trained = [p.requires_grad for p in projection.parameters()]

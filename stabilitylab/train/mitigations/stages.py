@@ -1,4 +1,4 @@
-"""What a mitigation is, and the four stages at which it may act."""
+"""The definition of a mitigation and the four stages at which it can act."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ if TYPE_CHECKING:
 
 
 State = dict[str, "Tensor"]
-"""What a mitigation remembers between iterations. It starts empty and is part of a checkpoint."""
+"""The state of a mitigation between iterations. It starts empty and is saved in checkpoints."""
 
 
 @dataclass(frozen=True)
 class Mitigation:
-    """``value`` names the number after the colon, if the mitigation takes one. ``patch``: it needs a ViT's patch
-    projection. Exactly one stage is given:
+    """A mitigation. ``about`` describes it; ``value`` names the number after the colon, if it takes one; ``patch``: it
+    needs a ViT's patch projection. Exactly one stage must be given:
 
-    ``configure(config, value)`` gives another configuration; ``model(method, value)`` changes it in place, the
-    momentum encoder included; ``gradient(method, value, state)`` changes gradients and returns by what factor the norm
-    of what it looks after has shrunk (1: untouched); ``update(method, value, state)`` is true where this update is to
-    be skipped. A stage is a function, or ``"package.module:function"``, so that listing mitigations imports no torch.
+    - ``configure(config, value)`` returns a changed configuration;
+    - ``model(method, value)`` changes the model in place, including the momentum encoder;
+    - ``gradient(method, value, state)`` changes gradients and returns the factor by which it scaled their norm (1 if
+      unchanged);
+    - ``update(method, value, state)`` returns whether to skip this update.
+
+    A stage is a function or ``"package.module:function"``, so that listing mitigations does not import torch.
     """
 
     about: str
@@ -39,21 +42,21 @@ STAGES = ("configure", "model", "gradient", "update")
 
 
 def check_mitigation(name: str, entry: Any) -> None:
-    """TypeError or ValueError for what is not a mitigation."""
+    """Raise TypeError or ValueError if ``entry`` is not a valid mitigation."""
     if not isinstance(entry, Mitigation):
-        raise TypeError(f"it is not a Mitigation but a {type(entry).__name__}")
+        raise TypeError(f"it must be a Mitigation, not a {type(entry).__name__}")
     if sum(getattr(entry, stage) is not None for stage in STAGES) != 1:
         raise ValueError(f"it must have exactly one of {', '.join(STAGES)}")
 
 
 def loaded(entry: Mitigation) -> Mitigation:
-    """The mitigation with its function in place of the function's name."""
+    """The mitigation with import paths replaced by the functions."""
     return replace(entry, **{stage: located(getattr(entry, stage)) for stage in STAGES})
 
 
 @dataclass(frozen=True)
 class Given:
-    """A mitigation as a run names it."""
+    """A mitigation with its value, parsed from the text in a configuration."""
 
     text: str
     name: str

@@ -1,4 +1,4 @@
-"""Mitigations that refuse an update."""
+"""Mitigations that skip updates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SPIKE_RATIO, SPIKE_WINDOW, SPIKE_WARMUP = 3.0, 100, 20
 
 
 def is_spike(method: Method, value: float | None, state: State) -> Tensor:
-    """Whether the gradient's norm is above 3 times the median of the last 100, or is not finite. Skipped norms
-    count in the median: where the norms have risen for good, training goes on."""
+    """Whether the gradient norm is not finite or above 3 times the median of the last 100. The median includes skipped
+    norms, so that training resumes after a permanent rise."""
     norm = global_norm(method)
     recent = state.get("norms", norm.new_zeros(0))
     state["norms"] = torch.cat([recent, norm[None]])[-SPIKE_WINDOW:]
