@@ -1,5 +1,5 @@
-"""Experiments on a run: `impulse` for any loop, and for recorded runs `impulse_run`, `swap_run`, `blame_run`,
-`sharpness_run` and `branch_run`. Each replays the run; none changes it."""
+"""Causal experiments: `impulse` for any training loop, and `impulse_run`, `swap_run`, `blame_run`, `sharpness_run` and
+`branch_run` for recorded runs, which replay the run without changing it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loaded when asked for, so that ``stabilitylab.cause`` does not import torch by itself."""
+    """Import names on first access, so that ``import stabilitylab.cause`` does not import torch."""
     if name not in __all__:
         raise AttributeError(f"module 'stabilitylab.cause' has no attribute {name!r}")
     return getattr(import_module(f"stabilitylab.cause.{_HOMES.get(name, 'impulses')}"), name)

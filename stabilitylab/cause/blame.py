@@ -1,4 +1,5 @@
-"""Which images of a batch make a layer's gradient: ranked, drawn, and listed for `stablab train --skip-list`."""
+"""Rank the images of a batch by their contribution to a layer's gradient, draw them, and list them for `stablab train
+--skip-list`."""
 
 from __future__ import annotations
 
@@ -18,9 +19,8 @@ from stabilitylab.data.datasets import kept_images
 
 @dataclass(frozen=True)
 class BlamedImage:
-    """``index``: among the training images of the data set, as ``data.skip`` counts them; ``place``: in the batch.
-    ``norm``: size of its part of the gradient, relative to the whole; ``share``: of the whole along it; ``novelty``:
-    how much of its part's direction no other image shares, 0 to 1."""
+    """``index``: index in the training set, as in ``data.skip``. ``place``: index in the batch. ``norm``, ``share``,
+    ``novelty``: see `per_image.Contributions`."""
 
     index: int
     place: int
@@ -31,9 +31,11 @@ class BlamedImage:
 
 @dataclass(frozen=True)
 class Blame:
-    """The ``top`` images of batch ``iteration``, largest first, ``by`` the size of their ``part`` of the gradient of
-    ``layer`` or by its ``novelty``. ``typical``: the median of that over the batch. ``pictures`` (top, views, C, H, W)
-    in [0, 1]."""
+    """The ``top`` images of batch ``iteration``, largest first.
+
+    ``by``: ranked by ``part``, the norm of the contribution to the gradient of ``layer``, or by its ``novelty``.
+    ``typical``: median of that over the batch. ``pictures`` (top, views, C, H, W): the images, in [0, 1].
+    """
 
     iteration: int
     layer: str
@@ -47,36 +49,32 @@ class Blame:
 
     @property
     def ratio(self) -> float:
-        """The largest part (or novelty) over the typical one."""
+        """The largest contribution (or novelty) divided by the typical one."""
         largest = self.images[0].norm if self.by == "part" else self.images[0].novelty
         return largest / self.typical if self.typical else float("inf")
 
     @property
     def stands_out(self) -> bool:
-        """Whether the first image's part is out of the ordinary."""
+        """Whether the first image is an outlier."""
         return self.ratio >= OUTSTANDING
 
     def sentence(self) -> str:
-        """The result in words."""
+        """The result as text."""
         first = self.images[0]
-        way = "through its rows" if self.how == "rows" else "by leaving it out"
-        text = (
-            f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index} has the largest part of "
-        )
-        text += f"{self.layer}'s gradient ({way}): {self.ratio:.1f} times the typical one, {first.share:+.0%} along it"
-        return text + ("." if self.stands_out else "; none stands out.")
+        largest = "contributes most to" if self.by == "part" else "has the highest novelty in"
+        text = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index} {largest} "
+        text += f"{self.layer}'s gradient ({self.how}): {self.ratio:.1f} times the median, share {first.share:+.0%}"
+        return text + ("." if self.stands_out else "; no image stands out.")
 
     def skip_list(self) -> str:
-        """The images, one a line, for `stablab train --skip-list FILE`."""
-        lines = [
-            f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, along the whole, novelty"
-        ]
+        """The images, one per line, for `stablab train --skip-list FILE`."""
+        lines = [f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, share, novelty"]
         lines += [f"{x.index}  # {x.norm:.3f}, {x.share:+.3f}, {x.novelty:.3f}" for x in self.images]
         return "\n".join(lines) + "\n"
 
 
 OUTSTANDING = 3.0
-"""A part this many times the median of the batch stands out."""
+"""An image is an outlier if its contribution is this many times the median of the batch."""
 
 
 def blame_run(
@@ -88,9 +86,14 @@ def blame_run(
     by: str = "part",
     top: int = 8,
 ) -> Blame:
-    """Rank the images of batch ``at`` ``by`` the size of their ``part`` of the gradient of ``layer`` (by default the
-    one that leads the spike there) or by its ``novelty``. ``how``: ``rows`` or ``leave-one-out``, see `per_image`.
-    Raises ConfigError where the run cannot be replayed or the layer has no such parts."""
+    """Rank the images of the batch of iteration ``at`` by their contribution to the gradient of ``layer``.
+
+    ``layer``: by default the one that leads the spike there. ``by``: ``part`` (the norm) or ``novelty``. ``how``:
+    ``rows`` or ``leave-one-out``, see `per_image`.
+
+    Raises:
+        ConfigError: the run cannot be replayed, or ``how`` does not apply to the layer.
+    """
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     replay.require([at])
     check = replay.check(at)
@@ -114,7 +117,7 @@ def blame_run(
 
 
 def _indices(replay: Replay, at: int) -> Tensor:
-    """Indices (N,) of a batch's images in the data set, images left out by ``data.skip`` counted."""
+    """Indices (N,) of the images of a batch in the full training set, including those that ``data.skip`` excludes."""
     config, inside = replay.trainer.config.data, replay.order(at)
     if not config.skip:
         return inside
@@ -128,7 +131,7 @@ def _picture(replay: Replay, view: Tensor) -> np.ndarray:
 
 
 def draw_contact_sheet(blame: Blame, path: Path) -> None:
-    """The images in order, a column each, a row a view; above each its index, its part and its novelty."""
+    """Draw the images in order, one column each, one row per view. Titles: index, contribution and novelty."""
     count, rows = blame.pictures.shape[:2]
     figure = Figure(figsize=(max(1.1 * count, 3), 1.15 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, count, squeeze=False)

@@ -1,4 +1,4 @@
-"""The counterfactual: one state, one order of data, two futures, with and without a mitigation."""
+"""Counterfactual branches: continue training from one checkpoint on the same data, with and without a mitigation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress, Trainer
 
 _PAST = ("layer_stats", "iterations", "evals", "scalars")
-"""What a branch takes over from the run, up to where it leaves it."""
+"""Tables whose rows before the branching point are copied into a branch."""
 
 
 def branch_run(
@@ -32,13 +32,18 @@ def branch_run(
     until: int | None = None,
     progress: Callable[[str, Progress], None] = lambda *_: None,
 ) -> list[Path]:
-    """From the last checkpoint at or before iteration ``at``, futures in pairs: the run's own configuration, and that
-    with ``mitigation`` added. The first pair sees the batches that the run saw; ``num_seeds`` - 1 more see others.
+    """Train pairs of branches from the last checkpoint at or before iteration ``at``: one with the configuration of the
+    run, one with ``mitigation`` added.
 
-    ``until``: the iteration at which the futures end, on the run's own schedule, if not at its end.
+    The first pair sees the same batches as the run; ``num_seeds - 1`` further pairs see others. ``until``: iteration at
+    which the branches end; by default that at which the run ends. The schedules are those of the run in either case.
+    ``progress(name, progress)``: called during training.
 
-    A branch is a run like any other, its past included. Nothing is trained before each is known to fit. Returns the
-    folders, without and with in turn.
+    A branch is a complete run that includes the history before the branching point. All branches are checked before any
+    is trained. Returns their folders: without and with the mitigation, alternating.
+
+    Raises:
+        ConfigError: there is no checkpoint, the mitigation does not fit the run, or a branch exists already.
     """
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.trainer import Trainer
@@ -53,17 +58,17 @@ def branch_run(
         trainer.restore(state, trained)
         trainer.stop = min(until or trainer.total, trainer.total)
         if start >= trainer.stop:
-            raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.stop}: there is nothing to branch")
+            raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.stop}: there is nothing left to train")
         return trainer
 
-    depart(_future(config, config.train.seed, mitigation))  # fits, or is refused here; seeds change nothing about it
+    depart(_future(config, config.train.seed, mitigation))  # raises if it does not fit; the seed makes no difference
     futures: dict[str, Config] = {}
     for seed in range(config.train.seed, config.train.seed + num_seeds):
         for added in ((), mitigation):
             what = [x.replace(":", "") for x in added] or ["as-was"]
             name = "-".join([run_dir.name, f"at{start}", f"s{seed}", *what])
             if (root / name).exists():
-                raise ConfigError(f"branch {name} is in {root} already; remove it, or give another --runs-dir")
+                raise ConfigError(f"branch {name} already exists in {root}; remove it or choose another --runs-dir")
             futures[name] = _future(config, seed, added)
     paths = []
     with open_run(run_dir) as past:

@@ -1,4 +1,4 @@
-"""Results of experiments as files beside the run, and back."""
+"""Save the results of experiments next to the run, and load them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stabilitylab.run.experiments import Experiment, load_experiments, save_expe
 
 
 def save_impulse(run_dir: Path, impulse: Impulse, settings: Mapping[str, Any]) -> Experiment:
-    """Keep an impulse experiment; ``settings`` are what it was asked for."""
+    """Save an impulse experiment. ``settings``: the requested settings."""
     responses = [
         {
             "kicked": r.kicked,
@@ -65,7 +65,7 @@ def save_impulse(run_dir: Path, impulse: Impulse, settings: Mapping[str, Any]) -
 
 
 def load_impulse(run_dir: Path, settings: Mapping[str, Any]) -> Impulse | None:
-    """The impulse experiment of a run that was asked for with just these settings, if there is one."""
+    """The saved impulse experiment of a run with exactly these settings; None without one."""
     for experiment in reversed(load_experiments(run_dir)):
         arrays = experiment.arrays()
         if experiment.kind == "impulse" and experiment.settings == dict(settings) and arrays:
@@ -80,7 +80,7 @@ def load_impulse(run_dir: Path, settings: Mapping[str, Any]) -> Impulse | None:
 
 
 def save_swap(run_dir: Path, swap: Swap, settings: Mapping[str, Any]) -> Experiment:
-    """Keep a two by two of data and state."""
+    """Save a swap experiment."""
     name, at = run_dir.name, settings["at"]
     commands = {
         "data": [f"stablab cause blame {name} --at {swap.peak}"],
@@ -111,7 +111,7 @@ def save_swap(run_dir: Path, swap: Swap, settings: Mapping[str, Any]) -> Experim
 
 
 def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any]) -> Experiment:
-    """Keep a ranking of images, its contact sheet beside it."""
+    """Save a ranking of images and its contact sheet."""
     results = {
         "iteration": blame.iteration,
         "layer": blame.layer,
@@ -137,7 +137,7 @@ def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any]) -> Expe
 
 
 def save_sharpness(run_dir: Path, sharpness: Sharpness, settings: Mapping[str, Any]) -> Experiment:
-    """Keep curvatures, drawn against the edge of stability."""
+    """Save curvatures and their plot relative to the edge of stability."""
     results = {
         "curvatures": [vars(c) | {"verdict": c.verdict} for c in sharpness.curvatures],
         "replay_check": str(sharpness.check) if sharpness.check else None,

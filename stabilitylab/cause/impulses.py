@@ -1,4 +1,5 @@
-"""Kick one layer once and watch the others: two futures on the same batches, one of them kicked."""
+"""Impulse responses: perturb ("kick") one layer once, train on the same batches with and without the kick, and compare
+the gradient norms of all layers in the two futures."""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Impulse:
-    """The responses of every layer in ``order``, and of the loss, to kicks in some of them.
+    """The responses of all layers, and of the loss, to kicks in some layers.
 
-    ``differences`` maps a kicked layer to (K, T, R) twin differences on the log scale: K kicks, T iterations from the
-    kick on, R layers of ``order`` and the loss. ``metric`` maps it to {iterations after the kick: (K,) differences of
-    the metric}. ``size``: of a kick relative to the weights, or, ``of`` the gradient, to the gradient.
+    ``order``: the layers from input to output. ``size``: of a kick, relative to ``of``: ``weights`` or ``gradient``.
+    ``at``: the kicked iterations. ``differences``: kicked layer -> log ratios (K, T, R) of K kicks, T iterations from
+    the kick on, R layers of ``order`` and the loss. ``metric``: kicked layer -> {iterations after the kick: (K,)}.
     """
 
     order: tuple[str, ...]
@@ -39,13 +40,13 @@ class Impulse:
 
     @property
     def responses(self) -> list[Response]:
-        """A response a pair of kicked and responding layer."""
+        """One response per pair of kicked and responding layer."""
         names = (*self.order, LOSS)
         return [r for layer in self.differences for r in respond(layer, names, self.by_start(layer))]
 
     def by_start(self, layer: str) -> np.ndarray:
-        """(S, T, R): the mean over the kicks of ``layer`` from each iteration of ``at``. They share one unkicked
-        future, whose accidents they have in common, so they count once."""
+        """(S, T, R): mean over the kicks of ``layer`` at each iteration of ``at``. Kicks at the same iteration share
+        one unkicked future and are not independent, so their mean counts as one sample."""
         values = self.differences[layer]
         parts = np.nan_to_num(values).reshape(len(self.at), -1, *values.shape[1:])
         means: np.ndarray = parts.mean(1)
@@ -53,29 +54,28 @@ class Impulse:
 
     @property
     def kicks(self) -> int:
-        """Kicks a layer."""
+        """Number of kicks per layer."""
         return min(len(values) for values in self.differences.values())
 
     def sentence(self) -> str:
-        """The result in words."""
-        of = "its weights" if self.of == "weights" else "its gradient"
+        """The result as text."""
         responses = self.responses
-        text = f"{self.kicks} kicks of {self.size:g} of {of} a layer. "
+        text = f"{self.kicks} kicks per layer of {self.size:g} times its {self.of}. "
         if responses[0].reached is None:
             return text + (
-                f"Too few to judge what they reach: they start at {_count(len(self.at))}, and at least {FEWEST} are "
+                f"Too few to judge which layers respond: they start at {_count(len(self.at))}; at least {FEWEST} are "
                 "needed."
             )
-        ways = directions(responses, self.order)
-        told = [f"{hit} of {judged} layers {way}" for way, (hit, judged) in ways.items() if judged]
-        if told:
-            text += f"They reached {' and '.join(told)}. "
+        counts = directions(responses, self.order)
+        reach = [f"{hit} of {judged} layers {direction}" for direction, (hit, judged) in counts.items() if judged]
+        if reach:
+            text += f"They reached {' and '.join(reach)}. "
         reached = [r for r in responses if r.reached and r.responding in self.order and r.responding != r.kicked]
         if reached:
             r = max(reached, key=lambda r: abs(r.peak))
             low, high = np.exp(r.peak_ci95)
             text += (
-                f"The largest response: {r.kicked} to {r.responding}, x{np.exp(r.peak):.2f} [{low:.2f}, {high:.2f}] "
+                f"Largest response: {r.kicked} to {r.responding}, x{np.exp(r.peak):.2f} [{low:.2f}, {high:.2f}] "
                 f"after {_count(r.peak_at)}"
             )
             text += f", decaying over {_decay(r)}." if r.decay is not None else "."
@@ -90,21 +90,21 @@ def _decay(r: Response) -> str:
     assert r.decay is not None
     assert r.decay_ci95 is not None
     if np.isinf(r.decay):
-        return "more iterations than were watched"
+        return "more iterations than the horizon"
     return f"{r.decay:.0f} [{r.decay_ci95[0]:.0f}, {r.decay_ci95[1]:.0f}] iterations"
 
 
 @torch.no_grad()
 def kick(parameters: Sequence[nn.Parameter], size: float, generator: torch.Generator) -> None:
-    """Move each trained tensor in a random direction by ``size`` times its own norm."""
+    """Move each trained tensor in a random direction by ``size`` times its norm, in place."""
     for p in parameters:
         if p.requires_grad:
-            way = torch.randn(p.shape, generator=generator)
-            p.add_((way * (size / way.norm())).to(p) * p.norm())
+            direction = torch.randn(p.shape, generator=generator)
+            p.add_((direction * (size / direction.norm())).to(p) * p.norm())
 
 
 def layer_norms(model: nn.Module) -> dict[str, float]:
-    """Gradient norm of each layer of ``model`` now, between ``backward()`` and the optimizer's step; 0 without one."""
+    """Gradient norm of each layer; 0 without a gradient. Call it between ``backward()`` and the optimizer step."""
     layers = group_layers(model)
     found = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()
     norms = torch.where(found.measured[0], found.values[0], 0.0).tolist()
@@ -124,13 +124,16 @@ def impulse(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Impulse:
-    """Kicks in any training loop.
+    """Measure impulse responses in any training loop.
 
-    ``state_fn(t)`` restores everything that iteration ``t`` depends on: weights, optimizer, random numbers.
-    ``step_fn(t)`` makes iteration ``t`` on its own batch and returns ``loss`` and the gradient norm of each layer, as
-    `layer_norms` gives them. ``layers``: the layers of ``model`` to kick, each before every iteration of ``at``, in
-    ``kicks`` random directions. Raises ConfigError for an unknown layer, and where two futures without a kick differ:
-    then ``state_fn`` does not restore all.
+    ``step_fn(t)``: runs iteration ``t`` on its own batch and returns ``loss`` and the gradient norm of each layer by
+    name, as `layer_norms` returns them. ``state_fn(t)``: restores everything that iteration ``t`` depends on: weights,
+    optimizer, random state. ``layers``: the layers of ``model`` to kick. ``at``: the iterations before which each is
+    kicked, in ``kicks`` random directions. ``horizon``: iterations of each future. ``progress(done, total)``: called
+    after each future.
+
+    Raises:
+        ConfigError: a layer is unknown, or two futures without a kick differ, so that ``state_fn`` is incomplete.
 
     >>> def step(t):
     ...     loss = criterion(model(x[t]), y[t])
@@ -144,7 +147,7 @@ def impulse(
     grouped = {layer.name: layer for layer in group_layers(model)}
     for name in layers:
         if name not in grouped or not grouped[name].trainable:
-            raise ConfigError(f"the model has no layer {name!r} that is trained; its layers: {', '.join(grouped)}")
+            raise ConfigError(f"the model has no trained layer {name!r}; its layers: {', '.join(grouped)}")
     order = tuple(grouped)
 
     def future(start: int, prepare: Callable[[], None] | None, steps: int = horizon) -> Trace:
@@ -154,14 +157,14 @@ def impulse(
         rows = [{k: float(v) for k, v in step_fn(t).items()} for t in range(start, start + steps)]
         missing = [name for name in (LOSS, *order) if name not in rows[0]]
         if missing:
-            raise ConfigError(f"step_fn gave no {missing[0]!r}; it returns the loss and each layer's norm by name")
+            raise ConfigError(f"step_fn returned no {missing[0]!r}; it must return the loss and all norms by name")
         return Trace(np.array([[row[n] for n in order] for row in rows]), np.array([row[LOSS] for row in rows]), {})
 
     first, again = (future(at[0], None, min(horizon, 2)) for _ in range(2))
     if not np.array_equal(first.norms, again.norms, equal_nan=True):
         raise ConfigError(
             f"two futures from iteration {at[0]} differ without a kick: state_fn must restore weights, optimizer, "
-            "learning rate, random numbers and the data's position"
+            "learning rate, random state and the position in the data"
         )
     done, total = 0, len(at) * (1 + len(layers) * kicks)
     found: dict[str, list[Trace]] = {name: [] for name in layers}
@@ -192,12 +195,15 @@ def impulse_run(
     metric_every: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Impulse:
-    """Kicks in a recorded run, from its checkpoints, on its own batches; the run is not changed.
+    """Measure impulse responses in a recorded run, from its checkpoints and on its own batches. The run is not changed.
 
-    ``at``: iterations before which a layer is kicked. ``of`` ``weights``: the update before is displaced in a random
-    direction by ``size`` times the weights, tensor by tensor; ``gradient``: the layer's gradient at that iteration is
-    multiplied by 1 + ``size``, once an iteration of ``at``. ``metric_every``: evaluate the metric after so many
-    iterations; 0: never. Raises ConfigError where the run cannot be replayed.
+    ``at``: the iterations before which a layer is kicked. ``of``: with ``weights``, each tensor is moved in a random
+    direction by ``size`` times its norm; with ``gradient``, the layer's gradient at that iteration is multiplied by
+    1 + ``size``, once per iteration of ``at``. ``metric_every``: evaluate the metric every this many iterations; 0 is
+    never. The other arguments are as in `impulse`.
+
+    Raises:
+        ConfigError: the run cannot be replayed.
     """
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     replay.require(at, horizon)
@@ -235,16 +241,16 @@ def impulse_run(
 
 
 def planned_futures(layers: Sequence[str], at: Sequence[int], kicks: int, of: str = "weights") -> int:
-    """How many futures `impulse_run` trains: a scaled gradient has no directions to repeat."""
+    """Number of futures that `impulse_run` trains. A scaled gradient has no random direction, so it is not repeated."""
     return len(at) * (1 + len(layers) * (1 if of == "gradient" else kicks))
 
 
 def pool(found: Sequence[Impulse]) -> Impulse:
-    """Kicks of several runs together, for example of several seeds. NoDataError where they do not fit together."""
+    """Pool the kicks of several runs, for example seeds. Raises NoDataError if they differ in layers, size or kind."""
     first = found[0]
     for other in found[1:]:
         if (other.order, other.size, other.of) != (first.order, first.size, first.of):
-            raise NoDataError("impulses of other layers, another size or another kind cannot be pooled")
+            raise NoDataError("impulses with different layers, sizes or kinds cannot be pooled")
     layers = [name for name in first.differences if all(name in x.differences for x in found)]
     length = min(values.shape[1] for x in found for values in x.differences.values())
     differences = {name: np.concatenate([x.differences[name][:, :length] for x in found]) for name in layers}
@@ -265,7 +271,7 @@ def _generator(seed: int, *key: int) -> torch.Generator:
 
 
 def _against(kicked: Trace, control: Trace) -> Trace:
-    """Twin differences: log ratios of norms and loss, differences of the metric."""
+    """Log ratios of norms and loss, and differences of the metric, between a kicked future and its control."""
     with np.errstate(divide="ignore", invalid="ignore"):
         norms, loss = np.log(kicked.norms / control.norms), np.log(np.abs(kicked.loss / control.loss))
     norms[~np.isfinite(norms)] = np.nan

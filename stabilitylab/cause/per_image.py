@@ -1,16 +1,16 @@
-"""What each image of a batch contributes to the gradient of one layer.
+"""The contribution of each image of a batch to the gradient of one layer.
 
-``rows``: the gradient that flows through an image's own rows. In a backbone that treats images one by one the layer's
-gradient is the sum over images, and so it is split exactly: per-sample gradients with ``torch.func``, given the
-gradient of the loss with respect to each image's features. In the heads, a linear layer's gradient is the sum over
-rows of (gradient of its output) x (its input).
+``rows``: the gradient that flows through the rows of an image. In a backbone that processes images independently, the
+gradient of a layer is a sum over images. It is split exactly into per-sample gradients with ``torch.func``, given the
+gradient of the loss with respect to the features of each image. In the heads, the gradient of a linear layer is the sum
+over rows of (gradient of its output) x (its input).
 
-``leave-one-out``: the layer's gradient with the image taken out of the batch, negatives and BatchNorm statistics
-included. One pass an image; it works for every model and loss.
+``leave-one-out``: the change of the layer's gradient when the image is removed from the batch, including its role as a
+negative and its effect on BatchNorm statistics. It takes one pass per image and works for every model and loss.
 
-Under both an image also has a ``novelty``: how much of its part's direction no other image of the batch shares. In a
-self-supervised loss an odd image (blank, saturated) need not have a large gradient, for its two views agree easily;
-but its gradient points where no other does.
+With either method, the ``novelty`` of an image is the fraction of its contribution that is orthogonal to those of all
+other images. In a self-supervised loss, an odd image (blank, saturated) need not have a large gradient, because its two
+views agree easily, but its gradient points in a direction of its own.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from stabilitylab.methods.base import Method, mixes_images
 
 HOW = ("rows", "leave-one-out")
 CHUNK = 16
-"""Images whose gradients are held at once."""
+"""Number of images whose gradients are held in memory together."""
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """``norm`` (N,): size of each image's part, relative to the batch's gradient. ``share`` (N,): its part along the
-    batch's gradient; under ``rows`` they sum to 1, under ``leave-one-out`` it is the fall of the norm without it.
-    ``novelty`` (N,) between 0 and 1: squared sine of the angle between its part and the span of the others'."""
+    """``norm`` (N,): norm of each image's contribution, relative to that of the batch gradient. ``share`` (N,): its
+    projection onto the batch gradient; with ``rows`` the shares sum to 1, with ``leave-one-out`` a share is the
+    decrease of the norm without the image. ``novelty`` (N,) between 0 and 1: squared sine of the angle between the
+    contribution and the span of the others."""
 
     how: str
     norm: Tensor
@@ -45,7 +46,7 @@ class Contributions:
 
 
 def novelty(parts: Tensor) -> Tensor:
-    """(N,) of ``parts`` (N, P), from their cosines: 1 / diag(C^-1), slightly regularised."""
+    """Novelty (N,) of ``parts`` (N, P) from their cosine matrix C: 1 / diag(C^-1), slightly regularised."""
     rows = parts.double()
     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
     cosines = rows @ rows.T
@@ -56,8 +57,13 @@ def novelty(parts: Tensor) -> Tensor:
 def contributions(
     method: Method, views: Sequence[Tensor], parameters: Sequence[nn.Parameter], how: str, iteration: int = 0
 ) -> Contributions:
-    """Of each image to the gradient of ``parameters``, a layer. ``views``: one (N, C, H, W) a view. The method's
-    weights and buffers are left as they are."""
+    """The contribution of each image to the gradient of ``parameters``, those of one layer.
+
+    ``views``: one tensor (N, C, H, W) per view. The weights and buffers of ``method`` are not changed.
+
+    Raises:
+        ConfigError: ``rows`` cannot split the gradient of this layer.
+    """
     buffers = {name: b.clone() for name, b in method.named_buffers()}
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -71,7 +77,7 @@ def contributions(
 
 
 def default_way(method: Method, parameters: Sequence[nn.Parameter]) -> str:
-    """``rows`` where it splits the layer's gradient exactly, else ``leave-one-out``."""
+    """``rows`` if it splits the gradient of the layer exactly, else ``leave-one-out``."""
     inside = {id(p) for p in method.base_encoder.parameters()}
     if all(id(p) in inside for p in parameters):
         return "leave-one-out" if mixes_images(method.base_encoder) else "rows"
@@ -107,7 +113,7 @@ def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter
 def _encoder_parts(
     encoder: nn.Module, views: list[Tensor], delta: Sequence[Tensor], parameters: Sequence[nn.Parameter]
 ) -> Tensor:
-    """(N, P) each image's gradient of a layer of the backbone, all views together."""
+    """(N, P): per-image gradients of a backbone layer, summed over views."""
     wanted = {id(p) for p in parameters if p.requires_grad}
     chosen = {name: p.detach() for name, p in encoder.named_parameters() if id(p) in wanted}
 
@@ -118,7 +124,7 @@ def _encoder_parts(
     each = vmap(grad(along), in_dims=(None, 0, 0), chunk_size=CHUNK, randomness="different")
     total: Tensor | None = None
     for view, way in zip(views, delta, strict=False):  # a method may encode fewer views than there are
-        with torch.no_grad():  # torch.func takes the gradients itself; the other weights need no graph
+        with torch.no_grad():  # torch.func computes the gradients, so autograd needs no graph
             found = each(chosen, view, way)
         part = torch.cat([g.flatten(1) for g in found.values()], 1)
         total = part if total is None else total + part
@@ -138,7 +144,7 @@ def _head_parts(
     parameters: Sequence[nn.Parameter],
     iteration: int,
 ) -> Tensor:
-    """(N, P) the rows' parts of the gradient of a head's linear layers."""
+    """(N, P): per-image contributions to the gradient of the linear layers of a head."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -146,7 +152,7 @@ def _head_parts(
 
     linears = _linears(method, parameters)
     if not linears:
-        raise ConfigError("this layer has no linear part whose rows are images; use --how leave-one-out")
+        raise ConfigError("this layer has no linear layer whose rows are images; use --how leave-one-out")
     hooks = [linear.register_forward_hook(note) for linear in linears]
     try:
         loss = method.loss(leaves, momentum, iteration)
@@ -154,7 +160,7 @@ def _head_parts(
         for hook in hooks:
             hook.remove()
     deltas = torch.autograd.grad(loss, [output for _, output in seen])
-    # A linear layer is called once a view; its calls belong to the same weights.
+    # A linear layer is called once per view; sum over its calls.
     per_call = [torch.einsum("no,ni->noi", d, x).flatten(1) for d, (x, _) in zip(deltas, seen, strict=True)]
     calls = len(per_call) // len(linears)
     by_view = [torch.cat(per_call[c * len(linears) : (c + 1) * len(linears)], 1) for c in range(calls)]

@@ -1,4 +1,4 @@
-"""Pictures of experiments, for the run's folder and the report."""
+"""Plots of experiments, for the folder of the run and for the report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from stabilitylab.store.reader import open_run
 
 
 def draw_matrices(impulses: Mapping[str, Impulse], path: Path) -> None:
-    """For each of several settings a row, for each kicked layer a panel: responding layers from input (top) to output,
-    iterations from the kick on, the mean twin difference in colour. A dot marks an arrival."""
+    """One row of panels per setting, one panel per kicked layer.
+
+    A panel shows the responding layers from input (top) to output over the iterations after the kick; the colour is the
+    mean log ratio. A dot marks the arrival.
+    """
     layers = list(dict.fromkeys(name for impulse in impulses.values() for name in impulse.differences))
     size = (1.2 + 2.4 * len(layers), 0.7 + 2.1 * len(impulses))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(impulses), len(layers), squeeze=False, sharex=True)
-    # The kicked layer's own answer may be far larger than the others': it must not flatten them.
+    # Limit the colour scale: the kicked layer's own response may be far larger than the others.
     means = [r.mean for i in impulses.values() for r in i.responses if r.kicked != r.responding]
     top = float(np.quantile(np.abs(np.concatenate(means)), 0.995)) if means else 1.0
     top = max(top, 1e-6)
@@ -54,7 +57,8 @@ def draw_matrices(impulses: Mapping[str, Impulse], path: Path) -> None:
 
 
 def draw_swap(swap: Swap, path: Path) -> None:
-    """A column of points a cell: how far the norm rose in each repeat; the dashed line is half of the height."""
+    """One column of points per cell: the height of the norm in each repeat. The dashed line is half of the spike's
+    height."""
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")
     axes = figure.subplots()
     for place, cell in enumerate(swap.cells):
@@ -71,8 +75,8 @@ def draw_swap(swap: Swap, path: Path) -> None:
 
 
 def draw_sharpness(run_dir: Path, sharpness: Sharpness, path: Path) -> None:
-    """The largest eigenvalue over the edge of stability, whole (thick) and by layer, and below it the gradient norms of
-    the first and the last layer of the run."""
+    """Top: the largest eigenvalue relative to the edge of stability, for the whole model (thick) and by layer. Bottom:
+    the gradient norms of the first and the last layer."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
     layers = list(dict.fromkeys(c.layer for c in sharpness.curvatures))

@@ -1,4 +1,4 @@
-"""A recorded run, replayed: restored at a checkpoint and stepped on its own batches. Nothing is written to the run."""
+"""Replay of a recorded run: restore a checkpoint and train on the same batches. Nothing is written to the run."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from stabilitylab.train.checkpoint import Checkpoint, checkpoints, iteration_of,
 from stabilitylab.train.trainer import Trainer
 
 TOLERATED = 1e-3
-"""Relative difference of a replayed norm that another processor explains. Other data or augmentation gives more."""
+"""Largest relative difference of a replayed norm that a different processor explains. Different data or augmentations
+cause larger ones."""
 CHECKED = 2
-"""Iterations that are replayed and compared: the second one has an update of the optimizer behind it."""
+"""Number of iterations that are replayed and compared: the second one follows an optimizer update."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Some iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN where there is none;
-    ``loss`` (T,); ``metric`` maps a number of iterations made to the monitor's value."""
+    """T iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN without a gradient. ``loss`` (T,).
+    ``metric``: number of iterations made -> value of the metric."""
 
     norms: np.ndarray
     loss: np.ndarray
@@ -43,8 +44,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class ReplayCheck:
-    """How far replayed norms are from the recorded ones. ``largest``: the largest relative difference, at ``layer``
-    (or the loss) and ``iteration``; 0 is bit for bit. ``differs``: what has changed since the run was recorded."""
+    """Agreement of replayed norms with the recorded ones. ``largest``: largest relative difference, found in ``layer``
+    (or the loss) at ``iteration``; 0 if identical. ``differs``: what has changed since the run was recorded."""
 
     iterations: tuple[int, ...]
     largest: float
@@ -59,17 +60,17 @@ class ReplayCheck:
     def __str__(self) -> str:
         where = ", ".join(map(str, self.iterations))
         if self.exact:
-            return f"replay check: iterations {where} give the recorded norms bit for bit"
+            return f"replay check: iterations {where} reproduce the recorded norms bit for bit"
         since = f" ({'; '.join(self.differs)})" if self.differs else ""
         return (
-            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, most at "
-            f"iteration {self.iteration} in {self.layer}{since}; futures are compared with one another, replayed here"
+            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, the most at "
+            f"iteration {self.iteration} in {self.layer}{since}; experiments compare only futures replayed here"
         )
 
 
 class NormRecorder(Recorder):
-    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient`` is called with the iteration after
-    the norms are taken and before the gradient is used."""
+    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient(iteration)`` is called after the
+    norms are measured and before the optimizer uses the gradient."""
 
     def __init__(self, layers: Sequence[Layer], on_gradient: Callable[[int], None] | None = None) -> None:
         super().__init__(layers, NullSink(), signals=("grad_norm",))
@@ -90,15 +91,18 @@ class NormRecorder(Recorder):
 
 
 class Replay:
-    """The training of a run of ours, ready to be restored and stepped. ConfigError where the run has no configuration
-    or no checkpoint."""
+    """The trainer of a run that `stablab train` recorded, which can be restored and stepped.
+
+    Raises:
+        ConfigError: the run has no configuration or no checkpoint.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         if not (run_dir / "config.toml").is_file():
             raise ConfigError(
                 f"run {run_dir.name} cannot be replayed: it was not trained by `stablab train`, so it has no "
-                "configuration; stabilitylab.cause.impulse takes your own functions that step and restore"
+                "configuration; use stabilitylab.cause.impulse with your own functions to step and restore"
             )
         folder = run_dir / "checkpoints"
         self.checkpoints = sorted(map(iteration_of, checkpoints(folder)))
@@ -114,37 +118,36 @@ class Replay:
         return [layer.name for layer in self.layers]
 
     def layer(self, name: str) -> Layer:
-        """ConfigError for a layer that is not there or has no weights that are trained."""
+        """The layer ``name``. Raises ConfigError if it does not exist or has no trained weights."""
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise ConfigError(f"run {self.run_dir.name} has no layer {name!r}; its layers: {', '.join(self.names)}")
         if not found[0].trainable:
-            raise ConfigError(
-                f"layer {name!r} of run {self.run_dir.name} has no weights that are trained; name another"
-            )
+            raise ConfigError(f"layer {name!r} of run {self.run_dir.name} has no trained weights; choose another layer")
         return found[0]
 
     def require(self, at: Sequence[int], steps: int = 1) -> None:
-        """ConfigError where an iteration has no checkpoint at or before it, or too few iterations after it."""
+        """Raise ConfigError if an iteration has no checkpoint at or before it, or fewer than ``steps`` iterations after
+        it."""
         there = ", ".join(map(str, self.checkpoints))
         for iteration in at:
             if iteration < self.checkpoints[0]:
                 raise ConfigError(
                     f"run {self.run_dir.name} has no checkpoint at or before iteration {iteration} "
-                    f"(there: {there}); {KEEP}"
+                    f"(checkpoints: {there}); {KEEP}"
                 )
             if iteration + steps > self.trainer.total:
                 raise ConfigError(
-                    f"run {self.run_dir.name} has {self.trainer.total} iterations: {steps} from iteration {iteration} "
-                    "on are too many; name an earlier iteration or fewer iterations"
+                    f"run {self.run_dir.name} has {self.trainer.total} iterations, so {steps} from iteration "
+                    f"{iteration} on are too many; choose an earlier iteration or fewer iterations"
                 )
 
     def distance(self, at: int) -> int:
-        """Iterations from the last checkpoint at or before ``at`` to ``at``."""
+        """Number of iterations from the last checkpoint at or before ``at`` to ``at``."""
         return at - max(t for t in self.checkpoints if t <= at)
 
     def state_at(self, at: int) -> Checkpoint:
-        """The state before iteration ``at``: the last checkpoint at or before it, stepped on to it."""
+        """The state before iteration ``at``: the last checkpoint at or before it, trained up to it."""
         self.trainer.restore(load_checkpoint(self.run_dir / "checkpoints", at))
         start = self.trainer.start
         if start < at:
@@ -161,8 +164,11 @@ class Replay:
         on_gradient: Callable[[int], None] | None = None,
         metric_at: Sequence[int] = (),
     ) -> Trace:
-        """``steps`` iterations from ``state``, with its schedules, on its own batches or on those from ``batches`` on.
-        ``prepare`` changes the restored state; ``metric_at``: evaluate after so many iterations."""
+        """Train ``steps`` iterations from ``state`` with the schedules of the run.
+
+        ``batches``: index of the first batch, by default that of the run. ``prepare``: changes the restored state.
+        ``metric_at``: numbers of iterations after which to evaluate the metric.
+        """
         self.trainer.restore(state)
         if prepare is not None:
             prepare()
@@ -177,7 +183,7 @@ class Replay:
         on_gradient: Callable[[int], None] | None = None,
         metric_at: Sequence[int] = (),
     ) -> Trace:
-        """Go on from the trainer's present state."""
+        """As `future`, from the current state of the trainer."""
         recorder = NormRecorder(self.layers, on_gradient)
         metric: dict[int, float] = {}
         first = start if batches is None else batches
@@ -188,17 +194,17 @@ class Replay:
         return recorder.trace(metric)
 
     def views(self, start: int, steps: int) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``start + steps`` - 1."""
+        """The augmented views of batches ``start`` to ``start + steps - 1``."""
         return self.trainer.batches.iterate(start, start + steps)
 
     @property
     def order(self) -> BatchOrder:
-        """Which images are in which batch."""
+        """The assignment of images to batches."""
         return self.trainer.batches.order
 
     @cached_property
     def recorded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(iterations (T,), norms (T, L) of the replay's layers, loss (T,)); NaN where nothing was recorded."""
+        """Iterations (T,), norms (T, L) of the layers of the replay, and loss (T,); NaN where nothing was recorded."""
         with open_run(self.run_dir) as reader:
             table = reader.table("iterations")
             ids = {row.name: row.layer_id for row in reader.layers()}
@@ -215,15 +221,14 @@ class Replay:
         return iterations, norms, loss
 
     def check(self, at: int | None = None) -> ReplayCheck:
-        """Replay the first recorded iterations from the last checkpoint at or before ``at``, and compare their norms
-        (the loss where no norms were recorded). ConfigError where they differ by more than another processor explains.
-        """
+        """Replay the first recorded iterations after the last checkpoint at or before ``at``, and compare the norms (or
+        the loss, if no norms were recorded). Raises ConfigError if they differ by more than `TOLERATED`."""
         iterations, norms, loss = self.recorded
         usable = [t for t in self.checkpoints if (at is None or t <= at) and t in iterations]
         if not usable:
             raise ConfigError(
-                f"run {self.run_dir.name} cannot be checked: no iteration after a checkpoint was recorded; record "
-                "every iteration, and keep a checkpoint before the last one"
+                f"the replay of run {self.run_dir.name} cannot be checked, because no iteration after a checkpoint was "
+                "recorded; record every iteration, and keep a checkpoint before the last iteration"
             )
         start = usable[-1]
         trace = self.future(
@@ -247,11 +252,11 @@ class Replay:
                 worst = ReplayCheck((), float(apart.max()), names[int(apart.argmax())], start + offset)
         check = ReplayCheck(tuple(compared), worst.largest, worst.layer, worst.iteration, self._differences())
         if check.largest > TOLERATED:
-            since = "; ".join(check.differs) or "other data, or another machine"
+            since = "; ".join(check.differs) or "different data or a different machine"
             raise ConfigError(
                 f"run {self.run_dir.name} cannot be replayed here: at iteration {check.iteration} the gradient norm of "
-                f"{check.layer} differs from the recorded one by {check.largest:.1e} of its size ({since}); replay it "
-                "with the versions, the data and the device of the run"
+                f"{check.layer} differs from the recorded one by {check.largest:.1e} of its size ({since}); use the "
+                "versions, the data and the device of the run"
             )
         return check
 
@@ -267,7 +272,7 @@ class Replay:
         )
 
     def seconds_per_step(self, at: int) -> float:
-        """Time of one iteration, measured: the fastest half of six, from the last checkpoint at or before ``at``."""
+        """Measured time of one iteration: the fastest half of six, from the last checkpoint at or before ``at``."""
         self.trainer.restore(load_checkpoint(self.run_dir / "checkpoints", at))
         start = min(self.trainer.start, max(self.trainer.total - 6, 0))
         times = []
@@ -278,9 +283,9 @@ class Replay:
         return float(np.median(times[1:]))
 
     def seconds_per_evaluation(self) -> float:
-        """Time of one evaluation of the metric, measured."""
+        """Measured time of one evaluation of the metric."""
         encoder = self.trainer.method.base_encoder
-        float(self.trainer.monitor(encoder))  # the first one prepares the images
+        float(self.trainer.monitor(encoder))  # warm-up: the first evaluation prepares the images
         began = time.perf_counter()
         float(self.trainer.monitor(encoder))
         return time.perf_counter() - began
@@ -290,4 +295,4 @@ KEEP = (
     "keep checkpoints next time: stablab train --keep-before-spikes, or --set train.checkpoint_every=N "
     "--set train.checkpoint_keep=N"
 )
-"""What a run that cannot be replayed is told."""
+"""Advice in the message for a run without the required checkpoints."""

@@ -1,7 +1,7 @@
-"""What kicks do to layers: arrays of twin differences in, responses with intervals out.
+"""Statistics of impulse responses: from arrays of log ratios to responses with intervals.
 
-A twin difference is log(norm with the kick / norm without it), layer by layer and iteration by iteration. Both futures
-see the same batches, so the noise cancels: before a kick arrives the difference is exactly 0.
+A difference is log(norm with the kick / norm without it), per layer and iteration. Both futures see the same batches,
+so the noise of the data cancels: until the kick reaches a layer, its difference is exactly 0.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import numpy as np
 
 RESAMPLES = 1000
 FEWEST = 6
-"""Independent differences that an arrival needs: of the 2^5 ways to flip their signs, one in 32 is as extreme as the
-data by chance."""
+"""Independent differences required to test an arrival: with 6, the smallest p-value of a sign-flip test is 1 / 2^5."""
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Response:
-    """How layer ``responding`` answers kicks in layer ``kicked``, on the log scale; offset 0 is the kicked iteration.
+    """Response of layer ``responding`` to kicks in layer ``kicked``, on the log scale, from the kicked iteration on.
 
-    ``mean``, ``low``, ``high`` (T,): the mean over kicks and its pointwise 95% interval, by resampling kicks.
-    ``reached``: does the mean leave 0 anywhere, at 5% over all layers and offsets together (None: too few starts);
-    ``arrival``: the first offset where it does. ``peak``: the mean farthest from 0, at ``peak_at``. ``decay``: time
-    constant of the exponential that fits the mean from the peak on, in iterations; inf beyond the horizon, None where
-    nothing arrived.
+    ``mean``, ``low``, ``high`` (T,): mean over kicks and its pointwise 95% bootstrap interval. ``reached``: whether the
+    mean differs from 0 anywhere, at a family-wise level of 5% over all layers and offsets; None with too few starts.
+    ``arrival``: first offset where it differs. ``peak``: mean at the offset ``peak_at`` where it is farthest from 0.
+    ``decay``: time constant of the exponential fitted to the mean from the peak on, in iterations; inf if longer than
+    the horizon, None if the layer was not reached.
     """
 
     kicked: str
@@ -45,8 +44,11 @@ class Response:
 
 
 def respond(kicked: str, names: Sequence[str], differences: np.ndarray, seed: int = 0) -> list[Response]:
-    """The responses of layers ``names`` to the kicks in one layer. ``differences`` (K, T, R): a row each that is
-    independent of the others, so the mean of the kicks that share an unkicked future; NaN where a norm is missing."""
+    """The responses of the layers ``names`` to kicks in one layer.
+
+    ``differences`` (K, T, R): K independent samples, T offsets, R layers; NaN where a norm is missing. Kicks that share
+    an unkicked future are not independent: pass their mean.
+    """
     kicks, length, _ = differences.shape
     chosen = np.random.default_rng(seed).integers(0, kicks, (RESAMPLES, kicks))
     weights = np.stack([np.bincount(row, minlength=kicks) for row in chosen]) / kicks  # (B, K)
@@ -85,8 +87,11 @@ def respond(kicked: str, names: Sequence[str], differences: np.ndarray, seed: in
 
 
 def _leaves_zero(differences: np.ndarray, seed: int) -> np.ndarray:
-    """(T, R) where the mean over kicks is farther from 0 than chance brings anywhere, at 5% over all of them: if kicks
-    did nothing on average, each row could as well have the other sign. An exact test where signs are symmetric."""
+    """Mask (T, R): where the mean over kicks differs from 0, at a family-wise level of 5%.
+
+    A sign-flip test: if kicks had no effect on average, each row could equally have the opposite sign. It is exact for
+    symmetric distributions.
+    """
     values = np.nan_to_num(differences)
     kicks = len(values)
     if kicks <= 12:
@@ -101,7 +106,7 @@ def _leaves_zero(differences: np.ndarray, seed: int) -> np.ndarray:
     def statistic(rows: np.ndarray) -> np.ndarray:
         means = rows @ flat / kicks
         spread = np.sqrt(np.maximum(squares - means**2, 0)).reshape(-1, *values.shape[1:])
-        # A spread from few kicks is small by accident somewhere: a layer's usual spread is added everywhere.
+        # With few kicks, the estimated spread is too small at some offsets: add the layer's median spread to all.
         spread = spread + np.median(spread, axis=1, keepdims=True)
         spread = spread.reshape(means.shape)
         return np.abs(np.divide(means, spread, out=np.zeros_like(means), where=spread > 1e-12 * np.abs(means).max()))
@@ -112,8 +117,8 @@ def _leaves_zero(differences: np.ndarray, seed: int) -> np.ndarray:
 
 
 def time_constant(curves: np.ndarray) -> np.ndarray:
-    """Time constant of A exp(-t / tau), fitted by least squares to each row of ``curves`` (B, T) from t = 0 on: (B,).
-    Infinity where it is longer than the row."""
+    """Time constants (B,) of A exp(-t / tau), fitted by least squares to each row of ``curves`` (B, T) from t = 0 on.
+    Infinite if longer than the row."""
     length = curves.shape[1]
     tau = np.geomspace(0.3, 4 * length, 400)
     shapes = np.exp(-np.arange(length) / tau[:, None])  # (G, T)
@@ -123,13 +128,13 @@ def time_constant(curves: np.ndarray) -> np.ndarray:
 
 
 def directions(responses: Sequence[Response], order: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """``towards the output`` and ``towards the input``: (pairs of layers that a kick reached, pairs judged)."""
+    """``towards the output`` and ``towards the input`` -> (pairs of layers that a kick reached, pairs judged)."""
     place = {name: i for i, name in enumerate(order)}
     counts = {"towards the output": [0, 0], "towards the input": [0, 0]}
     for r in responses:
         if r.reached is None or r.responding not in place or r.kicked == r.responding:
             continue
-        way = counts["towards the output" if place[r.kicked] < place[r.responding] else "towards the input"]
-        way[0] += r.reached
-        way[1] += 1
+        count = counts["towards the output" if place[r.kicked] < place[r.responding] else "towards the input"]
+        count[0] += r.reached
+        count[1] += 1
     return {name: (hit, judged) for name, (hit, judged) in counts.items()}

@@ -1,4 +1,4 @@
-"""Is the loss too curved for the learning rate? Curvature at kept checkpoints, against the edge of stability.
+"""Sharpness: the curvature of the loss at saved checkpoints, compared with the edge of stability.
 
 Gradient descent is unstable along a direction whose curvature exceeds 2 / lr. Adam is unstable where the largest
 eigenvalue of the preconditioned Hessian, P^-1/2 H P^-1/2 with P = sqrt(v) + eps, exceeds
@@ -22,17 +22,17 @@ from stabilitylab.cause.replay import Replay, ReplayCheck
 from stabilitylab.errors import ConfigError
 
 STEPS = 40
-"""Lanczos steps: their number is fixed, so the cost is known; the error says whether they were enough."""
+"""Number of Lanczos steps. It is fixed, so that the cost is known; the reported error shows whether it was enough."""
 ALL = "all layers"
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Curvature of the loss of batch ``iteration`` in the weights of ``layer`` before it.
+    """Curvature of the loss of batch ``iteration`` in the weights of ``layer``, before the update.
 
-    ``directional``: g'Hg / |g|^2, against ``gradient_edge`` 2 / lr. ``eigenvalue``: the largest of the preconditioned
-    Hessian (of the plain one without a preconditioner), with the residual ``error``: an eigenvalue lies within it.
-    ``edge``: where the optimizer becomes unstable; None for an optimizer whose edge is not known.
+    ``directional``: g'Hg / |g|^2, to compare with ``gradient_edge``, 2 / lr. ``eigenvalue``: largest eigenvalue of the
+    preconditioned Hessian (the plain one for optimizers without a preconditioner). ``error``: residual norm; some
+    eigenvalue lies within this distance. ``edge``: eigenvalue above which the optimizer is unstable; None if unknown.
     """
 
     iteration: int
@@ -46,7 +46,7 @@ class Curvature:
 
     @property
     def verdict(self) -> str:
-        """``above`` or ``below`` the edge; ``not resolved`` within the error; ``not judged`` without an edge."""
+        """``above`` or ``below`` the edge, ``not resolved`` within the error, ``not judged`` without a known edge."""
         if self.edge is None or not math.isfinite(self.eigenvalue):
             return "not judged"
         if abs(self.eigenvalue - self.edge) <= self.error:
@@ -56,19 +56,19 @@ class Curvature:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """The curvatures of a run, in order of iteration, whole and by layer."""
+    """The curvatures of a run in order of iteration, for the whole model and by layer."""
 
     curvatures: tuple[Curvature, ...]
     check: ReplayCheck | None = None
 
     def sentence(self) -> str:
-        """The result in words."""
+        """The result as text."""
         whole = [c for c in self.curvatures if c.layer == ALL]
         above = [c for c in whole if c.verdict == "above"]
         worst = max(whole, key=lambda c: c.eigenvalue / (c.edge or 1))
         text = f"Sharpness {worst.eigenvalue:.3g} +- {worst.error:.1g} at iteration {worst.iteration}"
         if worst.edge is None:
-            return f"{text}; the edge of stability of this optimizer is not known."
+            return f"{text}; the edge of stability of this optimizer is unknown."
         where = "above" if worst.verdict == "above" else worst.verdict
         text += f", {worst.eigenvalue / worst.edge:.2f} of the optimizer's edge {worst.edge:.3g} ({where} it)"
         return f"{text}; above the edge at {len(above)} of {len(whole)} iterations measured."
@@ -77,10 +77,11 @@ class Sharpness:
 def lanczos(
     matvec: Callable[[np.ndarray], np.ndarray], size: int, steps: int = STEPS, seed: int = 0
 ) -> tuple[float, float]:
-    """The largest eigenvalue of a symmetric matrix (size, size) by its products, and the residual |A v - lambda v|,
-    taken with one more product, so that it holds the rounding of the products too.
+    """Largest eigenvalue of a symmetric matrix (size, size), given its matrix-vector product, and the residual norm
+    |A v - lambda v|. Some eigenvalue lies within the residual norm.
 
-    Fully reorthogonalised, in double precision. An eigenvalue of the matrix lies within the residual.
+    Uses full reorthogonalisation in double precision. The residual is computed with one more product, so that it
+    includes rounding errors of the products.
     """
     steps = min(steps, size)
     rng = np.random.default_rng(seed)
@@ -115,9 +116,10 @@ def curvature(
     scale: Sequence[Tensor] | None = None,
     steps: int = STEPS,
 ) -> tuple[float, float, float]:
-    """(g'Hg / |g|^2, largest eigenvalue of S H S, its error) in ``parameters``, with S the diagonal ``scale``.
+    """g'Hg / |g|^2, the largest eigenvalue of S H S and its error, with respect to ``parameters``. S is the diagonal
+    ``scale``.
 
-    The graph of ``loss`` is kept, so that several layers can be asked in turn.
+    The graph of ``loss`` is retained, so that the function can be called for several layers.
     """
     grads = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     pairs = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None and g.requires_grad]
@@ -127,10 +129,10 @@ def curvature(
     known = {id(p): s for p, s in zip(parameters, scale or (), strict=True)} if scale else {}
     flat_scale = torch.cat([known[id(p)].flatten() for p in kept]).double() if known else None
 
-    def product(way: Tensor) -> Tensor:
+    def product(direction: Tensor) -> Tensor:
         parts = [
             part.view_as(p)
-            for part, p in zip(way.to(kept[0].dtype).split([p.numel() for p in kept]), kept, strict=True)
+            for part, p in zip(direction.to(kept[0].dtype).split([p.numel() for p in kept]), kept, strict=True)
         ]
         found = torch.autograd.grad(slopes, kept, parts, retain_graph=True, allow_unused=True)
         return torch.cat(
@@ -142,9 +144,9 @@ def curvature(
     directional = float(g @ product(g)) / square if square else 0.0
 
     def matvec(vector: np.ndarray) -> np.ndarray:
-        way = torch.from_numpy(vector).to(g)
-        way = way if flat_scale is None else way * flat_scale
-        found = product(way)
+        direction = torch.from_numpy(vector).to(g)
+        direction = direction if flat_scale is None else direction * flat_scale
+        found = product(direction)
         result: np.ndarray = (found if flat_scale is None else found * flat_scale).cpu().numpy()
         return result
 
@@ -152,7 +154,7 @@ def curvature(
 
 
 def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """P^-1/2 of an Adam, tensor by tensor, bias-corrected; None for an optimizer without a second moment."""
+    """P^-1/2 of Adam, per tensor and bias-corrected. None for optimizers without a second moment."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found = []
     for p in parameters:
@@ -166,7 +168,7 @@ def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Par
 
 
 def edge_of_stability(name: str, lr: float, beta: float) -> float | None:
-    """The eigenvalue above which an optimizer is unstable on a quadratic; None where the formula does not hold."""
+    """The eigenvalue above which an optimizer is unstable on a quadratic loss. None if unknown for this optimizer."""
     if name == "sgd":
         return (2 + 2 * beta) / lr
     if name in ("adamw", "stableadamw"):
@@ -182,8 +184,12 @@ def sharpness_run(
     steps: int = 24,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sharpness:
-    """The curvature before each iteration of ``at``, on that iteration's batch; the momentum encoder's features are
-    constants. Raises ConfigError where the run cannot be replayed or its learning rate is 0 there."""
+    """The curvature before each iteration of ``at``, on the batch of that iteration. The features of the momentum
+    encoder are treated as constants.
+
+    Raises:
+        ConfigError: the run cannot be replayed, or its learning rate is 0 at one of the iterations.
+    """
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     replay.require(at)
     check = replay.check(min(at))
@@ -192,7 +198,7 @@ def sharpness_run(
     flat = [t for t in at if trainer.learning_rate(t) == 0]
     if flat:
         raise ConfigError(
-            f"the learning rate is 0 at iteration {flat[0]}, where no curvature is too large; name another"
+            f"the learning rate is 0 at iteration {flat[0]}, so any curvature is stable; choose another iteration"
         )
     done, total = 0, len(at) * (1 + by_layer * sum(layer.trainable for layer in replay.layers))
     found: list[Curvature] = []
@@ -225,7 +231,7 @@ def sharpness_run(
 
 
 def seconds_per_product(replay: Replay, at: int) -> float:
-    """Time of one product with the Hessian of all layers, measured; of one layer it takes nearly as long."""
+    """Measured time of one Hessian-vector product over all layers. One layer takes nearly as long."""
     replay.trainer.restore(replay.state_at(at))
     method = replay.trainer.method
     (views,) = replay.views(at, 1)
@@ -235,5 +241,5 @@ def seconds_per_product(replay: Replay, at: int) -> float:
         loss = method.loss(method.encode(views), momentum, at)
         curvature(loss, parameters, steps=1)
         began = time.perf_counter()
-        curvature(loss, parameters, steps=4)  # five products and the gradient
+        curvature(loss, parameters, steps=4)  # four Lanczos steps, the residual, and the gradient
         return (time.perf_counter() - began) / 6

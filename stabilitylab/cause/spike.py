@@ -1,4 +1,4 @@
-"""The spike that an experiment is about: its layer, and how far it rises."""
+"""Locate the spike of an experiment: its layer and its height."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stabilitylab.cause.replay import Replay
 from stabilitylab.errors import ConfigError, StabilityLabError
 
 USUAL = 50
-"""Recorded iterations whose median is a layer's usual norm."""
+"""Number of recorded iterations whose median is the usual norm of a layer."""
 WINDOW = 10
-"""Iterations after the named one in which the spike's peak is looked for."""
+"""The peak of the spike is searched up to this many iterations after the given one."""
 
 
 @dataclass(frozen=True)
 class SpikeAt:
-    """``height``: log of the largest norm over the usual one; ``peak``: the iteration of that norm."""
+    """``height``: log ratio of the largest norm to the usual one. ``peak``: iteration of the largest norm."""
 
     layer: str
     peak: int
@@ -25,30 +25,30 @@ class SpikeAt:
 
 
 def usual_norm(replay: Replay, layer: str, before: int) -> float:
-    """The median norm of the last iterations before ``before`` that were recorded. ConfigError for none."""
+    """Median of the last recorded norms before iteration ``before``. Raises ConfigError without any."""
     iterations, norms, _ = replay.recorded
     values = norms[iterations < before][-USUAL:, replay.names.index(layer)]
     values = values[np.isfinite(values)]
     if not len(values):
-        raise ConfigError(f"no norm of {layer} was recorded before iteration {before}, so its usual size is not known")
+        raise ConfigError(f"no norm of {layer} was recorded before iteration {before}, so its usual norm is unknown")
     return float(np.median(values))
 
 
 def height(norms: np.ndarray, usual: float) -> float:
-    """Log of the largest of ``norms`` over the usual one; infinite where one is not finite."""
+    """Log ratio of the largest of ``norms`` to the usual one; infinite if any is non-finite."""
     if not np.isfinite(norms).all():
         return float("inf")
     return float(np.log(max(norms.max(), 1e-300) / usual))
 
 
 def find_spike(replay: Replay, at: int, layer: str | None = None) -> SpikeAt:
-    """The spike at iteration ``at`` or within ten iterations after it: of ``layer``, else of the layer that leads the
-    episode there, else of the one that rises highest."""
+    """The spike at iteration ``at`` or up to ten iterations later: that of ``layer``, else of the layer that leads the
+    episode, else of the layer that rises most."""
     iterations, norms, _ = replay.recorded
     inside = (iterations >= at) & (iterations <= at + WINDOW)
     if not inside.any():
         raise ConfigError(
-            f"run {replay.run_dir.name} has no norms recorded at iteration {at}; name one that it recorded"
+            f"run {replay.run_dir.name} has no norms recorded at iteration {at}; choose a recorded iteration"
         )
     chosen = layer or _leader(replay, at)
     if chosen is not None:

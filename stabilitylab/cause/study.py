@@ -1,12 +1,12 @@
-"""A study of impulses: a grid of runs, kicks in each, and claims about what the kicks do.
+"""Impulse studies: a grid of runs, kicks in each run, and claims about the responses.
 
     title, base, [grid]    as in any study (studies/study.py)
     [impulse]              layers, at, size, kicks, horizon: what `stablab cause impulse` takes
     [[claim]]              text, kicked, where = {axis = value}, and one of
-        decay_longer_than = {axis = value}, smallest = 2.0   the time constant against that of other runs, as a ratio
+        decay_longer_than = {axis = value}, smallest = 2.0   ratio of the time constant to that of other runs
         reaches = "output" or "input"; expect = "all" or "none"; smallest = 0.1   on the log scale
 
-The decay is that of the mean over all layers. Kicks of all seeds are pooled; intervals come from resampling kicks.
+The decay is measured on the mean over all layers. Kicks of all seeds are pooled; intervals are bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SETTINGS = ("layers", "at", "size", "kicks", "horizon")
 
 @dataclass(frozen=True)
 class ImpulseStudy:
-    """``impulse``: the settings of the kicks; ``claims`` as the file states them."""
+    """``impulse``: the settings of the kicks. ``claims``: as in the file."""
 
     title: str
     runs: tuple[PlannedRun, ...]
@@ -43,7 +43,7 @@ class ImpulseStudy:
 
 @dataclass(frozen=True)
 class ImpulseVerdict:
-    """``verdict``: reproduced, contradicted or inconclusive; ``reason`` has the numbers."""
+    """``verdict``: reproduced, contradicted, inconclusive or not run. ``reason``: the numbers behind it."""
 
     text: str
     verdict: str
@@ -51,24 +51,26 @@ class ImpulseVerdict:
 
 
 def load_impulse_study(path: Path) -> ImpulseStudy:
-    """Read and check a study of impulses. ConfigError says what is wrong with it."""
+    """Read and validate an impulse study. Raises ConfigError if it is invalid."""
     values = read_toml(path)
     impulse = values.pop("impulse", {})
     claims = values.pop("claim", [])
     unknown = [key for key in impulse if key not in _SETTINGS]
     if unknown or "layers" not in impulse or "at" not in impulse:
-        raise ConfigError(f"{path}: [impulse] needs layers and at, and takes {', '.join(_SETTINGS)}")
+        raise ConfigError(f"{path}: [impulse] needs layers and at; its keys are {', '.join(_SETTINGS)}")
     for claim in claims:
         if claim.get("kicked") not in impulse["layers"] or ("reaches" in claim) == ("decay_longer_than" in claim):
-            raise ConfigError(f"{path}: claim {claim.get('text')!r} needs a kicked layer and a reach or a decay")
+            raise ConfigError(
+                f"{path}: claim {claim.get('text')!r} needs a kicked layer and either reaches or decay_longer_than"
+            )
     return ImpulseStudy(str(values.get("title", path.stem)), planned_runs(path, values), impulse, tuple(claims))
 
 
 def run_impulse_study(
     study: ImpulseStudy, root: Path, say: Callable[[str], None] = lambda _: None, *, collect: bool = False
 ) -> dict[str, Impulse]:
-    """Train what is missing and kick it. Results are kept beside each run: rerun the same command to continue.
-    ``collect``: run nothing, read what is finished."""
+    """Train the missing runs and kick them. Results are saved next to each run: rerun the same command to continue.
+    ``collect``: only read finished results."""
     found: dict[str, Impulse] = {}
     for number, run in enumerate(study.runs, 1):
         folder = root / run.name if collect else train_or_resume(run.config, root, run.name)
@@ -97,13 +99,13 @@ def _chosen(study: ImpulseStudy, found: Mapping[str, Impulse], where: Mapping[st
 
 
 def judge(study: ImpulseStudy, found: Mapping[str, Impulse]) -> list[ImpulseVerdict]:
-    """Decide each claim by its interval."""
+    """Decide each claim by its confidence interval."""
     verdicts = []
     for claim in study.claims:
         kicked = claim["kicked"]
         treated = _chosen(study, found, claim.get("where", {}), kicked)
         if treated is None:
-            verdicts.append(ImpulseVerdict(claim["text"], "not run", "no run of it is finished"))
+            verdicts.append(ImpulseVerdict(claim["text"], "not run", "none of its runs is finished"))
         elif "reaches" in claim:
             verdicts.append(_judge_reach(claim, treated))
         else:
@@ -127,11 +129,11 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
     ]
     if not among or among[0].reached is None:
         starts = len(impulse.at)
-        return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at {starts} iterations: too few to judge")
+        return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at too few iterations to judge ({starts})")
     hit = [r for r in among if r.reached]
     within = [r for r in among if r.low.min() > -smallest and r.high.max() < smallest]
     reason = (
-        f"{impulse.kicks} kicks of {kicked}: {len(hit)} of {len(among)} layers reached, {len(within)} stay within "
+        f"{impulse.kicks} kicks of {kicked}: {len(hit)} of {len(among)} layers reached, {len(within)} stayed within "
         f"+-{smallest:g} on the log scale"
     )
     if claim.get("expect", "all") == "all":
@@ -142,7 +144,7 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
 
 
 def decays(impulse: Impulse, kicked: str, seed: int = 0) -> tuple[float, np.ndarray]:
-    """Time constant of the mean over layers, in iterations, and its values over resampled kicks."""
+    """Time constant of the mean over layers, in iterations, and its bootstrap samples."""
     with np.errstate(invalid="ignore"):
         curves = np.nan_to_num(np.nanmean(impulse.by_start(kicked)[:, :, :-1], axis=2))  # (S, T)
     mean = curves.mean(0)
@@ -153,9 +155,9 @@ def decays(impulse: Impulse, kicked: str, seed: int = 0) -> tuple[float, np.ndar
 
 def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse | None) -> ImpulseVerdict:
     if baseline is None:
-        return ImpulseVerdict(claim["text"], "not run", "no run to compare with is finished")
+        return ImpulseVerdict(claim["text"], "not run", "none of the runs to compare with is finished")
     (one, many), (other, others) = decays(treated, claim["kicked"], 0), decays(baseline, claim["kicked"], 1)
-    # One beyond the horizon counts as the horizon: the ratio is then at least as large as it says.
+    # A time constant beyond the horizon counts as the horizon, so the ratio is a lower bound.
     horizon = treated.differences[claim["kicked"]].shape[1]
     ratio = np.minimum(many, horizon) / np.minimum(others, horizon)
     low, high = np.percentile(ratio, [2.5, 97.5])
@@ -165,18 +167,18 @@ def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse |
         f"[{low:.2f}, {high:.2f}] of {treated.kicks} and {baseline.kicks} kicks (horizon {horizon})"
     )
     if min(len(treated.at), len(baseline.at)) < FEWEST:
-        return ImpulseVerdict(claim["text"], "inconclusive", f"{reason}; they start at too few iterations to judge")
+        return ImpulseVerdict(claim["text"], "inconclusive", f"{reason}; kicks start at too few iterations to judge")
     censored = np.isinf(many).mean() > 0.025
     verdict = "reproduced" if low >= smallest else "contradicted" if high < smallest else "inconclusive"
     if verdict == "contradicted" and censored:
-        verdict = "inconclusive"  # the treated decay is longer than was watched
+        verdict = "inconclusive"  # the decay under test is longer than the horizon
     return ImpulseVerdict(claim["text"], verdict, reason)
 
 
 def write_impulse_study(
     study: ImpulseStudy, found: Mapping[str, Impulse], folder: Path, verdicts: list[ImpulseVerdict]
 ) -> None:
-    """``responses.csv`` (a row a run and pair of layers), ``verdicts.json`` and ``matrix.png`` in ``folder``."""
+    """Write ``responses.csv`` (one row per run and pair of layers), ``verdicts.json`` and ``matrix.png``."""
     from stabilitylab.cause.pictures import draw_matrices
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +194,7 @@ def write_impulse_study(
     (folder / "verdicts.json").write_text(json.dumps(stated, indent=1) + "\n", encoding="utf-8")
     groups: dict[str, list[Impulse]] = {}
     for run in study.runs:
-        told = ", ".join(f"{k.split('.')[-1]} {look_up(run.config, k)}" for k in run.axes if k != "train.seed")
+        label = ", ".join(f"{k.split('.')[-1]} {look_up(run.config, k)}" for k in run.axes if k != "train.seed")
         if run.name in found:
-            groups.setdefault(told, []).append(found[run.name])
+            groups.setdefault(label, []).append(found[run.name])
     draw_matrices({name: pool(members) for name, members in groups.items()}, folder / "matrix.png")

@@ -1,4 +1,5 @@
-"""Was it the batch, or the state? Two by two: the spike's state or another, the spike's batches or others."""
+"""Does a spike come from the batch or from the state? A two-by-two experiment: the state of the spike or another one,
+with the batches of the spike or others."""
 
 from __future__ import annotations
 
@@ -15,21 +16,21 @@ from stabilitylab.cause.spike import WINDOW, find_spike, height, usual_norm
 from stabilitylab.errors import ConfigError
 
 SMALLEST = 1.5
-"""A norm that rises less than this many times its usual size is no spike to explain."""
+"""A rise by less than this factor is not a spike."""
 MEANING = {
-    "data": "the batches: they bring the spike from other states too, and this state does not bring it with others",
-    "state": "the state: it brings the spike with other batches too, and these batches do not bring it from others",
-    "both needed": "both together: neither this state with other batches nor these batches from other states bring it",
-    "either": "either: this state brings the spike with other batches, and these batches bring it from other states",
-    "neither": "neither: other states with other batches spike as well",
-    "inconclusive": "not clear: the shares' intervals leave more than one answer",
+    "data": "comes from its batches: they cause it from other states too, and this state does not spike with others",
+    "state": "comes from its state: it spikes with other batches too, and these batches do not cause it elsewhere",
+    "both needed": "needs both: neither this state with other batches nor these batches from other states spike",
+    "either": "has either as its cause: this state spikes with other batches, and these batches from other states",
+    "neither": "needs neither its state nor its batches: other states with other batches spike as well",
+    "inconclusive": "has no clear cause: the intervals of the shares allow more than one answer",
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the two by two. ``heights``: log of the largest norm over the usual one, a repeat each; ``spiked``:
-    how many reached half of the spike's height; ``ci95``: of that share (Wilson)."""
+    """One cell of the two-by-two table. ``heights``: log ratio of the largest norm to the usual one, one per repeat.
+    ``spiked``: number of repeats that reach half the height of the spike. ``ci95``: Wilson interval of their share."""
 
     state: str
     data: str
@@ -40,8 +41,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Swap:
-    """``verdict``: data, state, both needed, either, neither or inconclusive. ``state_at``: the iteration whose state
-    is the spike's; the spike is at ``peak`` in ``layer``, ``height`` above the usual norm on the log scale."""
+    """The result of the experiment on the spike of ``layer``.
+
+    ``peak``: its iteration. ``height``: log ratio of its norm to the usual one. ``state_at``: iteration of the state
+    that counts as that of the spike. ``verdict``: a key of `MEANING`.
+    """
 
     layer: str
     peak: int
@@ -52,20 +56,20 @@ class Swap:
     check: ReplayCheck
 
     def sentence(self) -> str:
-        """The result in words."""
+        """The result as text."""
         shares = [f"{c.spiked} of {len(c.heights)} with {c.state} and {c.data}" for c in self.cells[1:]]
         return (
-            f"The spike of {self.layer} at iteration {self.peak} (x{np.exp(self.height):.1f}) needs "
-            f"{MEANING[self.verdict]} ({'; '.join(shares)} spiked)."
-            if self.verdict not in ("neither", "inconclusive", "either")
-            else f"What brings the spike of {self.layer} at iteration {self.peak} (x{np.exp(self.height):.1f}) is "
-            f"{MEANING[self.verdict]} ({'; '.join(shares)} spiked)."
+            f"The spike of {self.layer} at iteration {self.peak} (x{np.exp(self.height):.1f}) "
+            f"{MEANING[self.verdict]} (spiked: {'; '.join(shares)})."
         )
 
 
 def judge(own_state: Cell, own_data: Cell, neither: Cell) -> str:
-    """The verdict from the shares of spikes. A cause is told where it spikes in most repeats and more often than what
-    it is compared with, by the 95% interval of the difference; an absence where the share's interval is below half."""
+    """The verdict from the shares of spikes.
+
+    A state or batch is a cause if it spikes in most repeats and significantly more often than the cells it is compared
+    with (95% interval of the difference). It is no cause if the interval of its share is below one half.
+    """
     high = {cell: cell.spiked > len(cell.heights) / 2 for cell in (own_state, own_data)}
     if neither.ci95[0] > 0.5:
         return "neither"
@@ -79,14 +83,14 @@ def judge(own_state: Cell, own_data: Cell, neither: Cell) -> str:
 
 
 def _exceeds(one: Cell, other: Cell) -> bool:
-    """Whether the share of spikes is larger: Newcombe's 95% interval of the difference excludes 0."""
+    """Whether the share of spikes is significantly larger: Newcombe's 95% interval of the difference excludes 0."""
     p, q = one.spiked / len(one.heights), other.spiked / len(other.heights)
     return p - q > math.hypot(p - one.ci95[0], other.ci95[1] - q)
 
 
 @dataclass(frozen=True)
 class SwapPlan:
-    """What will be run. ``others``: the iterations whose states stand in for the spike's, nearest last."""
+    """The planned experiment. ``others``: iterations of the other states, nearest to the spike last."""
 
     state_at: int
     length: int
@@ -95,18 +99,24 @@ class SwapPlan:
 
 
 def plan_swap(replay: Replay, at: int, repeats: int = 8, lead: int | None = None, gap: int = 20) -> SwapPlan:
-    """ConfigError where the run keeps too little. ``lead``: the spike's state is that of so many iterations before
-    ``at``; by default that of the last checkpoint at or before it. ``gap``: other states are at least so much older."""
+    """Plan the experiment.
+
+    ``lead``: take the state this many iterations before ``at``; by default that of the last checkpoint at or before it.
+    ``gap``: other states are at least this many iterations older.
+
+    Raises:
+        ConfigError: the run has too few checkpoints.
+    """
     replay.require([at], WINDOW + 1)
     state_at = at - (replay.distance(at) if lead is None else lead)
     replay.require([state_at])
     first = replay.checkpoints[0]
     if state_at - gap - first < 0 or state_at - gap < 1:
         raise ConfigError(
-            f"run {replay.run_dir.name} has no checkpoint at least {gap} iterations before that at {state_at}: "
-            f"there is no other state to compare with; {KEEP}"
+            f"run {replay.run_dir.name} has no checkpoint at least {gap} iterations before that at {state_at} to "
+            f"compare with; {KEEP}"
         )
-    # Spread over what is kept; where little is, fewer states are repeated with other batches only once each.
+    # Spread the other states over the saved checkpoints; with few checkpoints, use each state once.
     others = np.unique(np.linspace(first, state_at - gap, repeats).round().astype(int))
     length = at - state_at + WINDOW + 1
     steps = sum(replay.distance(int(t)) for t in others)
@@ -124,18 +134,20 @@ def swap_run(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Swap:
-    """The two by two of the spike at iteration ``at``: its state or an older one, its batches or others of the run.
+    """Cross the state of the spike at iteration ``at``, or an older state, with its batches, or other batches.
 
-    Each cell but the run's own is repeated, ``repeats`` times where the run keeps enough older states. Raises
-    ConfigError where the run cannot be replayed, or has no spike there.
+    Each cell except the original one is repeated ``repeats`` times, if the run has enough older checkpoints.
+
+    Raises:
+        ConfigError: the run cannot be replayed, or has no spike at ``at``.
     """
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     plan = plan_swap(replay, at, repeats, lead)
     spike = find_spike(replay, at, layer)
     if spike.height < np.log(SMALLEST):
         raise ConfigError(
-            f"iteration {at} of run {replay.run_dir.name} is no spike: within {WINDOW} iterations {spike.layer} rises "
-            f"to {np.exp(spike.height):.2f} times its usual norm, less than {SMALLEST:g}; name the iteration of a spike"
+            f"iteration {at} of run {replay.run_dir.name} is not a spike: within {WINDOW} iterations, {spike.layer} "
+            f"rises to {np.exp(spike.height):.2f} times its usual norm, less than {SMALLEST:g}; choose a spike"
         )
     check = replay.check(plan.state_at)
     column = replay.names.index(spike.layer)
@@ -175,7 +187,7 @@ def _cell(state: str, data: str, heights: list[float], bound: float) -> Cell:
 
 
 def _elsewhere(rng: np.random.Generator, replay: Replay, window: tuple[int, int]) -> int:
-    """The first of as many batches that do not meet the spike's: of any iteration, trained yet or not."""
+    """A random first batch such that the batches do not overlap with ``window``, at any iteration of the run."""
     length = window[1] - window[0]
     starts = np.arange(max(replay.trainer.total, 4 * length))
     starts = starts[(starts + length <= window[0]) | (starts >= window[1])]

@@ -120,7 +120,7 @@ def test_both_futures_start_from_the_same_optimizer_state(parent: Path, tmp_path
     ("at", "mitigation", "message"),
     [
         (4, "frozen-patch", r"no checkpoint at or before iteration 4 in .* \(there: 5, 10, 15\); train with --keep"),
-        (99, "frozen-patch", "run run ends at iteration 15: there is nothing to branch"),
+        (99, "frozen-patch", "run run ends at iteration 15: there is nothing left to train"),
         (10, "conv-stem", "the checkpoint belongs to another architecture"),
         (10, "beta2:2", "optim.beta2 = 2.0: input should be less than 1"),
     ],
@@ -135,7 +135,7 @@ def test_what_cannot_be_branched_is_refused_before_anything_is_trained(
 
 def test_a_branch_is_never_overwritten(parent: Path, tmp_path: Path) -> None:
     (tmp_path / "run-at10-s0-frozen-patch").mkdir()
-    with pytest.raises(ConfigError, match=r"branch run-at10-s0-frozen-patch is in .* already"):
+    with pytest.raises(ConfigError, match=r"branch run-at10-s0-frozen-patch already exists in .*"):
         branch_run(parent, 10, ("frozen-patch",), tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_any_iteration_replays_bit_for_bit(recorded: Path) -> None:
         np.testing.assert_array_equal(np.float32(trace.norms[0]), np.float32(norms[row]))
         assert np.float32(trace.loss[0]) == np.float32(loss[row])
     assert replay.check(40).exact
-    assert str(replay.check(42)) == "replay check: iterations 40, 41 give the recorded norms bit for bit"
+    assert str(replay.check(42)) == "replay check: iterations 40, 41 reproduce the recorded norms bit for bit"
 
 
 def test_a_replay_leaves_the_run_as_it_was(recorded: Path) -> None:
@@ -80,9 +80,11 @@ def test_another_data_set_is_refused_with_the_size_of_the_difference(recorded: P
 
 def test_a_run_without_what_a_replay_needs_is_told_what_to_keep(recorded: Path, tmp_path: Path) -> None:
     replay = Replay(recorded)
-    with pytest.raises(ConfigError, match=r"no checkpoint at or before iteration 4 \(there: 5, .*--keep-before-spikes"):
+    with pytest.raises(
+        ConfigError, match=r"no checkpoint at or before iteration 4 \(checkpoints: 5, .*--keep-before-spikes"
+    ):
         replay.require([4])
-    with pytest.raises(ConfigError, match=r"has 60 iterations: 20 from iteration 50 on are too many"):
+    with pytest.raises(ConfigError, match=r"has 60 iterations, so 20 from iteration 50 on are too many"):
         replay.require([30, 50], 20)
     with pytest.raises(ConfigError, match=r"has no layer 'block.0'; its layers: patch_embed, "):
         replay.layer("block.0")
@@ -100,7 +102,7 @@ def test_an_older_checkpoint_format_or_a_frozen_layer_is_refused(recorded: Path,
     config = (run / "config.toml").read_text().replace("mitigation = []", 'mitigation = ["frozen-patch"]')
     (run / "config.toml").write_text(config)
     replay = Replay(run)
-    with pytest.raises(ConfigError, match="layer 'patch_embed' of run run has no weights that are trained"):
+    with pytest.raises(ConfigError, match="layer 'patch_embed' of run run has no trained weights"):
         replay.layer("patch_embed")
     with pytest.raises(ConfigError, match="belongs to another optimizer or mitigation"):
         replay.check(40)

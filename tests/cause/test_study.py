@@ -95,6 +95,6 @@ def test_a_study_runs_is_kept_and_is_collected(tmp_path: Path) -> None:
 def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text("[impulse]\nlayers = ['a']\nat = [1]\nkick = 3\n")
     with pytest.raises(
-        ConfigError, match=r"\[impulse\] needs layers and at, and takes layers, at, size, kicks, horizon"
+        ConfigError, match=r"\[impulse\] needs layers and at; its keys are layers, at, size, kicks, horizon"
     ):
         load_impulse_study(tmp_path / "s.toml")

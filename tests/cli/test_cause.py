@@ -35,7 +35,7 @@ def test_every_experiment_tells_its_check_its_cost_and_its_result(runs: Path, tm
     lines = done.output.splitlines()
     assert lines[0] == "replay check: iterations 40, 41 give the recorded norms bit for bit"
     assert lines[1].startswith("cost: 6 futures of 4 iterations, about ")
-    assert "2 kicks of 0.5 of its weights a layer. Too few to judge what they reach" in done.output
+    assert "2 kicks per layer of 0.5 times its weights. Too few to judge which layers respond" in done.output
 
     skip = tmp_path / "skip.txt"
     done = cause(runs, "blame", "run", "--at", "43", "--layer", "blocks.0", "--by", "novelty", "-o", str(skip))
@@ -64,7 +64,7 @@ def test_every_experiment_tells_its_check_its_cost_and_its_result(runs: Path, tm
         (["impulse", "run", "--layer", "block.0", "--at", "40"], "has no layer 'block.0'; its layers: patch_embed"),
         (["impulse", "run", "--layer", "predictor", "--at", "3"], "no checkpoint at or before iteration 3"),
         (["impulse", "run", "--layer", "predictor", "--at", "40"], "60 from iteration 40 on are too many"),
-        (["swap", "run", "--at", "45"], "is no spike"),
+        (["swap", "run", "--at", "45"], "is not a spike"),
         (["blame", "run", "--at", "60", "--layer", "predictor"], "has 60 iterations"),
         (["sharpness", "run", "--at", "2"], "no checkpoint at or before iteration 2"),
         (["blame", "imported", "--at", "40"], "it was not trained by `stablab train`"),
