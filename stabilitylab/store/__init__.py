@@ -1,1 +1,1 @@
-"""The store: one folder a run, one run.duckdb in it when the run has ended."""
+"""The store: one folder per run, which contains one run.duckdb after the run has ended."""

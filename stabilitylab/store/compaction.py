@@ -1,4 +1,4 @@
-"""Turns the segments of a run that has ended into one run.duckdb."""
+"""Merge the segments of a run that has ended into one run.duckdb."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ _HALF_WRITTEN = re.compile(r"\.[a-z_]+(-[0-9]+\.parquet|\.json)\.tmp")
 SEGMENTS = "segments"
 DAMAGED = "damaged"
 
-# Rows of layer_stats that are sorted at a time: 4 million take about 0.5 GB.
+# Rows of layer_stats sorted at a time: 4 million take about 0.5 GB.
 SORT_ROWS = 4_000_000
 MEMORY_LIMIT = "1GB"
-# Measured on 15 million rows of noise: 13.3 bytes a row, against 17 with DuckDB's own 122,880, as fast to read.
+# Measured on 15 million rows of noise: 13.3 bytes per row instead of 17 with DuckDB's default of 122,880, equally fast
+# to read.
 ROW_GROUP_SIZE = 245_760
 
 
 def recover(run_dir: Path) -> bool:
-    """Compact a run whose writer is gone. False if another process is at it, or the folder cannot be written."""
+    """Compact a run whose writer is gone. Returns False if another process is compacting it or the folder cannot be
+    written."""
     folder = run_dir / SEGMENTS
     try:
         alone = try_lock(folder / COMPACT_LOCK)
@@ -52,7 +54,7 @@ def recover(run_dir: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared, so that readers still see that nobody writes, while a resume has to wait for us.
+        # Shared, so that readers still see that no process writes, while a resume waits for the compaction.
         quiet = try_lock(folder / WRITER_LOCK, shared=True)
         if quiet is None:
             return False
@@ -71,7 +73,7 @@ def recover(run_dir: Path) -> bool:
 
 
 def tidy(run_dir: Path) -> None:
-    """Remove what a merge left that was killed between the manifest and the segments: run.duckdb holds them."""
+    """Remove segments left by a merge that was killed after it removed the manifest: run.duckdb contains their rows."""
     folder = run_dir / SEGMENTS
     with contextlib.suppress(OSError):
         lock = try_lock(folder / WRITER_LOCK)
@@ -87,9 +89,9 @@ def tidy(run_dir: Path) -> None:
 def compact(run_dir: Path, manifest: Manifest, problems: list[str], *, keep_folder: bool = False) -> list[str]:
     """Merge run.duckdb and the segments into a new run.duckdb, then remove the segments.
 
-    The caller holds the locks. Killed at any moment, it leaves either the old state or the new one. Segments that
-    do not match their checksum move to `damaged/`. Returns what was found wrong. Raises OSError or duckdb.Error
-    (disk full, no permission) with the segments untouched.
+    The caller must hold the locks. If killed at any moment, it leaves either the old or the new state. Segments that do
+    not match their checksum are moved to `damaged/`. Returns the problems found. Raises OSError or duckdb.Error (disk
+    full, no permission) and leaves the segments untouched.
     """
     folder = run_dir / SEGMENTS
     target = run_dir / DATABASE
@@ -117,9 +119,9 @@ def compact(run_dir: Path, manifest: Manifest, problems: list[str], *, keep_fold
 
 
 def _already_compacted(target: Path, manifest: Manifest) -> bool:
-    """Whether the segments are in the file already, as a kill between the rename and their removal leaves it.
+    """Whether the file already contains the segments: a merge was killed before it removed them.
 
-    RunBroken where both are there and do not belong together: to merge would destroy one of them.
+    Raises RunBroken if file and segments do not belong together, because a merge would destroy one of them.
     """
     if not target.exists():
         return False
@@ -129,12 +131,11 @@ def _already_compacted(target: Path, manifest: Manifest) -> bool:
     except RunBroken:
         if manifest.cut is not None or not manifest.origin_known:
             raise
-        _put_aside(target.parent, target)  # the segments of a first start hold everything
+        _put_aside(target.parent, target)  # the run was never resumed, so its segments contain all rows
         return False
     if not same and manifest.cut is None:
         raise RunBroken(
-            f"{target} is there, and segments of a run that does not go on from it; both stay as they are: "
-            "move one of them away"
+            f"{target} and the segments beside it belong to different runs; neither was changed: move one of them away"
         )
     return same
 
@@ -204,10 +205,10 @@ def _insert_by_layer(con: duckdb.DuckDBPyConnection, source: str) -> None:
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    """What merges that were killed left behind."""
+    """Remove temporary files of merges that were killed."""
     for leftover in run_dir.glob(f".{DATABASE}.*"):
         if not _LEFTOVER.fullmatch(leftover.name):
-            continue  # somebody else's
+            continue  # not ours
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -215,7 +216,7 @@ def _remove_leftovers(run_dir: Path) -> None:
 
 
 def _put_aside(run_dir: Path, path: Path) -> None:
-    """Move what is damaged to `damaged/`, under a free name: it is its owner's to look at, not ours to delete."""
+    """Move a damaged file to `damaged/` under a free name. Damaged files are never deleted."""
     (run_dir / DAMAGED).mkdir(exist_ok=True)
     target, number = run_dir / DAMAGED / path.name, 1
     while target.exists():
@@ -228,7 +229,7 @@ def _remove_segments(run_dir: Path, bad: list[str], keep_folder: bool) -> None:
     for name in bad:
         if (folder / name).exists():
             _put_aside(run_dir, folder / name)
-    # The manifest goes first: without it the rest is litter, whenever we are killed.
+    # Remove the manifest first: segments without a manifest are ignored if we are killed here.
     for name in (MANIFEST, START):
         (folder / name).unlink(missing_ok=True)
     clean_folder(folder)
@@ -236,11 +237,11 @@ def _remove_segments(run_dir: Path, bad: list[str], keep_folder: bool) -> None:
         for name in (WRITER_LOCK, COMPACT_LOCK):
             (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # kept, with what somebody else put there
+            folder.rmdir()  # fails, and keeps the folder, if it contains other files
 
 
 def clean_folder(folder: Path) -> None:
-    """Remove segments and half-written files from a segments folder; its locks, which someone may hold, stay."""
+    """Remove segments and partially written files from a segments folder. Locks stay, since they may be held."""
     for path in folder.iterdir():
         if segment_table(path.name) or _HALF_WRITTEN.fullmatch(path.name):
             path.unlink(missing_ok=True)

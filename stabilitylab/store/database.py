@@ -1,7 +1,7 @@
-"""Opens run.duckdb: read-only, shut in, under the name `base`, with clear words where it cannot.
+"""Open run.duckdb read-only and sandboxed, attached as `base`, with clear errors.
 
-A run may have come from someone else. Its file may hold views, macros or generated columns, which run when a table is
-read, with everything that this process may do. So nothing of it is read before each table is known to be a plain table.
+A run may come from an untrusted source. Its file may contain views, macros or generated columns, which execute with the
+permissions of this process when a table is read. Nothing is read until all tables are known to be plain tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stabilitylab.store.schema import META, SCHEMA_VERSION, TABLES, quote, store
 
 DATABASE = "run.duckdb"
 LISTED = "listed"
-"""The key of meta under which compaction keeps `counts_for_list`, so that a list of runs reads one table each."""
+"""The key of meta under which compaction stores `counts_for_list`, so that listing runs reads one table per run."""
 _SHUT = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -28,35 +28,35 @@ _SHUT = {
 }
 _COLUMN = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) (?P<type>[A-Z]+)(?P<required> NOT NULL)?')
 _ROWS, _ROWS_A_BYTE = 1_000_000, 10
-"""A file that holds more rows than this, and more a byte, was made to fill the memory of who reads it: of rows that are
-all equal a byte holds 73, of those of a run less than one."""
+"""A file with more rows than this and more rows per byte is a decompression bomb. A byte can encode up to 73 identical
+rows, but less than one row of a real run."""
 
 
 def check_path(run_dir: Path) -> Path:
-    r"""`run_dir` made absolute. Raises StoreError for a path that DuckDB takes for another: it turns ``\`` into ``/``
-    and cuts at ``?``."""
+    r"""Return the absolute path of `run_dir`. Raises StoreError for a path that DuckDB misinterprets: it replaces ``\``
+    with ``/`` and truncates at ``?``."""
     path = run_dir.absolute()
     bad = next((char for char in "\\?\0" if char in str(path)), None)
     if bad is not None:
         raise StoreError(
-            f"DuckDB cannot open a file below {path.parent}: there is a {bad!r} in the path; rename that folder, or "
+            f"DuckDB cannot open a file below {path.parent}: the path contains {bad!r}; rename that folder or "
             "choose another with --runs-dir"
         )
     return path
 
 
 def connect(**config: str | int | bool) -> duckdb.DuckDBPyConnection:
-    """A private DuckDB in memory that neither loads nor installs an extension."""
+    """A private in-memory DuckDB that neither loads nor installs extensions."""
     return duckdb.connect(":memory:", config={**_SHUT, **config})
 
 
 def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     """Attach `path` read-only as `base` and return its meta table.
 
-    Raises RunBroken for a file that is damaged, newer than this program, or holds anything but a run's plain tables.
+    Raises RunBroken if the file is damaged, newer than this program, or contains anything but a run's plain tables.
     """
     if path.exists() and not path.is_file():
-        raise RunBroken(f"{path} is not a regular file; remove it, or restore the run from a copy")
+        raise RunBroken(f"{path} is not a regular file; remove it or restore the run from a copy")
     try:
         con.execute(f"ATTACH {quote(str(path))} AS base (TYPE duckdb, READ_ONLY)")
         _require_plain_tables(con, path)
@@ -74,21 +74,21 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
             ) from None
         raise RunBroken(f"{path} cannot be read: {text}; restore it from a copy") from None
     except UnicodeDecodeError:
-        raise RunBroken(f"{path} is damaged: its table meta holds text that is not UTF-8") from None
+        raise RunBroken(f"{path} is damaged: its table meta contains text that is not UTF-8") from None
     meta = {str(key): "" if value is None else str(value) for key, value in rows}
     version = meta.get("schema_version", "")
     if not re.fullmatch("[0-9]{1,9}", version) or int(version) > SCHEMA_VERSION:
         raise RunBroken(
-            f"{path} has schema version {version[:40] or 'none'}, this StabilityLab reads up to {SCHEMA_VERSION}; "
+            f"{path} has schema version {version[:40] or 'none'}, but this StabilityLab reads up to {SCHEMA_VERSION}; "
             "upgrade with: pip install -U stabilitylab"
         )
     return meta
 
 
 def _require_plain_tables(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raise RunBroken unless every table of a run is there as this package makes it: no view, no generated column, no
-    expression of any kind."""
-    found = con.execute(  # without a WHERE: to filter costs more than the few rows
+    """Raise RunBroken unless every table of a run exists exactly as this package creates it: no view, no generated
+    column, no expression of any kind."""
+    found = con.execute(  # without WHERE: filtering costs more than fetching the few rows
         "SELECT database_name, schema_name, table_name, sql, estimated_size FROM duckdb_tables()"
     ).fetchall()
     made = {name: (sql, size) for base, schema, name, sql, size in found if (base, schema) == ("base", "main")}
@@ -106,25 +106,25 @@ def _require_plain_tables(con: duckdb.DuckDBPyConnection, path: Path) -> None:
             raise RunBroken(f"{path} is not a StabilityLab run: {table} claims {size:,} rows, too many for its size")
 
 
-@lru_cache(maxsize=256)  # of a thousand runs, all are made alike
+@lru_cache(maxsize=256)  # most runs have the same CREATE TABLE
 def _difference(table: str, sql: str) -> str:
-    """How a CREATE TABLE differs from the schema's; empty where it does not."""
+    """How a CREATE TABLE differs from the schema; empty if it does not."""
     inside = re.fullmatch(rf'CREATE TABLE (?:base\.)?(?:main\.)?"?{table}"?\((.*)\);', sql, re.DOTALL)
     parts = [_COLUMN.fullmatch(part) for part in inside[1].split(", ")] if inside else [None]
     columns = {part["quoted"] or part["plain"]: (part["type"], bool(part["required"])) for part in parts if part}
     if len(columns) < len(parts):
-        return "has columns that are more than values"
+        return "has columns with generated values or constraints"
     schema = META if table == "meta" else stored_columns(table, [(name, kind) for name, (kind, _) in columns.items()])
     known = {column.name: (column.type, column.required) for column in schema}
     for name, given in columns.items():
         if known.get(name) != given:
-            return f"has another column {name}"
+            return f"has an unexpected column {name}"
     lacking = [column.name for column in schema if column.required and column.name not in columns]
     return f"lacks the column {lacking[0]}" if lacking else ""
 
 
 def counts_for_list(con: duckdb.DuckDBPyConnection, prefix: str) -> tuple[int, float | None]:
-    """One more than the last recorded iteration, and the last kNN accuracy: what a list of runs shows of the rows."""
+    """The last recorded iteration plus one, and the last kNN accuracy, as shown in a list of runs."""
     last = con.execute(
         f"SELECT coalesce(max(i), -1) + 1 FROM (SELECT max(iteration) AS i FROM {prefix}iterations "
         f"UNION ALL SELECT max(iteration) FROM {prefix}layer_stats)"
@@ -136,7 +136,7 @@ def counts_for_list(con: duckdb.DuckDBPyConnection, prefix: str) -> tuple[int, f
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """A JSON object that someone may have tampered with; empty for anything else."""
+    """Parse an untrusted JSON object; returns an empty dict for anything else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def stored_problems(meta: dict[str, str]) -> list[str]:
-    """What compaction found wrong, as it wrote it down."""
+    """The problems that compaction stored in meta."""
     try:
         problems = json.loads(meta.get("problems", "[]"))
     except (ValueError, RecursionError):
@@ -154,6 +154,6 @@ def stored_problems(meta: dict[str, str]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, without what follows it."""
+    """The first line of an error message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,5 +1,5 @@
-"""From the outbox to the disk, in a thread of its own: tries again while the disk refuses, follows a folder that is
-moved, and sets aside what can never be written."""
+"""The thread that writes the outbox to disk. It retries while the disk fails, follows a folder that is moved, and drops
+rows that can never be written."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stabilitylab.store.publisher import Publisher, loss_events
 from stabilitylab.store.rows import Rows
 
 _TRANSIENT = (OSError, duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, MemoryError)
-"""Errors of the disk or the machine: the same rows may be written later."""
+"""Errors of the disk or the machine, after which writing the same rows may succeed later."""
 
 
 class Delivery:
-    """`run` is the thread's work; it ends when the outbox is closing and empty."""
+    """`run` is the target of the thread; it returns when the outbox is closing and empty."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Delivery:
                 self._outbox.give_back(batch)
                 self.warn(
                     "write",
-                    f"cannot write to {self.run_dir}: {one_line(error)}; training goes on, rows wait in memory",
+                    f"cannot write to {self.run_dir}: {one_line(error)}; training continues and rows wait in memory",
                 )
                 if self._outbox.closing:
                     attempts_left -= 1
@@ -74,12 +74,12 @@ class Delivery:
                     self._outbox.changed.wait(0.2 if self._outbox.closing else self._retry_seconds)
             else:
                 self._outbox.finish(batch, nbytes)
-                with contextlib.suppress(*_TRANSIENT, duckdb.Error):  # it only tidies; the next batch tries again
+                with contextlib.suppress(*_TRANSIENT, duckdb.Error):  # optional; retried with the next batch
                     self._publisher.gather()
 
     def _publish_apart(self, batch: Batch, losses: Mapping[str, Loss]) -> bool:
-        """Publish a batch that the disk did not refuse, part by part: what can never be written must not hold up what
-        came with it. False where the disk refuses after all; the rest of the batch is left in it."""
+        """Publish a batch part by part after a permanent error, so that rows that cannot be written do not block the
+        others. Returns False on a transient error; the unpublished parts then stay in the batch."""
         for table in list(batch.rows):
             while batch.rows[table]:
                 part = batch.rows[table][0]
@@ -108,7 +108,7 @@ class Delivery:
                     outbox.seal()
 
     def follow(self) -> None:
-        """Go on in the folder's new place where it was moved."""
+        """Continue in the new location if the folder was moved."""
         lock = self._publisher.folder / WRITER_LOCK
         if self._lock.guards(lock):
             return
@@ -121,6 +121,6 @@ class Delivery:
         if topic in self._warned:
             return
         self._warned.add(topic)
-        # Someone may have turned warnings into errors; an error here would end training, or the thread.
+        # With warnings as errors, an exception here would stop training or the thread.
         with contextlib.suppress(StoreWarning):
             warnings.warn(text, StoreWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""A run's tables as files that every tool reads."""
+"""Export the tables of a run as Parquet or CSV files."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _UNFINISHED = re.compile(r"\.export-(?P<pid>[0-9]+)-[0-9a-f]{8}")
 
 
 def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]:
-    """Write every table with rows to ``folder/<table>.<form>``, NULL kept apart from NaN. Files that exist are not
-    replaced: StoreError. A run that is being written raises RunBusy.
+    """Write every table with rows to ``folder/<table>.<form>``; NULL and NaN stay distinct. Raises StoreError if a file
+    exists, RunBusy if the run is being written.
 
-    The files are written elsewhere and moved when all of them are whole. Text in a CSV file that a spreadsheet would
-    run as a formula gets a leading apostrophe.
+    The files are written to a temporary folder and moved when all are complete. In CSV files, text that a spreadsheet
+    would run as a formula gets a leading apostrophe.
     """
     if form not in FORMATS:
-        raise StoreError(f"no export format {form!r}; take {' or '.join(FORMATS)}")
-    with open_run(run_dir) as reader:  # merges what a crash left
+        raise StoreError(f"no export format {form!r}; use {' or '.join(FORMATS)}")
+    with open_run(run_dir) as reader:  # merges segments left by a crash
         if reader.status == "running":
-            raise RunBusy(f"{run_dir.name} is still being written; export it when it has ended")
+            raise RunBusy(f"{run_dir.name} is still being written; export it after it has ended")
     if (run_dir / SEGMENTS / MANIFEST).exists():
-        raise StoreError(f"{run_dir} holds rows that could not be merged; make it writable, with room, and try again")
+        raise StoreError(f"{run_dir} has unmerged rows; make it writable, free disk space and try again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder, _UNFINISHED)
@@ -61,7 +61,7 @@ def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A hidden folder in `folder` for what is not whole yet; elsewhere if DuckDB cannot write there."""
+    """A temporary folder for incomplete files: in `folder`, or in the system's if DuckDB cannot write there."""
     try:
         check_path(folder)
     except StoreError:
@@ -77,7 +77,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _write(con: duckdb.DuckDBPyConnection, table: str, scratch: Path, form: str) -> Path | None:
-    """The file of a table; None for one without rows."""
+    """Write the file of a table and return its path; None for a table without rows."""
     source = f"base.main.{table}"
     if con.execute(f"SELECT count(*) FROM {source}").fetchall() == [(0,)]:
         return None
@@ -94,7 +94,7 @@ def _write(con: duckdb.DuckDBPyConnection, table: str, scratch: Path, form: str)
 
 
 def _move(path: Path, target: Path) -> None:
-    """Move a file to where it does not yet exist, whole or not at all, also to another file system."""
+    """Move a file atomically to a path that does not exist, also to another file system."""
     try:
         path.rename(target)
     except OSError as error:

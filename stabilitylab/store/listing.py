@@ -1,4 +1,4 @@
-"""Lists the runs of a folder: what each was, how far it got, how well it did."""
+"""List the runs in a folder: settings, progress and accuracy of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stabilitylab.store.reader import open_run
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One line of the list. `status` is `broken`, with the reason in `problem`, where the run cannot be read."""
+    """One line of the list. If the run cannot be read, `status` is `broken` and `problem` is the reason."""
 
     name: str
     path: Path
@@ -43,13 +43,13 @@ class RunInfo:
 
 
 def list_runs(root: Path | str) -> list[RunInfo]:
-    """The runs in `root`, oldest first; folders that hold no run are left out, runs that are broken are not."""
+    """The runs in `root`, oldest first. Broken runs are included; folders without a run are not."""
     root = Path(root)
     if not root.is_dir():
         return []
     folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    with connect(threads=1) as con:  # one for all: to start a DuckDB costs ten times what a look into a file does
-        con.execute("PRAGMA disable_optimizer")  # it takes longer than these questions
+    with connect(threads=1) as con:  # shared: starting DuckDB costs ten times as much as reading a file
+        con.execute("PRAGMA disable_optimizer")  # it takes longer than these queries
         found = [_describe(con, p) for p in folders if _holds_run(p)]
     return sorted(found, key=lambda run: (run.created_at == "", run.created_at, run.name))
 

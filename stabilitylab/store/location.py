@@ -1,4 +1,4 @@
-"""Where runs live, how they get their names, and how a name finds its run."""
+"""The runs folder: create the folder of a run under a free name, and find a run by name."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LONGEST_NAME = 200
 
 
 def runs_root(option: str | Path | None = None) -> Path:
-    """The folder that holds the runs: `option`, else $STABLAB_RUNS, else ./runs."""
+    """The runs folder: `option`, else $STABLAB_RUNS, else ./runs."""
     return Path(option or os.environ.get("STABLAB_RUNS") or "runs")
 
 
 def claim_run(root: Path | str, name: str | None = None) -> Path:
-    """Make the folder of a new run, as `name` or as the next free run_001, run_002, ...
+    """Create the folder of a new run, named `name` or the next free of run_001, run_002, ...
 
-    Making the folder is the claim, so runs that start at the same moment never share one. Raises RunExists for a
-    taken name, StoreError for one that cannot be a folder's name.
+    Creating the folder reserves the name, so runs that start simultaneously never share one. Raises RunExists if the
+    name is taken, StoreError if it is not a valid folder name.
     """
     root = Path(root)
     try:
@@ -53,35 +53,35 @@ def claim_run(root: Path | str, name: str | None = None) -> Path:
                 return path
     except OSError as error:
         raise StoreError(
-            f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
+            f"cannot create a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
         ) from None
 
 
 def unclaim(run_dir: Path) -> None:
-    """Give a name back whose run could not be started, with what was written of it. A folder that holds a run stays."""
+    """Remove the folder of a run that could not be started. A folder that contains a run is kept."""
     if not (run_dir / DATABASE).exists() and not (run_dir / SEGMENTS / MANIFEST).exists():
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def next_number(root: Path) -> int:
-    """One more than the highest of run_001, run_002, ... in `root`."""
+    """The highest number of run_001, run_002, ... in `root`, plus one."""
     return 1 + max((int(m[1]) for p in root.iterdir() if (m := _NUMBERED.fullmatch(p.name))), default=0)
 
 
 def check_name(name: str) -> str:
-    """`name`, if a run can have it. Raises StoreError with the reason if not."""
+    """Return `name` if it is a valid name of a run. Raises StoreError with the reason otherwise."""
     if not name.strip():
         reason = "it is empty"
     elif name.startswith((".", "-")):
-        reason = "it must not begin with a dot or a dash"
+        reason = "it must not start with a dot or a dash"
     elif "/" in name or "\\" in name:
         reason = "it must not contain a slash"
     elif "?" in name:
         reason = "DuckDB cannot write below a folder with a question mark in its name"
     elif not name.isprintable():
-        reason = "it has characters that cannot be printed"
+        reason = "it contains non-printable characters"
     elif name != name.strip():
-        reason = "it begins or ends with a space"
+        reason = "it starts or ends with a space"
     elif len(name.encode()) > _LONGEST_NAME:
         reason = f"it is longer than {_LONGEST_NAME} bytes"
     else:
@@ -90,9 +90,9 @@ def check_name(name: str) -> str:
 
 
 def find_run(root: Path | str, name: str | Path) -> Path:
-    """The folder of the run `name` in `root`; a path to a run's folder is taken as it is.
+    """The folder of the run `name` in `root`. `name` may also be the path of a run's folder.
 
-    Raises RunNotFound, with the nearest names there are.
+    Raises RunNotFound, which suggests similar names.
     """
     root = Path(root)
     text = str(name)
@@ -105,14 +105,14 @@ def find_run(root: Path | str, name: str | Path) -> Path:
             if path.is_dir() and _looks_like_run(path):
                 return path
         except (OSError, ValueError, RuntimeError):
-            pass  # a name that no folder can have: too long, with a NUL, of an unknown user's home
+            pass  # not a valid path: too long, contains NUL, or ~user of an unknown user
     names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     names = [n for n in names if not n.startswith(".")]
     near = difflib.get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[-3:]
     if near:
-        hint = f"the nearest: {', '.join(near)}"
+        hint = f"similar: {', '.join(near)}"
     else:
-        hint = "there are no runs there; name the folder with --runs-dir, or start one with `stablab train`"
+        hint = "the folder has no runs; choose another with --runs-dir, or start a run with `stablab train`"
     raise RunNotFound(f"no run {_shortened(text)!r} in {root}; {hint}")
 
 

@@ -1,4 +1,4 @@
-"""Who is writing a run: one flock, which the kernel drops when its holder dies, however it dies."""
+"""The writer lock of a run: an flock, which the kernel releases whenever its holder dies."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
 
 class FolderLock:
-    """A held lock file. `release` drops it; so does the death of the process."""
+    """A held lock file. It is released by `release` or when the process dies."""
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
         _held.add(self)
 
     def guards(self, path: Path) -> bool:
-        """Whether this is the lock on `path`."""
+        """Whether this lock is on the file `path`."""
         return self._fd is not None and _same_file(self._fd, path)
 
     def where(self) -> Path | None:
-        """Where the lock file is now, wherever its folder was moved; None where the system cannot tell, or it is
-        gone."""
+        """The current path of the lock file, even if its folder was moved. None if it is gone or the system cannot
+        tell."""
         if self._fd is None:
             return None
         try:
@@ -53,7 +53,7 @@ class FolderLock:
 
 
 def _forget_in_child() -> None:
-    # A forked DataLoader worker shares the lock; left open there, it would outlive a killed trainer.
+    # A forked DataLoader worker inherits the lock and would keep it after the trainer is killed.
     for lock in list(_held):
         lock.release()
 
@@ -62,15 +62,15 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def try_lock(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> FolderLock | None:
-    """The lock on `path`, or None while another holds it.
+    """The lock on `path`, or None if another process holds it.
 
-    A lock file that was removed while we waited locks nothing: its folder is gone, so we create a new one.
-    Raises OSError where the folder is missing, read-only, or its file system knows no locks.
+    If the lock file was removed while waiting, a new one is created, because the old one no longer locks anything.
+    Raises OSError if the folder is missing or read-only, or the file system does not support locks.
     """
     deadline = time.monotonic() + wait_seconds
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     while True:
-        # A shared lock needs no writing, so a reader without write permission can still ask.
+        # A shared lock needs no write access, so readers without write permission can take it.
         fd = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(fd, mode)
@@ -97,7 +97,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        # No permission, or a file system without locks, tells nothing; believing in a living writer harms nobody.
+        # Unknown: no permission, or a file system without locks. Assuming a live writer is the safe answer.
         return True
     if lock is None:
         return True
@@ -120,9 +120,9 @@ def _close_quietly(fd: int) -> None:
 
 
 def lock_for_writing(folder: Path) -> FolderLock:
-    """The exclusive lock on the segments `folder` of a run, which is made if need be.
+    """The exclusive lock on the segments `folder` of a run, which is created if it does not exist.
 
-    Raises RunBusy while another process writes the run, StoreError where nothing can be written.
+    Raises RunBusy if another process is writing the run, StoreError if the folder cannot be written.
     """
     path = folder / WRITER_LOCK
     deadline = time.monotonic() + 120
@@ -135,9 +135,9 @@ def lock_for_writing(folder: Path) -> FolderLock:
                 continue  # a compaction has just removed the folder
             if lock is not None:
                 return lock
-            # A reader that merges a crashed run shares the lock and will be done; a writer holds it alone.
+            # A reader that merges a crashed run holds a shared lock and will finish; a writer holds it exclusively.
             if is_held(path) or time.monotonic() > deadline:
-                raise RunBusy(f"{folder.parent} is being written by another process; wait for it, or stop it")
+                raise RunBusy(f"{folder.parent} is being written by another process; wait for it or stop it")
     except OSError as error:
         raise StoreError(
             f"cannot write to {folder.parent}: {error.strerror or error}; choose another folder with --runs-dir"

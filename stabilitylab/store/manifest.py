@@ -1,4 +1,4 @@
-"""The manifest of a live run: which segments count, what they hold, and the checksum of each."""
+"""The manifest of a live run: its valid segments, their contents and checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEGMENT = re.compile(r"([a-z_]+)-[0-9]+\.parquet")
 
 @dataclass(frozen=True)
 class Segment:
-    """One immutable Parquet file: `rows` rows of `table`, of iterations `first`..`last` (None without any)."""
+    """One immutable Parquet file with `rows` rows of `table` from iterations `first`..`last` (None without rows)."""
 
     file: str
     table: str
@@ -30,10 +30,10 @@ class Segment:
     sha256: str
     first: int | None = None
     last: int | None = None
-    level: int = 0  # how often its rows were gathered from smaller segments
+    level: int = 0  # how often its rows were merged from smaller segments
 
     def describe(self) -> str:
-        """What this segment holds, in words."""
+        """A description of the rows in this segment."""
         if self.rows < 0:
             return f"rows of {self.table}"
         span = "" if self.first is None else f" of iterations {self.first}..{self.last}"
@@ -44,15 +44,15 @@ class Segment:
 class Manifest:
     """The state of `segments/`.
 
-    `cut` is the resume point: the rows of an earlier run.duckdb that lie before it count too; None means that
-    there is no earlier file. `meta` is the future `meta` table.
+    `cut` is the iteration at which the run was resumed: the rows of an earlier run.duckdb before it are part of the
+    run. None means that there is no earlier file. `meta` is the content of the future `meta` table.
     """
 
     meta: dict[str, str]
     cut: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     origin_known: bool = True
-    """False where manifest and start are both damaged: whether an earlier run.duckdb counts too, nobody knows."""
+    """False if both manifest.json and start.json are damaged, so that it is unknown whether the run was resumed."""
     segments: tuple[Segment, ...] = ()
 
     @property
@@ -67,7 +67,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> None:
-    """Replace the manifest atomically: a reader sees the old one or the new one, never a part."""
+    """Replace the manifest atomically: a reader sees either the old or the new one."""
     fields = {name: value for name, value in asdict(manifest).items() if name != "origin_known"}
     body = json.dumps(fields, sort_keys=True)
     text = json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
@@ -77,15 +77,15 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> No
         out.flush()
         os.fsync(out.fileno())
     temporary.replace(folder / name)
-    with contextlib.suppress(OSError):  # it is replaced: an error here must not look as if it were not
+    with contextlib.suppress(OSError):  # the manifest is already replaced, so do not report an error
         sync_folder(folder)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
-    """The manifest of `folder` and what is wrong with it.
+    """The manifest of `folder` and a list of its problems.
 
-    A damaged manifest does not take the run down: the segments that lie in the folder are read without their
-    checksums, and the problem says so. Raises FileNotFoundError where there is no manifest.
+    If the manifest is damaged, the segments in the folder are used without checking checksums, and this is listed as a
+    problem. Raises FileNotFoundError if there is no manifest.
     """
     path = folder / MANIFEST
     try:
@@ -103,12 +103,12 @@ def read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
         for file in sorted(folder.glob("*.parquet"))
         if segment_table(file.name)
     ]
-    problem = f"{path.name} is damaged: {len(found)} segments are read without checking them"
+    problem = f"{path.name} is damaged: {len(found)} segments are read without checking their checksums"
     return replace(start, segments=tuple(found)), [problem]
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file. OSError for anything else: a pipe would be waited for."""
+    """Read a regular file. Raises OSError for anything else, such as a pipe, which would block."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path.read_bytes()
@@ -122,14 +122,14 @@ def _parse(data: bytes) -> Manifest:
     fields = json.loads(body)
     segments = tuple(Segment(**entry) for entry in fields["segments"])
     if any(segment_table(segment.file) != segment.table for segment in segments):
-        raise ValueError("a segment that lies elsewhere")
+        raise ValueError("segment name and table do not match")
     meta = {str(key): str(value) for key, value in fields["meta"].items()}
     cut = None if fields["cut"] is None else int(fields["cut"])
     return Manifest(meta=meta, cut=cut, id=str(fields["id"]), segments=segments)
 
 
 def segment_table(file: str) -> str | None:
-    """The table that a segment of this name holds; None for a name that no segment has."""
+    """The table of a segment file by its name; None if it is not the name of a segment."""
     match = _SEGMENT.fullmatch(file)
     return match[1] if match and match[1] in TABLES else None
 
@@ -140,15 +140,15 @@ def file_sha256(path: Path) -> str:
 
 
 def check_segment(folder: Path, segment: Segment) -> str | None:
-    """What is wrong with a segment, in one line with what it would have held; None if it is whole."""
+    """A one-line description of a damaged segment and the rows it lacks; None if the segment is intact."""
     try:
         path = folder / segment.file
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # it would lead elsewhere, or never end
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # links lead elsewhere, pipes block
             reason = "is not a regular file"
         elif not segment.sha256:
             if _is_parquet(folder / segment.file):
                 return None
-            reason = "is no Parquet file"
+            reason = "is not a Parquet file"
         elif file_sha256(folder / segment.file) == segment.sha256:
             return None
         else:
@@ -170,7 +170,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
+    """fsync a folder, so that renames in it survive a power failure."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

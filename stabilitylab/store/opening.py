@@ -1,4 +1,4 @@
-"""What a writer starts from: a new run, or one that has ended and is resumed."""
+"""Create the first manifest of a writer, for a new run or a run that is resumed."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def first_manifest(run_dir: Path, config: Mapping[str, Any], meta: Mapping[str, 
 def reopen(
     run_dir: Path, at_iteration: int, config: Mapping[str, Any] | None, meta: Mapping[str, str]
 ) -> tuple[Manifest, FolderLock, str]:
-    """Lock a run that has ended, merge what a crash left, and return its next manifest, the lock, its old status.
+    """Lock a run that has ended, merge segments left by a crash, and return its next manifest, the lock and the old
+    status.
 
-    Raises RunBusy if the run is being written, RunBroken if there is none, StoreError if it cannot be merged.
+    Raises RunBusy if the run is being written, RunBroken if there is no run, StoreError if it cannot be merged.
     """
     folder = run_dir / SEGMENTS
     if at_iteration < 0:
-        raise StoreError(f"cannot resume {run_dir} at iteration {at_iteration}; give 0 or more")
+        raise StoreError(f"cannot resume {run_dir} at iteration {at_iteration}; it must be 0 or more")
     if not (run_dir / DATABASE).exists() and not (folder / MANIFEST).exists():
-        raise RunBroken(f"{run_dir} holds no run to resume; start a new one")
+        raise RunBroken(f"{run_dir} contains no run to resume; start a new one")
     lock = lock_for_writing(folder)
     try:
         if (folder / MANIFEST).exists():
@@ -55,7 +56,7 @@ def reopen(
             base = attach_base(con, run_dir / DATABASE)
     except (OSError, duckdb.Error) as error:
         lock.release()
-        raise StoreError(f"cannot resume {run_dir}: {one_line(error)}; make room, then try again") from None
+        raise StoreError(f"cannot resume {run_dir}: {one_line(error)}; free disk space and try again") from None
     except BaseException:
         lock.release()
         raise

@@ -1,4 +1,4 @@
-"""The bounded queue between training, which must never wait, and the thread that writes."""
+"""The bounded queue between training, which must never block, and the writer thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stabilitylab.store.rows import Rows
 
 @dataclass
 class Batch:
-    """What one publish hands over: rows by table, in the order in which they came."""
+    """The rows of one publish by table, in order of arrival."""
 
     ticket: int
     rows: dict[str, list[Rows]] = field(default_factory=dict)
@@ -40,8 +40,8 @@ class Outbox:
     def __init__(self, max_bytes: int) -> None:
         self.changed = threading.Condition()
         self.closing = False
-        self.attempts = 0  # failed ones
-        self.done = 0  # the last ticket that reached the disk
+        self.attempts = 0  # number of failed attempts
+        self.done = 0  # ticket of the last batch on disk
         self.losses: dict[str, Loss] = {}
         self._max_bytes = max_bytes
         self._nbytes = 0
@@ -51,7 +51,7 @@ class Outbox:
         self._sealed: deque[Batch] = deque()
 
     def add(self, rows: Rows) -> bool:
-        """Take `rows` in. True if others, or these, had to be dropped for them."""
+        """Add `rows`. Returns True if rows had to be dropped."""
         with self.changed:
             if not self._open.rows:
                 self._opened_at = time.monotonic()
@@ -73,22 +73,22 @@ class Outbox:
             return self._ticket
 
     def waiting(self) -> int:
-        """How many sealed batches the disk has not taken yet."""
+        """Number of sealed batches that are not on disk yet."""
         return len(self._sealed)
 
     def newest(self) -> int:
-        """The last iteration that came in and is here still; 0 without any."""
+        """The last iteration in the outbox; 0 if it is empty."""
         with self.changed:
             batches = [*self._sealed, self._open]
             spans = [part.span()[1] for batch in batches for parts in batch.rows.values() for part in parts]
         return max((last for last in spans if last is not None), default=0)
 
     def age(self) -> float:
-        """Seconds since the first row of the open batch came; 0 without any."""
+        """Seconds since the first row was added to the open batch; 0 if it is empty."""
         return time.monotonic() - self._opened_at if self._open.rows else 0.0
 
     def next(self) -> Batch | None:
-        """The oldest sealed batch; it still counts against the bound until `finish` or `give_back`."""
+        """Take the oldest sealed batch. It counts towards `max_bytes` until `finish` or `give_back`."""
         return self._sealed.popleft() if self._sealed else None
 
     def finish(self, batch: Batch, nbytes: int) -> None:
@@ -104,14 +104,14 @@ class Outbox:
             self.changed.notify_all()
 
     def wait_for(self, ticket: int, timeout: float) -> bool:
-        """Wait until `ticket` is on disk; False if an attempt failed or time ran out first."""
+        """Wait until `ticket` is on disk. Returns False if an attempt failed or the timeout expired before."""
         with self.changed:
             before = self.attempts
             self.changed.wait_for(lambda: self.done >= ticket or self.attempts > before, timeout)
             return self.done >= ticket
 
     def lose_all(self) -> None:
-        """Count everything that is still here as lost."""
+        """Drop all rows and count them as lost."""
         with self.changed:
             while self._drop_one():
                 pass

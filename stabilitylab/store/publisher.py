@@ -1,4 +1,4 @@
-"""Puts batches of rows on disk: segments first, then the manifest that makes them count, all or nothing."""
+"""Write batches of rows to disk atomically: first the segments, then the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stabilitylab.store.rows import Rows, join, make_rows
 from stabilitylab.store.schema import TABLES, LayerRow
 from stabilitylab.store.segments import gather_segments, write_segment, writer_connection
 
-# This many small segments are merged into a larger one, up to this many rows.
+# Number of small segments that are merged into a larger one, and the maximum number of its rows.
 GATHER_SEGMENTS = 32
 GATHER_ROWS = 4_000_000
 
@@ -40,7 +40,7 @@ class Publisher:
         self._con: duckdb.DuckDBPyConnection | None = None
 
     def start(self, layers: Sequence[LayerRow] | None) -> None:
-        """Write the first segments, empty but for `layers`, and the first manifest."""
+        """Write the first manifest and the first segments, which are empty except for `layers`."""
         write_manifest(self.folder, self.manifest, "start.json")
         write_manifest(self.folder, self.manifest)
         rows = {table: [_no_rows(table)] for table in TABLES if table != "layers"}
@@ -49,7 +49,7 @@ class Publisher:
         self.publish(rows)
 
     def withdraw(self) -> None:
-        """Undo `start`: no row was taken in, so the run is what it was before, or none."""
+        """Undo `start`. No rows were added, so the run is as before, or does not exist."""
         self.close()
         with contextlib.suppress(OSError):
             for name in (MANIFEST, START):
@@ -57,7 +57,7 @@ class Publisher:
             clean_folder(self.folder)
 
     def publish(self, rows: Mapping[str, Sequence[Rows]]) -> None:
-        """Make `rows` durable and visible together. Raises OSError or duckdb.Error with nothing changed."""
+        """Make `rows` durable and visible atomically. Raises OSError or duckdb.Error with nothing changed."""
         number = self._number
         written = []
         try:
@@ -79,8 +79,8 @@ class Publisher:
     def gather(self) -> None:
         """Merge small segments into larger ones, so that a run of many days has few files.
 
-        A segment that does not match its checksum stays as it is: copied, its damage would get a valid checksum.
-        Raises OSError or duckdb.Error with nothing changed.
+        A segment that does not match its checksum is not merged, because the copy would have a valid checksum. Raises
+        OSError or duckdb.Error with nothing changed.
         """
         for parts in self._small_segments():
             if bad := {part.file for part in parts if check_segment(self.folder, part)}:
@@ -90,7 +90,7 @@ class Publisher:
                 self._con = writer_connection()
             merged = gather_segments(self._con, self.folder, parts, self._number)
             self._number += 1
-            # In the place of its parts: views read the segments in the order of the manifest.
+            # Insert it at the position of its parts, because views read the segments in the order of the manifest.
             gone = {part.file for part in parts}
             segments = [merged if s is parts[0] else s for s in self.manifest.segments]
             manifest = replace(self.manifest, segments=tuple(s for s in segments if s.file not in gone))
@@ -116,19 +116,19 @@ class Publisher:
         ]
 
     def set_status(self, status: str) -> None:
-        """Write `status` into the manifest; in memory it holds even if the disk refuses."""
+        """Write `status` to the manifest. It is set in memory even if writing fails."""
         self.manifest = self.manifest.with_meta(status=status)
         write_manifest(self.folder, self.manifest)
 
     def close(self) -> None:
-        """Drop the DuckDB connection; a failed one may not be usable again."""
+        """Close the DuckDB connection, which may be unusable after an error."""
         if self._con is not None:
             self._con.close()
             self._con = None
 
 
 def layer_rows(layers: Sequence[LayerRow]) -> Rows:
-    """`layers` as rows of the table layers."""
+    """Convert `layers` to rows of the table layers."""
     return make_rows(
         "layers",
         {
@@ -146,7 +146,7 @@ def _no_rows(table: str) -> Rows:
 
 
 def loss_events(losses: Mapping[str, Loss]) -> list[Rows]:
-    """One event a table that lost rows."""
+    """One event per table that lost rows."""
     return [
         make_rows(
             "events",

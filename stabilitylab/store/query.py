@@ -1,4 +1,4 @@
-"""A user's SQL: let through if it reads, refused if it does anything else."""
+"""Run a user's SQL if it only reads; refuse anything else."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _EXPLAIN = re.compile(rf"^{_COMMENT}*explain\b{_COMMENT}*(?:analyze\b|\([^)]*\))
 
 
 def interrupted(error: BaseException) -> None:
-    """Raise KeyboardInterrupt where an error of DuckDB only tells of a Ctrl-C."""
+    """Raise KeyboardInterrupt if a DuckDB error was caused by Ctrl-C."""
     if isinstance(error, duckdb.InterruptException) or "interrupt" in str(error).lower()[:40]:
         raise KeyboardInterrupt from None
 
 
 def require_reading(sql: str) -> None:
-    """Raise StoreError unless `sql` is one statement that reads."""
+    """Raise StoreError unless `sql` is a single read-only statement."""
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
@@ -34,22 +34,22 @@ def require_reading(sql: str) -> None:
     if kind == duckdb.StatementType.SELECT:
         return
     if kind == duckdb.StatementType.EXPLAIN:
-        # EXPLAIN ANALYZE runs what it explains.
+        # EXPLAIN ANALYZE executes the statement.
         explained, found = _EXPLAIN.subn("", statements[0].query, count=1)
         if found:
             require_reading(explained)
             return
-    raise StoreError(f"SQL: a run can only be read: use SELECT, not {kind.name}")
+    raise StoreError(f"SQL: a run is read-only: use SELECT, not {kind.name}")
 
 
 class QueryResult:
     """The rows of a query, held in memory. Valid until the run is closed or refreshed.
 
-    `columns` and `types` are the names and SQL types. Fetch as rows, as numpy columns or as a pandas frame.
+    `columns` and `types` are the names and SQL types. Fetch rows, numpy columns or a pandas DataFrame.
     """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any]) -> None:
-        self._cursor = con  # its own, kept open: closing it would take the rows along
+        self._cursor = con  # kept open, because closing it would discard the rows
         relation = con.sql(sql, params=params or None)
         # DuckDB 2 renamed execute() to materialize(), and dropped fetchone() from relations.
         run = "materialize" if hasattr(relation, "materialize") else "execute"
@@ -61,7 +61,7 @@ class QueryResult:
 
     @property
     def description(self) -> list[Any]:
-        """The columns as the Python database interface describes them."""
+        """The columns as in the Python DB-API."""
         return list(self._relation.description)
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class QueryResult:
         return iter(self.fetchall())
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """The rows not fetched yet."""
+        """The remaining rows."""
         rows = self._all()[self._next :]
         self._next += len(rows)
         return rows
@@ -88,7 +88,7 @@ class QueryResult:
         return rows[0] if rows else None
 
     def fetchnumpy(self) -> dict[str, np.ndarray]:
-        """All rows, column -> array; a masked array where there are NULLs."""
+        """All rows as column -> array; a masked array if the column contains NULL."""
         columns: dict[str, np.ndarray] = self._relation.fetchnumpy()
         return columns
 

@@ -1,4 +1,4 @@
-"""Reads a run, finished or live, behind the same table names."""
+"""Read a finished or live run through the same tables."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _T = TypeVar("_T")
 
 
 def open_run(run_dir: Path | str, *, merge: bool = True) -> RunReader:
-    """Open a run for reading. Any number of processes may, also while it is being written.
+    """Open a run for reading. Any number of processes can read it, also while it is being written.
 
-    The first to open a run whose writer was killed merges its segments, unless `merge` is false. Raises RunBroken if
-    there is nothing to read or it cannot be read.
+    If the writer was killed, the first reader merges its segments, unless `merge` is false. Raises RunBroken if there
+    is no run or it cannot be read.
     """
     return RunReader(Path(run_dir), merge=merge)
 
 
 class RunReader:
-    """One run, as it was when it was opened or last refreshed. A context manager.
+    """A run as it was when opened or last refreshed. A context manager.
 
-    `meta`: the table meta. `config`: what the run was started with. `status`: running, finished, stopped or crashed.
-    `problems`: each damaged part, and what it would have held; what could be read is there nevertheless.
+    `meta`: the table meta. `config`: the configuration of the run. `status`: running, finished, stopped or crashed.
+    `problems`: each damaged part and the rows it contained. All other rows can be read.
     """
 
     def __init__(self, run_dir: Path, *, merge: bool = True) -> None:
-        self.run_dir = run_dir.absolute()  # a later chdir does not lead elsewhere
+        self.run_dir = run_dir.absolute()  # independent of a later chdir
         self._merge = merge
         self.meta: dict[str, str] = {}
         self.problems: list[str] = []
@@ -52,7 +52,7 @@ class RunReader:
 
     @property
     def name(self) -> str:
-        """The run's name: its folder's, whatever it was called when it was recorded."""
+        """The name of the run's folder, which may have been renamed since it was recorded."""
         return self.run_dir.name
 
     @property
@@ -65,32 +65,32 @@ class RunReader:
 
     @property
     def num_iterations(self) -> int:
-        """One more than the last recorded iteration; 0 without any."""
+        """The last recorded iteration plus one; 0 if there is none."""
         return self._read_whole(lambda con: counts_for_list(con, ""))[0]
 
     def layers(self) -> list[LayerRow]:
         """The layers from input to output."""
         found = self._rows("SELECT layer_id, name, depth, num_params, trainable FROM layers ORDER BY depth, layer_id")
         if not found:
-            # The segment that named them is damaged: their numbers keep the series usable.
+            # The segment with their names is damaged; numbers keep the series usable.
             ids = self._rows("SELECT DISTINCT layer_id FROM layer_stats ORDER BY layer_id")
             return [LayerRow(layer_id, f"layer_{layer_id}", layer_id, 0, True) for (layer_id,) in ids]
         return [LayerRow(*row) for row in found]
 
     def signals(self) -> list[str]:
-        """The signals for which the run has a column, whether or not anything was measured."""
+        """The signals for which the run has a column, even if nothing was measured."""
         return list(self._read(lambda con: column_types(con, "layer_stats")))[2:]
 
     def measured_signals(self) -> list[str]:
-        """The signals of which at least one value was recorded."""
+        """The signals with at least one recorded value."""
         names = self.signals()
         counts = self._rows(f"SELECT {', '.join(f'count({name})' for name in names)} FROM layer_stats")
         return [name for name, count in zip(names, counts[0], strict=True) if count]
 
     def layer_series(self, signal: str = "grad_norm") -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """layer_id -> (iteration int64 [N], value float64 [N]), by iteration, where the signal was measured.
+        """layer_id -> (iteration int64 [N], value float64 [N]), sorted by iteration, where the signal was measured.
 
-        NaN and infinity are values. The arrays are views into two large ones. Raises StoreError for an unknown
+        Values can be NaN or infinite. The arrays are views into two large arrays. Raises StoreError for an unknown
         signal.
         """
         if signal not in self.signals():
@@ -103,7 +103,7 @@ class RunReader:
         return split_by_layer(columns["layer_id"], columns["iteration"], columns["value"])
 
     def evals(self) -> dict[str, dict[str, np.ndarray]]:
-        """metric -> {iteration int64, value float64, num_samples int64 (0 where unknown)}, by iteration."""
+        """metric -> {iteration int64, value float64, num_samples int64 (0 if unknown)}, sorted by iteration."""
         sql = (
             "SELECT metric, iteration::BIGINT AS iteration, coalesce(value, 'NaN'::DOUBLE) AS value, "
             "coalesce(num_samples, 0) AS num_samples FROM evals ORDER BY metric, iteration"
@@ -116,7 +116,7 @@ class RunReader:
         }
 
     def table(self, name: str) -> dict[str, np.ndarray]:
-        """A whole table, column -> values. NULL is NaN in numbers (then float64) and None in text."""
+        """A table as column -> values. NULL becomes NaN in numeric columns (then float64) and None in text."""
         if name not in TABLES and name != "meta":
             raise StoreError(f"no table {name!r}; the tables are meta, {', '.join(TABLES)}")
         columns = META if name == "meta" else TABLES[name]
@@ -125,14 +125,14 @@ class RunReader:
         return {column: without_mask(values) for column, values in fetched.items()}
 
     def events(self) -> list[EventRow]:
-        """What happened, by iteration."""
+        """The events, sorted by iteration."""
         rows = self._rows("SELECT iteration, kind, coalesce(detail, '') FROM events ORDER BY iteration")
         return [EventRow(*row) for row in rows]
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> QueryResult:
-        """The result of one SELECT over the run's tables, fetched whole.
+        """The complete result of one SELECT over the run's tables.
 
-        Raises StoreError for anything that writes, for files outside the run, and for SQL that is wrong.
+        Raises StoreError for statements that write, for files outside the run and for invalid SQL.
         """
         require_reading(sql)
 
@@ -141,16 +141,16 @@ class RunReader:
 
         try:
             return self._read(ask)
-        except (duckdb.Error, RuntimeError) as error:  # DuckDB's own word for Ctrl-C is a RuntimeError
+        except (duckdb.Error, RuntimeError) as error:  # DuckDB raises RuntimeError on Ctrl-C
             interrupted(error)
             if not isinstance(error, duckdb.Error):
                 raise
             raise StoreError(f"SQL: {one_line(error)}") from None
 
     def verify(self) -> list[str]:
-        """Everything that is wrong with the run: what is known, damaged blocks, double and missing rows."""
+        """All problems of the run: known ones, damaged blocks, duplicate and missing rows."""
         damage = self._read(self._find_damage)
-        problems = list(self.problems)  # after that: a merge meanwhile makes it reopen the run
+        problems = list(self.problems)  # read afterwards, since a concurrent merge reopens the run
         if damage:
             return problems + damage
         rows = self._read(find_row_problems)
@@ -163,11 +163,11 @@ class RunReader:
         return found
 
     def count_for_list(self) -> tuple[int, float | None]:
-        """What a list of runs shows of the rows: see `counts_for_list`."""
+        """The counts shown in a list of runs; see `counts_for_list`."""
         return self._read(lambda con: counts_for_list(con, ""))
 
     def refresh(self) -> None:
-        """Look again: a live run has more rows by now."""
+        """Reopen the run to see the rows added since."""
         old = self._con
         self._con = self._open()
         old.close()
@@ -192,25 +192,25 @@ class RunReader:
         return dict(fetched)
 
     def _read_whole(self, ask: Callable[[duckdb.DuckDBPyConnection], _T]) -> _T:
-        """`_read` our own SQL. RunBroken where a block of the run is damaged."""
+        """`_read` for internal SQL. Raises RunBroken if a block of the run is damaged."""
         try:
             return self._read(ask)
         except (duckdb.Error, UnicodeDecodeError) as error:
             interrupted(error)
             raise RunBroken(
-                f"{self.run_dir} is damaged: {one_line(error)}; restore it from a copy, or export what can be read"
+                f"{self.run_dir} is damaged: {one_line(error)}; restore it from a copy or export what can be read"
             ) from None
 
     def _read(self, ask: Callable[[duckdb.DuckDBPyConnection], _T]) -> _T:
-        """Run `ask`; if the segments under it were merged away meanwhile, reopen the run and ask again."""
+        """Run `ask`; if the segments were merged meanwhile, reopen the run and try again."""
         for _ in range(ATTEMPTS):
             try:
                 return ask(self._con)
             except duckdb.Error:
-                # A vanished file is an IO error, or, shut in as we are, a refused look for it.
+                # A missing file raises an IO error or, in the sandbox, a permission error.
                 if self._segments_are_there():
                     raise
-                self._old.append(self._con)  # a result in somebody's hands may still need it
+                self._old.append(self._con)  # a QueryResult may still need it
                 self._con = self._open()
         raise RunBroken(f"{self.run_dir} keeps changing while it is read; try again")
 

@@ -1,4 +1,4 @@
-"""Rows on their way to disk: checked, copied, typed, and still in memory."""
+"""Rows in memory before they are written: validated, copied and typed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DTYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Cells:
-    """One column: `values`, and `null` (True where there is no value; None if all are there)."""
+    """One column: `values` and the mask `null` (True where there is no value; None if there are no NULLs)."""
 
     values: np.ndarray
     null: np.ndarray | None
@@ -31,17 +31,17 @@ class Cells:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one table. A column that is absent is NULL throughout."""
+    """Rows of one table. A missing column is NULL in every row."""
 
     table: str
     columns: dict[str, Cells]
     count: int
     notes: tuple[str, ...] = ()
-    """What was repaired or left out, a line each: it would not have been written as it came."""
+    """One line for each kind of value that was changed or dropped because it cannot be stored."""
 
     @property
     def nbytes(self) -> int:
-        # A string costs far more than its pointer; 100 bytes is a fair mean for names and details.
+        # A string takes far more than its pointer; 100 bytes is a typical mean for names and details.
         return sum(
             cells.values.nbytes if cells.values.dtype != object else 100 * self.count for cells in self.columns.values()
         )
@@ -55,11 +55,11 @@ class Rows:
 
 
 def make_rows(table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any]) -> Rows:
-    """Copy `columns` (name -> 1-D values of one length, or a scalar for all rows) into rows of `table`.
+    """Copy `columns` (name -> 1-D values of equal length, or a scalar for all rows) into rows of `table`.
 
-    None and masked entries become NULL; NaN stays NaN, because a gradient that is not a number was measured. Text that
-    is not UTF-8, and numbers that the column's type cannot hold, are repaired or left out, with a line in `notes`.
-    Raises ValueError for an unknown table or column, a missing required column, or unequal lengths.
+    None and masked entries become NULL; NaN stays NaN, because a NaN gradient is a measurement. Text that is not UTF-8
+    is escaped. Numbers that do not fit the column type are clipped or dropped, with a line in `notes`. Raises
+    ValueError for an unknown table or column, a missing required column, or unequal lengths.
     """
     if table not in TABLES:
         raise ValueError(f"no table {table!r}; the tables are {', '.join(TABLES)}")
@@ -79,9 +79,9 @@ def make_rows(table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any
     lost = np.zeros(count, dtype=bool)
     for name, cell in cells.items():
         if known[name].required and cell.null is not None:
-            lost |= cell.null  # only values out of range are left: a missing one was refused
+            lost |= cell.null  # only out-of-range values: missing ones have raised ValueError
     if lost.any():
-        notes.append(f"{int(lost.sum())} rows of {table} are left out")
+        notes.append(f"{int(lost.sum())} rows of {table} are dropped")
         keep = ~lost
         cells = {
             name: Cells(c.values[keep], None if c.null is None or known[name].required else c.null[keep])
@@ -127,15 +127,15 @@ def _cells(table: str, column: Column, values: Any, count: int, notes: list[str]
     if dtype is not object and array.dtype != typed.dtype and array.dtype.kind in "iuf":
         typed, outside = _fitted(array, typed, null)
         if outside.any():
-            what = "are left out" if typed.dtype.kind in "iu" else "are stored as the nearest number that it holds"
-            notes.append(f"{int(outside.sum())} values of {table}.{column.name} do not fit {column.type}, and {what}")
+            what = "are dropped" if typed.dtype.kind in "iu" else "are stored as the nearest number that fits"
+            notes.append(f"{int(outside.sum())} values of {table}.{column.name} do not fit {column.type} and {what}")
         if typed.dtype.kind in "iu" and outside.any():
             null = outside if null is None else null | outside
     return Cells(typed, null)
 
 
 def _fitted(given: np.ndarray, typed: np.ndarray, null: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """``typed``, and which values it cannot hold: those are the nearest that it can, where it is a float."""
+    """``typed`` and a mask of the values that do not fit its dtype. Floats among them are set to the nearest value."""
     there = np.ones(len(given), dtype=bool) if null is None else ~null
     if typed.dtype.kind in "iu":
         with np.errstate(invalid="ignore"):
@@ -151,7 +151,7 @@ def _fitted(given: np.ndarray, typed: np.ndarray, null: np.ndarray | None) -> tu
 
 
 def utf8(text: str) -> str:
-    """``text`` as it can be stored: what is not UTF-8, as in a file name of another encoding, is written out."""
+    """``text`` with characters that UTF-8 cannot encode, as in a file name of another encoding, escaped."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -165,7 +165,7 @@ def _from_sequence(values: Any) -> np.ndarray:
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """The rows of one table, one after the other."""
+    """Concatenate rows of one table."""
     if len(parts) == 1:
         return parts[0]
     columns: dict[str, Cells] = {}

@@ -1,4 +1,4 @@
-"""The tables of a run: the one place that knows their names, columns and types."""
+"""The schema of a run: names, columns and types of its tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from stabilitylab.signals import BUILT_IN, SIGNALS
 
 SCHEMA_VERSION = 1
 
-# Readable by DuckDB 1.4, the oldest this package accepts, and by every later one. Measured: it costs neither
-# size nor speed against the format of DuckDB 2.
+# Readable by DuckDB 1.4, the oldest supported version, and by every later one. In measurements it was as small and fast
+# as the format of DuckDB 2.
 STORAGE_VERSION = "v1.4.0"
 
 STATUSES = ("running", "finished", "stopped", "crashed")
@@ -29,7 +29,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class EventRow:
-    """Something that happened at an iteration: nonfinite, checkpoint, resume, rows_lost, ..."""
+    """An event at an iteration. `kind` is nonfinite, checkpoint, resume, rows_lost, ..."""
 
     iteration: int
     kind: str
@@ -38,7 +38,7 @@ class EventRow:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. A column that is not `required` is NULL where nothing was measured."""
+    """A column of a table. A column that is not `required` is NULL if nothing was measured."""
 
     name: str
     type: str
@@ -86,10 +86,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "events": _columns(("iteration", "INTEGER"), ("kind", "VARCHAR"), optional=(("detail", "VARCHAR"),)),
 }
 
-# A resumed run drops what these tables hold at or past the resume point. Events stay: they happened.
+# A resumed run drops the rows of these tables at or after the resume point. Events are kept.
 CUT_AT_RESUME = ("layer_stats", "iterations", "evals", "scalars")
 
-# What compaction orders by, so that one layer's series lies together on disk.
+# Sort order of compaction, so that the series of a layer is contiguous on disk.
 ORDER_BY = {
     "layers": "layer_id",
     "layer_stats": "layer_id, iteration",
@@ -103,15 +103,15 @@ _SIGNAL_TYPES = ("FLOAT", "DOUBLE")
 
 
 def columns_of(table: str, present: Iterable[str] = ()) -> tuple[Column, ...]:
-    """The columns of `table`, and after them the signals of other packages that are among `present`."""
+    """The columns of `table`, followed by the signals of plugins among `present`."""
     known = {column.name for column in TABLES[table]}
     plugins = [name for name in present if table == "layer_stats" and name not in known and name in SIGNALS]
     return TABLES[table] + tuple(Column(name, SIGNALS[name].storage) for name in plugins)
 
 
 def stored_columns(table: str, stored: Iterable[tuple[str, str]]) -> tuple[Column, ...]:
-    """The columns of `table`, and after them the further signals among `stored` (name, type): those of a package that
-    need not be installed here, or of a newer version of this one."""
+    """The columns of `table`, followed by the additional signals among `stored` (name, type), which may come from a
+    plugin that is not installed or from a newer version of this package."""
     known = {column.name for column in TABLES[table]}
     signals = {
         name: kind
@@ -128,7 +128,7 @@ def empty_select(table: str) -> str:
 
 
 def create_table(table: str, prefix: str = "", columns: Iterable[Column] | None = None) -> str:
-    """The CREATE TABLE of `table`, or of `meta`; `columns` where they are more than the schema's."""
+    """The CREATE TABLE statement of `table` or `meta`. `columns` replaces the columns of the schema."""
     if columns is None:
         columns = META if table == "meta" else TABLES[table]
     body = ", ".join(f"{c.name} {c.type}{' NOT NULL' if c.required else ''}" for c in columns)

@@ -1,4 +1,4 @@
-"""Writes rows as immutable Parquet segments, and names the SQL that reads them back."""
+"""Write rows as immutable Parquet segments, and build the SQL that reads them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stabilitylab.store.schema import CUT_AT_RESUME, Column, columns_of, empty_s
 
 
 def writer_connection() -> duckdb.DuckDBPyConnection:
-    """A private in-memory DuckDB that only formats Parquet: one thread, so that it does not disturb training."""
+    """A private in-memory DuckDB for writing Parquet. It has one thread, so that it does not slow down training."""
     return connect(threads=1)
 
 
 def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, number: int) -> Segment:
-    """Write `rows` under a temporary name, sync, rename. Raises OSError or duckdb.Error, leaving no part behind."""
+    """Write `rows` atomically to a new file. Raises OSError or duckdb.Error and leaves no partial file."""
     file = folder / f"{rows.table}-{number:06d}.parquet"
     temporary = folder / f".{file.name}.tmp"
     source: dict[str, np.ndarray] = {"row_": np.zeros(rows.count, dtype=np.int8)}
@@ -38,7 +38,7 @@ def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, numb
         if cells.null is not None:
             source[f"{name}_null"] = cells.null
             cases += f" WHEN {name}_null THEN NULL"
-        # DuckDB reads a numpy NaN as NULL. A NaN gradient was measured, so it is carried beside the values.
+        # DuckDB reads NaN in a numpy array as NULL, so a separate mask keeps measured NaNs.
         if cells.values.dtype.kind == "f" and (nan := np.isnan(cells.values)).any():
             source[f"{name}_nan"] = nan
             cases += f" WHEN {name}_nan THEN 'NaN'::{column.type}"
@@ -60,7 +60,7 @@ def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, numb
 
 
 def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequence[Segment], number: int) -> Segment:
-    """Copy small segments of one table into a larger one, in their order. Raises OSError or duckdb.Error."""
+    """Concatenate small segments of one table into a larger one. Raises OSError or duckdb.Error."""
     table = parts[0].table
     file = folder / f"{table}-{number:06d}.parquet"
     temporary = folder / f".{file.name}.tmp"
@@ -101,15 +101,15 @@ def sync_file(path: Path) -> None:
 
 
 def glob_escaped(path: Path) -> str:
-    """`path` as DuckDB reads it: its table functions take [ * ? for patterns, even in a folder's name."""
+    """`path` escaped for DuckDB's table functions, which interpret [ * ? as patterns, even in a folder name."""
     return "".join(f"[{char}]" if char in "[*?" else char for char in str(path))
 
 
 def rows_sql(con: duckdb.DuckDBPyConnection, table: str, *, base: bool, cut: int | None, files: Iterable[Path]) -> str:
     """A SELECT of all rows of `table`: those of the attached file `base` before `cut`, and those of the segments.
 
-    The layers of the latest start replace those of the file. A column of the schema that a source lacks is NULL
-    there; a signal that the schema lacks is kept.
+    The layers in the segments replace those in the file. A schema column that is missing in a source is NULL; signals
+    that are not in the schema are kept.
     """
     paths = [quote(glob_escaped(path)) for path in files]
     sources = []
@@ -129,14 +129,14 @@ def rows_sql(con: duckdb.DuckDBPyConnection, table: str, *, base: bool, cut: int
 
 
 def _latest_layers(source: str) -> str:
-    """The last row of each layer: one that a training step first skipped is written again when its depth is known."""
+    """The last row of each layer. A layer that was skipped at first is written again when its depth is known."""
     numbered = f"SELECT *, row_number() OVER () AS written FROM {source}"
     last = "QUALIFY row_number() OVER (PARTITION BY layer_id ORDER BY written DESC) = 1"
     return f"(SELECT * EXCLUDE (written) FROM ({numbered}) {last})"
 
 
 def column_types(con: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
-    """Column -> type of a table, a view, or anything else that can stand behind FROM."""
+    """Column -> type of a table, a view, or any other SQL source after FROM."""
     rows = con.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {source})").fetchall()
     return dict(rows)
 

@@ -1,4 +1,4 @@
-"""Cuts the rows of a run into one series a layer, without copying more than it must."""
+"""Split the rows of a run into one series per layer with as few copies as possible."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 def split_by_layer(
     layer_id: np.ndarray, iteration: np.ndarray, value: np.ndarray
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """layer_id -> (iteration, value), each by iteration, from three arrays of one length in any order.
+    """layer_id -> (iteration, value), sorted by iteration, from three arrays of equal length in any order.
 
-    A compacted run comes in order and is only cut. Segments come by iteration; a stable sort by layer suffices.
+    The rows of a compacted run are sorted and only need to be split. Segments are sorted by iteration, so a stable sort
+    by layer is enough.
     """
     if len(layer_id) == 0:
         return {}
@@ -29,7 +30,7 @@ def split_by_layer(
 
 
 def without_mask(values: np.ndarray) -> np.ndarray:
-    """A fetched column without a mask: NULL is NaN among numbers (then float64) and None among text."""
+    """Convert a fetched column to a plain array: NULL becomes NaN in numbers (then float64) and None in text."""
     if not isinstance(values, np.ma.MaskedArray):
         return values
     plain = np.array(values.data, dtype=object if values.dtype == object else np.float64)

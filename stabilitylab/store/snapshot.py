@@ -1,4 +1,4 @@
-"""A run at one moment, finished or live: a DuckDB of its own with one view a table, shut in."""
+"""A snapshot of a finished or live run: a private, sandboxed DuckDB with one view per table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMORY_LIMIT = "4GB"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`segments`: those under the views. `problems`: each damaged part, and what it would have held."""
+    """`segments`: those that the views read. `problems`: each damaged part and the rows it contained."""
 
     con: duckdb.DuckDBPyConnection
     meta: dict[str, str]
@@ -33,9 +33,10 @@ class Snapshot:
 
 
 def take_snapshot(run_dir: Path, *, merge: bool, checked: dict[Segment, str | None]) -> Snapshot:
-    """Open a run; try again while a writer or a compaction moves files.
+    """Open a run, retrying while a writer or a compaction moves files.
 
-    `merge`: first merge what a killed writer left. `checked`: what each segment's check said. Raises RunBroken.
+    `merge`: first merge segments left by a killed writer. `checked`: a cache of the results of checking each segment.
+    Raises RunBroken if the run cannot be read.
     """
     check_path(run_dir)
     for attempt in range(ATTEMPTS):
@@ -63,15 +64,15 @@ def _take(con: duckdb.DuckDBPyConnection, run_dir: Path, merge: bool, checked: d
     has_base = database.exists()
     if manifest is None or manifest.cut is not None or has_base:
         if not has_base:
-            raise RunBroken(f"{run_dir} holds no run; train into it, or choose another")
+            raise RunBroken(f"{run_dir} contains no run; train into it or choose another")
         meta = attach_base(con, database)
         if manifest is not None and meta.get("segments_id") == manifest.id:
-            manifest, problems = None, []  # merged a moment ago, not yet removed
+            manifest, problems = None, []  # just merged, but not removed yet
         elif manifest is not None and not manifest.origin_known:
             count, manifest = len(manifest.segments), None
-            problems = [f"{MANIFEST} and {START} are damaged: {count} segments are kept, and left out here"]
+            problems = [f"{MANIFEST} and {START} are damaged: {count} segments are kept but not read"]
         elif manifest is not None and manifest.cut is None:
-            problems = [*problems, f"{DATABASE} and the segments are of two runs: the segments are read"]
+            problems = [*problems, f"{DATABASE} and the segments belong to different runs: the segments are read"]
         problems = stored_problems(meta) + problems
     used: list[Segment] = []
     if manifest is not None:
@@ -117,7 +118,8 @@ def _manifest(run_dir: Path, merge: bool) -> tuple[Manifest | None, list[str]]:
 
 
 def _require_unchanged(folder: Path, manifest: Manifest, checked: dict[Segment, str | None]) -> None:
-    """A segment that is missing may have been merged since the manifest was read: that is no damage."""
+    """Raise FileNotFoundError if the manifest has changed since it was read: segments are missing because they were
+    merged, not because of damage."""
     now, _ = read_manifest(folder)
     if now.segments != manifest.segments:
         checked.clear()
@@ -125,7 +127,7 @@ def _require_unchanged(folder: Path, manifest: Manifest, checked: dict[Segment, 
 
 
 def _unreadable(con: duckdb.DuckDBPyConnection, folder: Path, segment: Segment) -> str | None:
-    """What is wrong with a segment that no checksum vouches for; None if DuckDB can read it."""
+    """A description of the damage of a segment without a checksum; None if DuckDB can read it."""
     if segment.sha256:
         return None
     try:
@@ -138,11 +140,11 @@ def _unreadable(con: duckdb.DuckDBPyConnection, folder: Path, segment: Segment) 
 
 
 def _shut_in(con: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> None:
-    """From here on, SQL reaches the run's own segments and nothing else on this machine."""
+    """Restrict SQL to the run's own segments; nothing else on this machine can be read afterwards."""
     allowed = {str(path) for path in paths} | {glob_escaped(path) for path in paths}
     con.execute("SET python_enable_replacements = false")
     con.execute(f"SET allowed_paths = [{', '.join(map(quote, sorted(allowed)))}]")
-    with contextlib.suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is none to switch off
-        con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would draw one on standard output
+    with contextlib.suppress(duckdb.InvalidInputException):  # raised in Jupyter without ipywidgets
+        con.execute("SET enable_progress_bar = false")  # in a spawned process DuckDB would print it to standard output
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")

@@ -1,4 +1,4 @@
-"""Checks of a run's rows: doubles, missing rows, gaps, and blocks that do not match their checksum."""
+"""Check the rows of a run: duplicates, missing rows, gaps, and blocks that do not match their checksum."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stabilitylab.store.segments import first_value
 
 
 def find_row_problems(con: duckdb.DuckDBPyConnection, prefix: str = "") -> list[str]:
-    """Double and missing (iteration, layer_id) rows of the tables `prefix`layer_stats, iterations, layers.
+    """Duplicate and missing (iteration, layer_id) rows of the tables `prefix`layer_stats, iterations, layers.
 
-    A layer is expected at every iteration at which any layer was recorded. One line a kind of problem.
+    A layer is expected at every iteration at which any layer was recorded. Returns one line per kind of problem.
     """
     problems = []
-    # Each iteration's set of layers as a count and a sum of hashes: where all agree, nothing is double or missing.
-    # Fast (0.1 s for 15 million rows), so the exact question is asked only if the answer is not clean.
+    # Compare a count and a sum of hashes of the layers of each iteration: if all agree, no row is duplicate or missing.
+    # This is fast (0.1 s for 15 million rows); the exact query runs only if they differ.
     kinds = first_value(
         con,
         f"""SELECT count(DISTINCT (rows_, hashes)) FROM (SELECT count(*) AS rows_, sum(hash(layer_id)) AS hashes
@@ -32,7 +32,7 @@ def find_row_problems(con: duckdb.DuckDBPyConnection, prefix: str = "") -> list[
     problems += _silent_layers(con, prefix)
     double = first_value(con, f"SELECT count(*) - count(DISTINCT iteration) FROM {prefix}iterations")
     if double:
-        problems.append(f"iterations has {double} double rows")
+        problems.append(f"iterations has {double} duplicate rows")
     problems += _gaps(con, prefix)
     return problems
 
@@ -51,8 +51,8 @@ def _doubles_and_missing(con: duckdb.DuckDBPyConnection, prefix: str) -> list[st
                 HAVING count(*) > 1 ORDER BY iteration, layer_id LIMIT 1"""
         ).fetchone()
         assert where is not None
-        problems.append(f"layer_stats has {double} double rows, the first at iteration {where[0]}, layer {where[1]}")
-    # A layer that a mitigation froze halfway is not expected to go on.
+        problems.append(f"layer_stats has {double} duplicate rows, first at iteration {where[0]}, layer {where[1]}")
+    # A layer that was frozen during training is not expected to have later rows.
     frozen = {row[0] for row in con.execute(f"SELECT layer_id FROM {prefix}layers WHERE NOT trainable").fetchall()}
     short = [(id_, expected - kept) for id_, _, kept in rows if kept < expected and id_ not in frozen]
     if short:
@@ -83,22 +83,22 @@ def _gaps(con: duckdb.DuckDBPyConnection, prefix: str) -> list[str]:
             continue
         values, counts = np.unique(steps, return_counts=True)
         every = int(values[counts.argmax()])
-        # Only a regular recording has gaps; an imported log may be as irregular as it likes.
+        # Gaps are defined only for regular recordings; imported logs may be irregular.
         if counts.max() < 0.9 * len(steps):
             continue
         late = np.flatnonzero(steps > every)
         if len(late):
             lost = int((steps[late] // every - 1).sum())
-            problems.append(f"{table} lacks {lost} iterations, the first after iteration {int(recorded[late[0]])}")
+            problems.append(f"{table} lacks {lost} iterations, first after iteration {int(recorded[late[0]])}")
     return problems
 
 
 def find_damage(con: duckdb.DuckDBPyConnection, tables: list[str]) -> list[str]:
-    """Read every block of every table, so that DuckDB compares each with its checksum."""
+    """Read every block of every table, so that DuckDB verifies its checksum."""
     problems = []
     for table in tables:
         try:
             con.execute(f"SELECT sum(hash(t)) FROM {table} AS t").fetchall()
         except duckdb.Error as error:
-            problems.append(f"{table} cannot be read whole: {one_line(error)}")
+            problems.append(f"{table} cannot be read completely: {one_line(error)}")
     return problems

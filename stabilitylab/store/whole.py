@@ -1,4 +1,4 @@
-"""A run that appears whole or not at all: an import that fails, or is killed, leaves no run and takes no name."""
+"""Write runs atomically: an import that fails or is killed leaves no run and reserves no name."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _UNFINISHED = re.compile(r"\.import-(?P<pid>[0-9]+)-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class WholeRun:
-    """A run to be written whole: its name, or None for the next free number, and what `RunWriter.create` takes.
-    `fill` appends its rows."""
+    """A run to be written atomically: its name, or None for the next free number, and the arguments of
+    `RunWriter.create`. `fill` appends its rows."""
 
     name: str | None
     fill: Callable[[RunWriter], None]
@@ -42,17 +42,17 @@ def write_run_whole(
     meta: Mapping[str, str],
     layers: Sequence[LayerRow],
 ) -> Path:
-    """Make a finished run in `root`, as `name` or the next free run_001, run_002, ...; `fill` appends its rows. Returns
-    its folder.
+    """Create a finished run in `root`, named `name` or the next free of run_001, run_002, ...; `fill` appends its rows.
+    Returns its folder.
 
-    The run is written under a hidden name and renamed when all of it is on disk. Raises RunExists for a taken name,
-    StoreError where a row could not be written.
+    The run is written under a hidden name and renamed when it is complete. Raises RunExists if the name is taken,
+    StoreError if a row could not be written.
     """
     return write_runs_whole(root, [WholeRun(name, fill, config, meta, layers)])[0]
 
 
 def write_runs_whole(root: Path | str, runs: Sequence[WholeRun]) -> list[Path]:
-    """Make several runs in `root`: none gets its name before all are on disk, so a failure leaves none of them."""
+    """Create several runs in `root`. They are renamed only when all are complete, so a failure leaves none of them."""
     root = Path(root)
     folders: list[Path] = []
     try:
@@ -69,14 +69,14 @@ def write_runs_whole(root: Path | str, runs: Sequence[WholeRun]) -> list[Path]:
                 folders.append(folder)
         except OSError as error:
             raise StoreError(
-                f"cannot make a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
+                f"cannot create a run in {root}: {error.strerror or error}; choose another folder with --runs-dir"
             ) from None
         for run, folder in zip(runs, folders, strict=True):
             _write(run, folder, root)
         return [_place(folder, root, run.name) for run, folder in zip(runs, folders, strict=True)]
     finally:
         for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)  # made by us above; gone already where the run was placed
+            shutil.rmtree(folder, ignore_errors=True)  # created above; already renamed if the run was placed
 
 
 def _write(run: WholeRun, folder: Path, root: Path) -> None:
@@ -86,7 +86,7 @@ def _write(run: WholeRun, folder: Path, root: Path) -> None:
         run.fill(writer)
     if writer.unwritten or not (folder / DATABASE).exists():
         reason = writer.unwritten[0].replace(str(folder), "it") if writer.unwritten else "it could not be merged"
-        raise StoreError(f"nothing was imported into {root}: {reason}; make room, then try again")
+        raise StoreError(f"nothing was imported into {root}: {reason}; free disk space and try again")
 
 
 def _place(folder: Path, root: Path, name: str | None) -> Path:
@@ -98,7 +98,7 @@ def _place(folder: Path, root: Path, name: str | None) -> Path:
             folder.rename(target)
         except OSError as error:
             if not target.exists():
-                raise StoreError(f"cannot make a run in {root}: {error.strerror}") from None
+                raise StoreError(f"cannot create a run in {root}: {error.strerror}") from None
             if name is not None:
                 raise RunExists(f"run {name!r} already exists in {root}; choose another name") from None
         else:

@@ -1,4 +1,4 @@
-"""Writes a run while it trains: rows go to memory at once, and to disk in a thread of their own."""
+"""Write a run while it trains: rows are buffered in memory and written to disk in a separate thread."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from stabilitylab.store.rows import Rows, make_rows
 from stabilitylab.store.schema import STATUSES, LayerRow
 
 _NEVER = 2**31 - 1  # an iteration that no run reaches
-_BACKLOG = 4  # flushes that wait for the disk before it is said
+_BACKLOG = 4  # number of waiting flushes that is reported
 _WRITE_ERRORS = (OSError, duckdb.Error, MemoryError, StoreError)
 
 
 class RunWriter:
-    """Records one run. Made by `create` or `resume`; a context manager.
+    """Records one run. Create it with `create`, `resume` or `annotate`; use it as a context manager.
 
-    Training never waits for the disk and never fails because of it: rows that cannot be written stay in memory, up
-    to `max_buffer_bytes`, and are tried again; beyond that the oldest are dropped, counted, and reported as an event
-    `rows_lost` and a StoreWarning. Rows that were appended but not published for `publish_seconds` are published
-    by themselves.
+    Training never waits for the disk and never fails because of it. Rows that cannot be written stay in memory, up to
+    `max_buffer_bytes`, and are retried; beyond that, the oldest rows are dropped, counted, and reported with an event
+    `rows_lost` and a StoreWarning. Rows that were not published for `publish_seconds` are published automatically.
     """
 
     def __init__(
@@ -59,8 +58,8 @@ class RunWriter:
         self._warn = self._delivery.warn
         self._behind = False
         self._closed = False
-        self._status_before = ""  # of a run that is added to
-        self.unwritten: list[str] = []  # after `close`: what is not in run.duckdb, a line each
+        self._status_before = ""  # set by `annotate`: the status to keep
+        self.unwritten: list[str] = []  # after `close`: one line for each kind of data that is not in run.duckdb
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._delivery.run, name=f"store {run_dir.name}", daemon=True)
         self._thread.start()
@@ -68,7 +67,7 @@ class RunWriter:
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder, also where it was moved meanwhile."""
+        """The current path of the run's folder, even if it was moved."""
         return self._delivery.run_dir
 
     @classmethod
@@ -81,16 +80,16 @@ class RunWriter:
         layers: Sequence[LayerRow],
         **options: Any,
     ) -> RunWriter:
-        """Start recording into `run_dir`, made by `claim_run`.
+        """Start recording into `run_dir`, created by `claim_run`.
 
-        `meta` adds to, or overrides, the keys the store writes itself. Readers see the run when this returns.
-        Raises RunExists if the folder holds a run already, StoreError if nothing can be written there.
+        `meta` adds to the keys that the store writes, or overrides them. Readers can open the run when this returns.
+        Raises RunExists if the folder already contains a run, StoreError if it cannot be written.
         """
-        run_dir = check_path(Path(run_dir))  # absolute: a later chdir does not lead elsewhere
+        run_dir = check_path(Path(run_dir))  # absolute, independent of a later chdir
         folder = run_dir / SEGMENTS
         left = any(segment_table(path.name) for path in folder.glob("*.parquet"))
         if left or (run_dir / DATABASE).exists() or (folder / MANIFEST).exists():
-            raise RunExists(f"{run_dir} already holds a run; choose another name, or resume it")
+            raise RunExists(f"{run_dir} already contains a run; choose another name or resume it")
         manifest = first_manifest(run_dir, config, meta)
         lock = lock_for_writing(folder)
         return cls._begin(run_dir, manifest, layers, lock, options)
@@ -106,12 +105,12 @@ class RunWriter:
         layers: Sequence[LayerRow] | None = None,
         **options: Any,
     ) -> RunWriter:
-        """Go on recording a run that has ended, from `at_iteration`, the next iteration to be made.
+        """Resume a run that has ended at `at_iteration`, the next iteration to run.
 
-        What was recorded at or past it is dropped, events apart. `config`, `meta` and `layers` replace what the run
-        holds, where given. Raises RunBusy if the run is being written, RunBroken if there is none to resume.
+        Rows at or after it are dropped, except events. `config`, `meta` and `layers`, if given, replace those of the
+        run. Raises RunBusy if the run is being written, RunBroken if there is no run.
         """
-        run_dir = check_path(Path(run_dir))  # absolute: a later chdir does not lead elsewhere
+        run_dir = check_path(Path(run_dir))  # absolute, independent of a later chdir
         manifest, lock, was = reopen(run_dir, at_iteration, config, meta or {})
         writer = cls._begin(run_dir, manifest, layers, lock, options)
         writer.event(at_iteration, "resume", f"resumed at iteration {at_iteration}; it was {was}")
@@ -120,9 +119,9 @@ class RunWriter:
 
     @classmethod
     def annotate(cls, run_dir: Path, **options: Any) -> RunWriter:
-        """Add to a run that has ended, e.g. an evaluation made later. Nothing is dropped and ``close`` leaves the
-        status as it was. Raises RunBusy if the run is being written, RunBroken if there is none."""
-        run_dir = check_path(Path(run_dir))  # absolute: a later chdir does not lead elsewhere
+        """Add rows to a run that has ended, such as a later evaluation. Nothing is dropped, and ``close`` keeps the
+        status. Raises RunBusy if the run is being written, RunBroken if there is no run."""
+        run_dir = check_path(Path(run_dir))  # absolute, independent of a later chdir
         manifest, lock, was = reopen(run_dir, _NEVER, None, {})
         writer = cls._begin(run_dir, manifest, None, lock, options)
         writer._status_before = was
@@ -144,14 +143,14 @@ class RunWriter:
         except _WRITE_ERRORS as error:
             publisher.withdraw()
             lock.release()
-            raise StoreError(f"cannot write to {run_dir}: {one_line(error)}; free it, or choose another") from None
+            raise StoreError(f"cannot write to {run_dir}: {one_line(error)}; make it writable") from None
         except BaseException:
             publisher.withdraw()
             lock.release()
             raise
 
     def append(self, table: str, columns: Mapping[str, np.ndarray | Sequence[Any] | Any]) -> None:
-        """Take rows of `table` in: name -> 1-D values of one length, or a scalar for all of them.
+        """Add rows to `table`: name -> 1-D values of equal length, or a scalar for all rows.
 
         The values are copied. None, masked entries and absent columns become NULL; NaN stays NaN. Raises ValueError
         for columns that do not fit the table, StoreError after `close`.
@@ -166,13 +165,13 @@ class RunWriter:
             self._warn(f"range {table}", f"{self.run_dir}: {note}")
 
     def event(self, iteration: int, kind: str, detail: str = "") -> None:
-        """Note that something happened at `iteration`."""
+        """Record an event at `iteration`."""
         self.append("events", {"iteration": [iteration], "kind": [kind], "detail": [detail]})
 
     def publish(self, wait: bool = False) -> None:
-        """Hand all that was appended so far to the disk, as one segment a table.
+        """Queue all appended rows for writing, as one segment per table.
 
-        With `wait`, returns when it is durable and visible to readers, or when an attempt to write it has failed.
+        With `wait`, returns when they are durable and visible to readers, or when an attempt to write has failed.
         """
         self._note_backlog()
         ticket = self._outbox.seal()
@@ -180,10 +179,10 @@ class RunWriter:
             self._outbox.wait_for(ticket, timeout=60.0)
 
     def close(self, status: str = "finished") -> None:
-        """Write what is left, merge all into run.duckdb, remove the segments. Calling it again does nothing.
+        """Write the remaining rows, merge everything into run.duckdb and remove the segments. Idempotent.
 
-        Does not raise if the disk refuses: what was written stays in segments, and the next `open_run` merges it. What
-        could not be written is a StoreWarning and stands in `unwritten`.
+        Does not raise if the disk fails: rows that were written stay in segments, and the next `open_run` merges them.
+        Rows that could not be written are reported with a StoreWarning and in `unwritten`.
         """
         if status not in STATUSES or status == "running":
             raise ValueError(f"status must be finished, stopped or crashed, not {status!r}")
@@ -227,7 +226,7 @@ class RunWriter:
             compact(self.run_dir, self._publisher.manifest, [])
         except _WRITE_ERRORS as error:
             kept = (self.run_dir / SEGMENTS / MANIFEST).exists()
-            what = "they are kept, and merged when the run is next opened" if kept else "its folder is gone"
+            what = "they are kept and will be merged when the run is opened" if kept else "its folder is gone"
             text = f"could not merge the segments of {self.run_dir}: {one_line(error)}; {what}"
             self.unwritten.append(text)
             self._warn("merge", text)
@@ -237,7 +236,7 @@ class RunWriter:
             self._warn("lost", f"{self.run_dir} cannot be written fast enough: the oldest rows are being dropped")
 
     def _note_backlog(self) -> None:
-        """A disk that falls behind is an event, once, until it has caught up; training does not wait for it."""
+        """Record an event when the disk falls behind, once until it has caught up."""
         waiting = self._outbox.waiting()
         if waiting >= _BACKLOG and not self._behind:
             self.event(self._outbox.newest(), "backlog", f"the disk is slow: {waiting} flushes wait in memory")
@@ -250,7 +249,7 @@ class RunWriter:
 
 
 def _close_at_exit(writer: RunWriter) -> Any:
-    # Through a weak reference, so that a forgotten writer can still be collected.
+    # A weak reference, so that an unused writer can still be garbage-collected.
     reference = weakref.ref(writer)
 
     def close() -> None:

@@ -1,4 +1,4 @@
-"""A finished study in numbers: one row a run, small enough to commit, and enough to decide its claims again."""
+"""The summary of a finished study: one row per run, small enough to commit and sufficient to judge its claims."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ RUNS, PROVENANCE = "runs.csv", "provenance.json"
 
 
 def finished_runs(study: Study, root: Path) -> list[PlannedRun]:
-    """The runs of the study that have come to their end."""
+    """The runs of the study that are complete."""
     return [run for run in study.runs if is_complete(root / run.name)]
 
 
 def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]]:
-    """``runs.csv`` and ``provenance.json`` of what is finished, in ``folder``. Returns the rows."""
+    """Write ``runs.csv`` and ``provenance.json`` of the finished runs to ``folder``. Returns the rows.
+
+    Raises ConfigError if no run is finished."""
     rows, meta = [], []
     keys = sorted({key for run in study.runs for key in run.axes} | {"train.seed", "mitigation"})
     for run in finished_runs(study, root):
@@ -88,8 +90,8 @@ _BLOCK = re.compile(r"(^|\.)\d+$")
 
 
 def _blocks(analysis: RunAnalysis) -> dict[str, Any]:
-    """Spikes of the first block, which frozen and learned projections both have, and the lag of the last block behind
-    the first layer: heads often do not spike at all."""
+    """Spikes of the first block, which is comparable between frozen and learned projections, and the lag of the last
+    block behind the first layer, because heads often do not spike at all."""
     blocks = [name for name, _ in analysis.layers if _BLOCK.search(name)]
     lags = {lag.layer: lag for lag in analysis.propagation or ()}
     last = lags.get(blocks[-1]) if blocks else None
@@ -101,11 +103,11 @@ def _blocks(analysis: RunAnalysis) -> dict[str, Any]:
 
 
 LEVEL_OVER = 9
-"""Evaluations whose median is the accuracy a run ends at: one alone carries its sampling error."""
+"""Number of evaluations whose median is the final accuracy. A single evaluation has a large sampling error."""
 
 
 def _training(series: RunSeries) -> dict[str, Any]:
-    """The untrained encoder's accuracy, and whether the run ends below it: it does not train, it is dead."""
+    """The accuracy of the untrained encoder, and whether the run is dead: its final accuracy is below it."""
     curve = series.evals.get(METRIC)
     if curve is None or not len(curve.value) or curve.iteration[0] != 0 or not np.isfinite(curve.value[0]):
         return {"knn_untrained": None, "dead": None}
@@ -118,7 +120,7 @@ def _short(value: Any) -> Any:
 
 
 def read_summary(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``runs.csv``; empty where the study was not run."""
+    """The rows of ``runs.csv``; empty if the study was not run."""
     try:
         with (folder / RUNS).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
@@ -127,5 +129,5 @@ def read_summary(folder: Path) -> list[dict[str, Any]]:
 
 
 def verdicts(study: Study, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """The study's claims, decided by its rows."""
+    """Judge the claims of the study from its rows."""
     return [judge(claim, rows, study.looks) for claim in study.claims]

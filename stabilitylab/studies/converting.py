@@ -1,4 +1,4 @@
-"""Weights from elsewhere become a run; a run's weights become a file for elsewhere."""
+"""Convert an official checkpoint to a run, and the weights of a run to a file for timm."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from stabilitylab.store.writer import LayerRow, RunWriter
 
 
 def official_to_run(source: Path, root: Path, data: str, name: str | None = None) -> Path:
-    """An official MoCo v3 checkpoint as a finished run with one checkpoint, for ``stablab probe``. Returns its folder.
+    """Convert an official MoCo v3 checkpoint to a finished run with one checkpoint, for ``stablab probe``. Returns its
+    folder.
 
-    The run records no gradients, and its optimizer starts afresh. ConfigError where a tensor has no place.
+    The run has no gradients and a fresh optimizer state. Raises ConfigError if a tensor does not fit the model.
     """
     import torch
 
@@ -48,20 +49,20 @@ def official_to_run(source: Path, root: Path, data: str, name: str | None = None
 
 
 def to_timm_file(source: Path, out: Path, encoder: str = "base_encoder") -> int:
-    """Write the backbone of a run's last checkpoint, or of an official one, as a state dict under timm's names. Returns
-    the number of tensors. ConfigError where ``out`` exists."""
+    """Write the backbone of a run's last checkpoint, or of an official checkpoint, as a state dict with timm's names.
+    Returns the number of tensors. Raises ConfigError if ``out`` exists."""
     import torch
 
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.official import read_official, to_timm
 
     if out.exists():
-        raise ConfigError(f"{out} exists already; choose another file")
+        raise ConfigError(f"{out} already exists; choose another file")
     if source.is_dir():
         config = from_dict(read_toml(source / "config.toml"))
         weights = load_checkpoint(source / "checkpoints")["method"]
         if config.mitigation and any(".parametrizations." in name for name in weights):
-            raise ConfigError(f"run {source.name} has a weight-normalised projection, for which timm has no name")
+            raise ConfigError(f"run {source.name} has a weight-normalised projection, which timm does not support")
     else:
         weights, _ = read_official(source)
     found = to_timm(weights, encoder)

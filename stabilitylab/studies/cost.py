@@ -1,4 +1,4 @@
-"""What a study will cost: a few iterations of each shape of run, timed."""
+"""Estimate the cost of a study by timing a few iterations of each kind of run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _ITERATIONS = 8
 
 
 def estimate_seconds(configs: Sequence[Config]) -> float:
-    """Seconds of one process on this machine. Runs that differ in seed, learning rate or decay cost the same."""
+    """Estimated seconds in one process on this machine. Runs that differ only in seed, learning rate or weight decay
+    are assumed to cost the same."""
     by_shape: dict[str, tuple[float, float]] = {}
     total = 0.0
     for config in configs:
@@ -64,7 +65,7 @@ def _probe(config: Config) -> tuple[float, float]:
         times.append(time.perf_counter())
     evaluation = 0.0
     if config.eval.knn_every:
-        trainer.monitor(trainer.method.base_encoder)  # the first resizes the images
+        trainer.monitor(trainer.method.base_encoder)  # warm up: the first call resizes the images
         started = time.perf_counter()
         trainer.monitor(trainer.method.base_encoder).item()
         evaluation = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Branches in one figure: what was, and what would have been."""
+"""Draw the branches of a run, with and without a mitigation, in one figure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class _Future:
 
 
 def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
-    """Draw the branches that `branch_run` gave, without and with the mitigation in turn: gradient norm of the layer
-    that spikes most, and kNN accuracy. .png or .svg."""
+    """Draw the branches from `branch_run`, alternately without and with the mitigation: the gradient norm of the layer
+    with the largest spike, and the kNN accuracy. ``output`` is a .png or .svg. Raises ConfigError if it cannot be
+    written."""
     from matplotlib.figure import Figure
 
     futures = [_read(path, colour) for path, colour in zip(paths, (_WAS, _WOULD) * (len(paths) // 2), strict=True)]
@@ -66,8 +67,8 @@ def _read(path: Path, colour: str) -> _Future:
 
 
 def _shown_layer(futures: Sequence[_Future]) -> str:
-    """Of the layers trained in every future, that of the largest spike where nothing was changed; if there is none,
-    the one that rises highest above its median."""
+    """Choose among the layers trained in all branches: the one with the largest spike in the unchanged branches or, if
+    there are no spikes, the one that rises highest above its median."""
     shared = set.intersection(*({x.name for x in f.series.layers if x.trainable} for f in futures))
     found: dict[str, float] = {}
     rises: dict[str, float] = {}

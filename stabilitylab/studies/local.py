@@ -1,4 +1,4 @@
-"""Runs in processes of this machine: each worker trains one after the other, so that torch is loaded once."""
+"""Train runs in parallel processes on this machine. A worker trains several runs, so that it loads torch only once."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 Job = tuple[str, Config]
 _TELL_EVERY = 0.2
-"""Seconds between a worker's messages; a worker whose parent is gone ends at the next."""
+"""Seconds between the messages of a worker. A worker exits at the next message if its parent has died."""
 
 
 def train_side_by_side(
     jobs: Sequence[Job], root: Path, progress: Callable[[str, Progress], None] = lambda *_: None
 ) -> list[Path]:
-    """Train named runs in processes of their own, each with its share of the cores. Returns their folders.
+    """Train named runs in parallel, one process each, which share the cores. Returns their folders.
 
-    RuntimeError names the runs that failed; the others are finished and kept.
+    Raises RuntimeError with the names of the runs that failed; the others are finished and kept.
     """
     failures = run_jobs(jobs, root, len(jobs), progress, fresh=True)
     if failures:
@@ -49,9 +49,9 @@ def run_jobs(
 ) -> dict[str, str]:
     """Train ``jobs``, ``num_workers`` at a time. Returns the failures by name.
 
-    ``ended(name, why)`` is called after each run, ``why`` empty where it went well. ``fresh``: a run that exists
-    already is a failure; otherwise a run that died is resumed. A worker that dies costs its run and is replaced. Once
-    ``time_is_up`` returns true, no further run is started.
+    ``ended(name, why)`` is called after each run; ``why`` is empty on success. ``fresh``: a run that already exists
+    counts as a failure; otherwise, an unfinished run is resumed. If a worker dies, its run fails and the worker is
+    replaced. After ``time_is_up`` returns true, no further run is started.
     """
     waiting = deque(jobs)
     num_workers = max(1, min(num_workers, len(jobs)))
@@ -98,11 +98,11 @@ class _Worker:
 
     @classmethod
     def start(cls, root: Path, threads: int, fresh: bool) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
+        context = multiprocessing.get_context("spawn")  # fork is unsafe with torch's threads
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, root, threads, fresh))
         process.start()
-        theirs.close()  # so that its death is seen here
+        theirs.close()  # so that recv fails if the worker dies
         return cls(process, ours)
 
     @property
@@ -118,7 +118,7 @@ class _Worker:
         self.process.join()
 
     def receive(self) -> Any:
-        """Progress, the reason of a failure, an empty string for a run that ended well; None from a dead worker."""
+        """Progress, the reason of a failure, an empty string on success, or None if the worker died."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -143,8 +143,8 @@ def _work(pipe: Connection, root: Path, threads: int, fresh: bool) -> None:
         while (job := pipe.recv()) is not None:
             name, config = job
             if fresh and (root / name).exists():
-                pipe.send(f"run {name} exists already in {root}")
+                pipe.send(f"run {name} already exists in {root}")
             else:
                 pipe.send(attempt(config, root, name, tell))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return  # the parent is gone, or was interrupted
+        return  # the parent died or was interrupted

@@ -1,4 +1,4 @@
-"""A study in one small figure: every run a dot, by what varies."""
+"""Draw a study in one small figure: one dot per run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _PANELS = (("final_knn", "final kNN top-1 (%)"), ("max_dip_depth", "deepest dip 
 
 
 def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
-    """Final accuracy and deepest dip of each run; across: the first key that varies besides seed and mitigation,
-    colour: the mitigation. A bar marks the mean over seeds. ``output`` is a .png or .svg."""
+    """Draw final accuracy and deepest dip of each run. The x axis is the first key that varies besides seed and
+    mitigation; the colour is the mitigation; a bar marks the mean over seeds. ``output`` is a .png or .svg. Raises
+    ConfigError if it cannot be written."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -50,7 +51,7 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
             axes.legend(frameon=False, fontsize=7)
     drawn, form = io.BytesIO(), output.suffix[1:].lower()
     try:
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text as text; the same bytes each time
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # keep text as text; reproducible output
             figure.savefig(drawn, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
         write_whole(output, drawn.getvalue())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a configuration needs, measured on a few of its steps before it is started."""
+"""Measure the resources that a configuration needs by running a few steps of it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 STEPS = 5
 _ROW = 6.0
-"""Bytes a recorded value takes in a finished run, compressed, columns of iteration and layer included."""
+"""Compressed bytes per recorded value in a finished run, including the iteration and layer columns."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, a device and process. ``activations`` is what one step holds for its backward pass."""
+    """Sizes are in bytes per process. ``activations`` are the tensors that one step saves for its backward pass."""
 
     device: str
     processes: int
@@ -45,7 +45,7 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Build the training, make `STEPS` steps after one that warms up, evaluate once, and record nothing."""
+    """Build the trainer, run one warmup step and `STEPS` timed steps, and evaluate once. Nothing is recorded."""
     from stabilitylab.recording.recorder import Recorder
     from stabilitylab.recording.sink import NullSink
     from stabilitylab.train.distributed import describe
@@ -66,7 +66,7 @@ def plan(config: Config) -> Plan:
     step = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
     evaluation = 0.0
     if config.eval.knn_every:
-        trainer.monitor(trainer.method.base_encoder)  # decodes, once
+        trainer.monitor(trainer.method.base_encoder)  # warm up: the first call decodes the images
         _wait(trainer)
         started = time.perf_counter()
         trainer.monitor(trainer.method.base_encoder)
@@ -103,7 +103,7 @@ def plan(config: Config) -> Plan:
 
 
 def _held(trainer: Trainer, recorder: object, views: list[Tensor]) -> int:
-    """Bytes of distinct tensors that one step keeps for its backward pass, weights apart."""
+    """Bytes of the distinct tensors that one step saves for its backward pass, excluding weights."""
     import torch
 
     from stabilitylab.recording.recorder import Recorder
@@ -142,17 +142,17 @@ def _wait(trainer: Trainer) -> None:
 
 
 def lines(found: Plan) -> list[str]:
-    """The plan in words, a line each."""
+    """The plan as lines of text."""
     count = f"{found.processes} processes" if found.processes > 1 else "one process"
     memory = found.weights + found.gradients + found.optimizer + found.activations
     return [
         f"device       {found.device}, {count}",
         f"parameters   {found.parameters:,}, of which {found.trained:,} are trained",
-        f"memory       {size(memory)} a device: weights {size(found.weights)}, gradients {size(found.gradients)}, "
+        f"memory       {size(memory)} per device: weights {size(found.weights)}, gradients {size(found.gradients)}, "
         f"optimizer {size(found.optimizer)}, activations {size(found.activations)}",
-        f"length       {found.iterations:,} iterations, {found.warmup:,} of warm-up",
-        f"speed        {found.images_per_second:,.0f} images/s, {found.seconds_per_step * 1000:,.0f} ms a step "
-        f"({STEPS} steps measured); an evaluation {found.evaluation_seconds:.2f} s",
+        f"length       {found.iterations:,} iterations, {found.warmup:,} of warmup",
+        f"speed        {found.images_per_second:,.0f} images/s, {found.seconds_per_step * 1000:,.0f} ms per step "
+        f"({STEPS} steps measured); {found.evaluation_seconds:.2f} s per evaluation",
         f"time         {found.hours:.2g} hours",
         f"disk         {found.rows:,} rows of gradients, about {size(found.rows_bytes)}; checkpoints "
         f"{size(found.checkpoints_bytes)} ({size(found.checkpoint)} each)",
@@ -160,7 +160,7 @@ def lines(found: Plan) -> list[str]:
 
 
 def size(count: float) -> str:
-    """Bytes as people write them: ``1.5 GB``."""
+    """Format a number of bytes: ``1.5 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""A Slurm job that is cut short and started again with the same command."""
+"""Requeue a Slurm job that was interrupted and recognise its restart."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from stabilitylab.errors import ConfigError
 
 
 def is_restart(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether Slurm has started this job before."""
+    """Whether Slurm has restarted this job."""
     count = environment.get("SLURM_RESTART_COUNT", "0")
     return count.isdecimal() and int(count) > 0
 
 
 def check_same(run_dir: Path, config: Config) -> None:
-    """ConfigError where the run that a restarted job finds under its name is of another configuration."""
+    """Raise ConfigError if the run found by a restarted job has another configuration."""
     if from_dict(read_toml(run_dir / "config.toml")) != config:
         raise ConfigError(
-            f"run {run_dir.name} exists with another configuration than this restarted job's; choose another --name"
+            f"run {run_dir.name} exists with a configuration that differs from this job's; choose another --name"
         )
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> bool:
-    """Ask Slurm to start this job again. False outside Slurm, or where it does not requeue."""
+    """Ask Slurm to restart this job. Returns False outside Slurm or if Slurm refuses."""
     job = environment.get("SLURM_JOB_ID")
     if not job:
         return False

@@ -1,4 +1,4 @@
-"""A study's run brought to its end: kept, resumed, or trained. Nothing that was recorded is ever deleted."""
+"""Complete a run of a study: keep, resume or train it. Recorded data is never deleted."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def is_complete(run_dir: Path) -> bool:
-    """Whether a run has come to its end: all its iterations, or a loss that was not finite."""
+    """Whether a run is complete: it made all its iterations or stopped at a non-finite loss."""
     if not run_dir.is_dir():
         return False
     try:
         with open_run(run_dir) as reader:
-            if reader.status == "stopped":  # by its loss, or by hand
+            if reader.status == "stopped":  # by a non-finite loss or by the user
                 return any(event.kind == "nonfinite" for event in reader.events())
             return reader.status == "finished"
     except StoreError:
@@ -38,10 +38,10 @@ def train_or_resume(
     name: str,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
-    """Bring run ``name`` to its end: kept if it is there, resumed from its last checkpoint if it died, else trained.
+    """Complete run ``name``: keep it if it is complete, resume it from its last checkpoint if it died, else train it.
 
-    Nothing recorded is deleted. A run that was killed before its first checkpoint starts over, and its rows stay under
-    another name. Any other run that cannot be resumed is refused. RunBusy while another process writes it.
+    Recorded data is never deleted. A run that was killed before its first checkpoint is renamed and trained again.
+    Raises StoreError for any other run that cannot be resumed, RunBusy if another process is writing it.
     """
     from stabilitylab.train.checkpoint import checkpoints
 
@@ -50,34 +50,34 @@ def train_or_resume(
         return run_dir
     if not run_dir.exists():
         return train_run(config, root, name, progress).path
-    lock_for_writing(run_dir / SEGMENTS).release()  # RunBusy, before anything is judged
+    lock_for_writing(run_dir / SEGMENTS).release()  # raises RunBusy
     if checkpoints(run_dir / "checkpoints"):
         return resume_run(run_dir, progress).path
     if (run_dir / DATABASE).exists() or (run_dir / SEGMENTS / MANIFEST).exists():
         set_aside(run_dir)
         return train_run(config, root, name, progress).path
     if not _is_bare_claim(run_dir):
-        raise StoreError(f"{run_dir} is taken by other files; move them away, then run the same command again")
+        raise StoreError(f"{run_dir} contains other files; move them away, then rerun the same command")
     return train_in(run_dir, config, progress).path
 
 
 def set_aside(run_dir: Path) -> Path:
-    """Rename a run that was killed before its first checkpoint, so that its name is free; returns its new folder.
-    StoreError for any other run: someone may want it as it is."""
+    """Rename a run that was killed before its first checkpoint, so that its name is free. Returns its new folder.
+    Raises StoreError for any other run, which is left unchanged."""
     with open_run(run_dir) as reader:
         had_checkpoint = any(event.kind == "checkpoint" for event in reader.events())
         if reader.problems:
             why = f"it is damaged ({reader.problems[0]})"
         elif had_checkpoint:
-            why = "its checkpoints are gone"
+            why = "its checkpoints are missing"
         elif reader.status != "crashed":
             why = f"it is {reader.status} and has no checkpoint"
         else:
             why = ""
     if why:
         raise StoreError(
-            f"run {run_dir.name} in {run_dir.parent} cannot be resumed: {why}; it stays as it is. "
-            "Restore what is missing, or move the run away, then run the same command again"
+            f"run {run_dir.name} in {run_dir.parent} cannot be resumed: {why}; it was not changed. "
+            "Restore what is missing or move the run away, then rerun the same command"
         )
     number = 1
     while (target := run_dir.with_name(f"{run_dir.name}-killed-{number}")).exists():
@@ -91,15 +91,15 @@ def set_aside(run_dir: Path) -> Path:
 
 
 def _is_bare_claim(run_dir: Path) -> bool:
-    """Whether a folder holds no more than a start that was killed before it recorded anything."""
+    """Whether a folder was claimed by a process that was killed before it recorded anything."""
     rest = {path.name for path in run_dir.iterdir()} - {"config.toml", "checkpoints", SEGMENTS}
     started = [path for name in ("checkpoints", SEGMENTS) for path in (run_dir / name).glob("*")]
     return not rest and all(path.name in (WRITER_LOCK, COMPACT_LOCK) for path in started if path.suffix != ".tmp")
 
 
 def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
-    """`train_or_resume`; returns the reason where it failed, else an empty string. A parent that is gone is no
-    failure of the run: BrokenPipeError passes."""
+    """Call `train_or_resume`. Returns the reason of a failure, or an empty string. BrokenPipeError is raised, because
+    the death of the parent process is not a failure of the run."""
     try:
         train_or_resume(config, root, name, progress)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""From a configuration to a run in the store."""
+"""Train a configuration and record it as a run in the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has ended."""
+    """A run that has ended, with its folder and result."""
 
     path: Path
     result: TrainResult
@@ -36,10 +36,10 @@ def train_run(
     *,
     interruptible: bool = False,
 ) -> FinishedRun:
-    """Train a run and record it under ``root``. Nothing is claimed before the configuration and data are known
-    to be good. ``started`` is told the run's folder once it exists. Under ``torchrun`` or ``srun`` every process
-    calls this; the one of rank 0 records. ``interruptible``: SIGUSR1 and SIGTERM end the training
-    after the iteration at hand, with a checkpoint."""
+    """Train a run and record it under ``root``. The run's folder is created only after the configuration and the data
+    have been checked; ``started`` is then called with its path. Under ``torchrun`` or ``srun``, every process calls
+    this function, and rank 0 records. ``interruptible``: SIGUSR1 and SIGTERM stop training after the current iteration
+    with a checkpoint."""
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 
@@ -56,7 +56,7 @@ def train_run(
 
 
 def train_in(run_dir: Path, config: Config, progress: Callable[[Progress], None]) -> FinishedRun:
-    """Train a run in a folder that was claimed for it and holds no run."""
+    """Train a run in a folder that was created for it and contains no run yet."""
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 
@@ -79,10 +79,10 @@ def _record(
     for mitigation in config.mitigation:
         writer.event(0, "mitigation", mitigation)
     if trainer.warmup >= trainer.total:
-        writer.event(0, "warm-up", f"it takes {trainer.warmup} iterations, the whole run {trainer.total}")
+        writer.event(0, "warm-up", f"warmup takes {trainer.warmup} iterations, but the run has only {trainer.total}")
     if trainer.data.left_out:
         first = ", ".join(map(str, trainer.data.left_out[:5]))
-        writer.event(0, "bad-image", f"{len(trainer.data.left_out)} images cannot be decoded and are left out: {first}")
+        writer.event(0, "bad-image", f"{len(trainer.data.left_out)} images cannot be decoded and are skipped: {first}")
     return record_into(writer, trainer, run_dir, progress, started)
 
 
@@ -93,8 +93,8 @@ def resume_run(
     *,
     interruptible: bool = False,
 ) -> FinishedRun:
-    """Resume a run from its latest good checkpoint. Rows past it are dropped from the store. ConfigError for a
-    run that is finished or has no checkpoint. ``interruptible``: as for `train_run`."""
+    """Resume a run from its latest readable checkpoint. Later rows are dropped from the store. Raises ConfigError if
+    the run is finished or has no checkpoint. ``interruptible``: as in `train_run`."""
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
@@ -105,7 +105,7 @@ def resume_run(
     trainer = Trainer(config, world)
     if state["iteration"] >= trainer.total:
         raise ConfigError(
-            f"run {run_dir.name} is finished: {state['iteration']} of {trainer.total} iterations are made"
+            f"run {run_dir.name} is finished: {state['iteration']} of {trainer.total} iterations are done"
         )
     trainer.interruptible = interruptible
     trainer.restore(state)
@@ -125,8 +125,8 @@ def probe_run(
     batch_size: int | None,
     device: str = "auto",
 ) -> list[ProbeResult]:
-    """Evaluate the encoder of a run's last checkpoint and add the results to the run. What the run already holds
-    is not written again. ``shares``: of the labels, for linear classifiers."""
+    """Evaluate the encoder of a run's last checkpoint and add the results to the run, except those it already has.
+    ``shares``: shares of the labels for the linear classifiers."""
     from stabilitylab.data.datasets import load_data
     from stabilitylab.train.checkpoint import load_checkpoint, restore_method
     from stabilitylab.train.device import pick_device
@@ -136,7 +136,7 @@ def probe_run(
 
     with open_run(run_dir) as reader:
         if reader.status == "running":
-            raise ConfigError(f"run {run_dir.name} is still training; probe it when it has ended")
+            raise ConfigError(f"run {run_dir.name} is still training; probe it after it has ended")
     config = configured(from_dict(read_toml(run_dir / "config.toml")))
     state = load_checkpoint(run_dir / "checkpoints")
     at = pick_device(device)
@@ -165,8 +165,8 @@ def probe_run(
 
 
 def before_spikes(run_dir: Path) -> set[int]:
-    """The checkpoints, by iteration, that are the last before a spike of the run so far, and all within the reach of
-    the detector's look ahead: whether something was a spike is known only when the gradients after it are."""
+    """Iterations of the checkpoints to keep: the last one before each spike so far, and all within the detector's
+    look-ahead, because a spike can be confirmed only from later gradients."""
     from stabilitylab.analysis.detection.spikes import SpikeSettings, detect
     from stabilitylab.analysis.series import without_duplicates
     from stabilitylab.run.series import load_series
@@ -186,7 +186,7 @@ def layer_rows(trainer: Trainer) -> list[LayerRow]:
 
 
 def _machine(trainer: Trainer) -> dict[str, str]:
-    """What else decides the last bits of a number: the device, torch's kernels for the processor, threads."""
+    """Other settings that affect the last bits of results: device, CPU capability of torch's kernels, threads."""
     import torch
 
     return {
@@ -231,7 +231,7 @@ def record_into(
 
 
 def _follow(trainer: Trainer) -> FinishedRun:
-    """Train as one of several processes that do not record."""
+    """Train in a process that does not record."""
     from stabilitylab.recording.recorder import Recorder
     from stabilitylab.recording.sink import NullSink
 

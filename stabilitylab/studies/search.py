@@ -1,17 +1,16 @@
-"""A search for regimes: settings given and settings drawn at random, each trained, analysed and kept in one table.
+"""A search for regimes: given settings (leads) and random settings are trained, analysed and listed in one table.
 
     title = "..."
-    seed = 19                      with the space it decides what is drawn
-    base = "recipe.toml"           a configuration file beside it, or a table [base]
+    seed = 19                      determines, together with the space, which settings are drawn
+    base = "recipe.toml"           a configuration file in the same folder, or a table [base]
     [budget]
-    settings = 100                 how many are drawn; leads come on top
+    settings = 100                 number of random settings, in addition to the leads
     [space]                        see space.py
-    [[lead]]                       settings tried beside those drawn; a list of values is tried in turn, several lists
-                                   in every combination
+    [[lead]]                       given settings; a list of values is expanded, several lists to all combinations
     [objective]                    see Objective
 
-A lead comes after every second drawn setting while there are any. A setting is a run named by its configuration, so the
-same command continues where it was stopped, also on another machine that has the table alone.
+A lead is run after every two random settings until there are none left. A run is named after its configuration, so the
+same command continues an interrupted search, even on another machine that has only the table.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ DRAWN_PER_LEAD = 2
 
 @dataclass(frozen=True)
 class Objective:
-    """What a regime must show: the paper's picture.
+    """The minimum requirements of a regime that resembles the paper's.
 
-    ``accuracy_gain``: the kNN accuracy at the end lies this far (a fraction) above the untrained encoder's.
-    ``first_layer_spikes``: spikes of the first layer per 3,000 iterations, beyond those that chance brings.
-    ``recovered_dips``: accuracy dips that recover.
+    ``accuracy_gain``: final kNN accuracy minus that of the untrained encoder (a fraction).
+    ``first_layer_spikes``: spikes of the first layer per 3,000 iterations, minus those expected by chance.
+    ``recovered_dips``: number of accuracy dips that recover.
     """
 
     accuracy_gain: float = 0.10
@@ -47,7 +46,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the search. ``source`` is ``lead`` or ``drawn``, ``values`` what it varies, by configuration key."""
+    """One point of the search. ``source`` is ``lead`` or ``drawn``; ``values`` are its values by configuration key."""
 
     source: str
     index: int
@@ -61,7 +60,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Search:
-    """A search file, read and checked."""
+    """A validated search file."""
 
     name: str
     title: str
@@ -73,7 +72,7 @@ class Search:
 
 
 def load_search(path: Path | str) -> Search:
-    """Read and check a search, down to every setting's configuration. ConfigError says what is wrong with it."""
+    """Read a search file and validate it, including the configuration of every setting. Raises ConfigError."""
     path = Path(path)
     values = read_toml(path)
     for key in values:
@@ -81,14 +80,14 @@ def load_search(path: Path | str) -> Search:
     seed, budget = values.get("seed", 0), values.get("budget", {})
     count = budget.get("settings") if isinstance(budget, Mapping) and set(budget) <= {"settings"} else None
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ConfigError(f"{path}: give the number of settings to draw, as [budget] settings = 100, not {budget!r}")
+        raise ConfigError(f"{path}: set the number of settings to draw as [budget] settings = 100, not {budget!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"{path}: seed {seed!r} is not a whole number from 0 on")
+        raise ConfigError(f"{path}: seed {seed!r} is not an integer of at least 0")
     base = read_base(path, values.get("base", {}))
     space = parse_space(str(path), _table(path, "space", values))
     leads = values.get("lead", [])
     if not isinstance(leads, list) or not all(isinstance(item, Mapping) for item in leads):
-        raise ConfigError(f"{path}: leads are [[lead]] tables")
+        raise ConfigError(f"{path}: leads must be [[lead]] tables")
     given = [point for item in leads for point in _combinations(str(path), item)]
     found = [_setting(path, base, "lead", i, point) for i, point in enumerate(given)]
     drawn = [_setting(path, base, "drawn", i, draw(space, seed, i)) for i in range(count)]
@@ -106,7 +105,7 @@ def load_search(path: Path | str) -> Search:
 def _table(path: Path, name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     found = values.get(name, {})
     if not isinstance(found, Mapping):
-        raise ConfigError(f"{path}: {name} is a table")
+        raise ConfigError(f"{path}: {name} must be a table")
     return found
 
 
@@ -149,5 +148,5 @@ def _objective(path: Path, values: Mapping[str, Any]) -> Objective:
     for key, value in values.items():
         check_choice(f"objective in {path}", key, known)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ConfigError(f"{path}: objective {key} = {value!r} is not a number from 0 on")
+            raise ConfigError(f"{path}: objective {key} = {value!r} is not a number of at least 0")
     return Objective(**values)

@@ -1,4 +1,4 @@
-"""The table of everything a search has tried: ``settings.csv``, one row a setting, and the page that sums it up."""
+"""The results of a search: ``settings.csv`` with one row per setting, and a summary page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
-    """What happened in a setting whose run has ended."""
+    """The row of a setting whose run has ended."""
     run = load_run(run_dir)
     series = run.series
     with open_run(run_dir) as reader:
@@ -61,7 +61,7 @@ def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
 
 
 def what_happened(series: RunSeries, found: RunAnalysis) -> Row:
-    """Accuracy, spikes by layer beside those that chance brings, dips, and each layer's lag behind the first as
+    """Accuracy, spikes by layer and those expected by chance, dips, and the lag of each layer behind the first, written
     ``blocks.0 0 (24)``: median lag and number of matched spikes."""
     lags = [lag for lag in (found.propagation or ())[1:] if lag.median_lag is not None]
     row: Row = {"iterations": series.iterations} | _accuracy(series) | _spikes(series, found) | _dips(found)
@@ -115,7 +115,7 @@ def _dips(found: RunAnalysis) -> Row:
 
 
 def met(row: Mapping[str, Any], objective: Objective) -> dict[str, bool]:
-    """Which parts of the objective a row meets. Spikes must also be more than chance brings (Poisson, p < 0.01)."""
+    """Which parts of the objective a row meets. There must also be more spikes than by chance (Poisson, p < 0.01)."""
 
     def number(key: str) -> float:
         return float(row[key]) if row.get(key) not in (None, "") else float("nan")
@@ -136,7 +136,7 @@ def _short(value: Any) -> Any:
 
 
 def read_table(folder: Path) -> list[Row]:
-    """The rows there are; none where nothing was tried."""
+    """The rows of the table; empty if nothing was tried."""
     try:
         with (folder / TABLE).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
@@ -145,7 +145,7 @@ def read_table(folder: Path) -> list[Row]:
 
 
 def write_table(search: Search, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write ``settings.csv`` and ``README.md``. The rows of settings that the file no longer names stay, at the end."""
+    """Write ``settings.csv`` and ``README.md``. Rows of settings that are no longer in the search stay, at the end."""
     order = {setting.name: i for i, setting in enumerate(search.settings)}
     by_name = {str(row["run"]): row for row in rows}
     kept = sorted(by_name.values(), key=lambda row: order.get(str(row["run"]), len(order)))
@@ -171,7 +171,7 @@ _TOP = 20
 
 
 def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: what was looked for, how much was tried, and the settings that came nearest."""
+    """The summary in Markdown: the objective, the settings tried, and those that came closest."""
     o = search.objective
     alive = [row for row in rows if row["alive"] == "yes"]
     parts = {name: sum(met(row, o)[name] for row in rows) for name in ("accuracy", "first layer", "dips")}

@@ -1,4 +1,4 @@
-"""A run's gradient norms as one small Parquet file: a row an iteration, a column a layer."""
+"""Write the gradient norms of a run to one small Parquet file: one row per iteration, one column per layer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stabilitylab.store.reader import open_run
 
 
 def write_series(run_dir: Path, file: Path) -> None:
-    """Write ``file``: ``iteration`` (int32), the gradient norm of each trained layer from input to output, ``loss`` and
-    ``knn_top1``, float32; NULL where a value was not recorded, as kNN is between evaluations. The evaluation after the
-    last update has a row of its own. About 0.5 MB for 13,000 iterations of 11 layers.
+    """Write ``file`` with the columns ``iteration`` (int32), the gradient norm of each trained layer from input to
+    output, ``loss`` and ``knn_top1`` (float32). Values that were not recorded, such as kNN between evaluations, are
+    NULL. The evaluation after the last update has its own row. About 0.5 MB for 13,000 iterations of 11 layers.
 
-    Raises NoDataError where the run has no gradient norms.
+    Raises NoDataError if the run has no gradient norms.
     """
     with open_run(run_dir) as reader:
         recorded = reader.layer_series("grad_norm")

@@ -1,4 +1,4 @@
-"""Runs on a cluster: one Slurm job each, through submitit."""
+"""Train runs on a cluster: one Slurm job per run, through submitit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stabilitylab.config import Config
 from stabilitylab.errors import ConfigError
 from stabilitylab.studies.restarting import attempt
 
-_LOOK_EVERY = 1.0  # seconds between looks at the jobs
+_LOOK_EVERY = 1.0  # seconds between checks of the jobs
 
 
 def run_on_cluster(
@@ -22,9 +22,10 @@ def run_on_cluster(
     *,
     cluster: str = "slurm",
 ) -> dict[str, str]:
-    """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` go to submitit
+    """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` are passed to submitit
     (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` for tests.
-    ``root`` must be a folder that the nodes share. The next call resumes a job that Slurm killed."""
+    ``root`` must be on a file system shared by the nodes. The next call resumes jobs that Slurm killed. Raises
+    ConfigError if submitit is missing or rejects the parameters."""
     try:
         import submitit
     except ImportError:
@@ -36,14 +37,14 @@ def run_on_cluster(
     try:
         executor.update_parameters(**parameters)
     except (NameError, AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"submitit does not take these job settings: {error}") from None
+        raise ConfigError(f"submitit rejects these job settings: {error}") from None
     root = root.resolve()
     submitted = {name: executor.submit(attempt, config, root, name) for name, config in jobs}
     failures: dict[str, str] = {}
     while submitted:
         for name in [name for name, job in submitted.items() if job.done()]:
             job = submitted.pop(name)
-            failure = job.exception()  # of the job itself: killed, or out of time
+            failure = job.exception()  # of the job itself: killed or timed out
             why = job.result() if failure is None else (str(failure).strip() or type(failure).__name__).splitlines()[0]
             if why:
                 failures[name] = why

@@ -1,14 +1,14 @@
 """A space of configurations, and settings drawn from it.
 
     [space]
-    lr = { log = [0.003, 0.1] }                    log-uniform, three significant digits
+    lr = { log = [0.003, 0.1] }                    log-uniform, rounded to three significant digits
     "data.crop_min" = { uniform = [0.1, 0.5] }
     seed = { integer = [1, 9999] }
-    "optim.beta2" = [0.99, 0.999, 0.999]           one of a list; repeat a value to draw it more often
+    "optim.beta2" = [0.99, 0.999, 0.999]           a value of a list; repeat a value to draw it more often
     size = [{ "model.depth" = 4 }, { "model.depth" = 6, "train.batch_size" = 32 }]      keys drawn together
 
-Setting i depends on the search's seed, on i and on the space, in the order in which it is written, and on nothing else.
-``lr`` is the actual rate: base_lr = lr x 256 / batch_size.
+Setting i depends only on the seed of the search, on i and on the space, including the order of its keys. ``lr`` is the
+actual learning rate: base_lr = lr * 256 / batch_size.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _RANGES = ("log", "uniform", "integer")
 
 @dataclass(frozen=True)
 class Dimension:
-    """One line of the space. ``choices`` are tables of values by full configuration key; ``low`` and ``high`` bound a
-    range of the kind ``kind``."""
+    """One key of the space: either ``choices``, which are tables of values by full configuration key, or a range of the
+    kind ``kind`` from ``low`` to ``high``."""
 
     name: str
     choices: tuple[Mapping[str, Any], ...] = ()
@@ -53,9 +53,9 @@ class Dimension:
 
 
 def parse_space(where: str, values: Mapping[str, Any]) -> tuple[Dimension, ...]:
-    """Check a ``[space]`` table. ConfigError names the key and what is allowed."""
+    """Parse a ``[space]`` table. Raises ConfigError with the key and the allowed values."""
     if not values:
-        raise ConfigError(f"{where}: the space has no key; give at least one, such as lr = {{ log = [0.003, 0.1] }}")
+        raise ConfigError(f"{where}: the space is empty; add at least one key, such as lr = {{ log = [0.003, 0.1] }}")
     return tuple(_dimension(where, key, value) for key, value in values.items())
 
 
@@ -94,7 +94,7 @@ def _full(where: str, key: str) -> str:
 
 
 def draw(space: Sequence[Dimension], seed: int, index: int) -> dict[str, Any]:
-    """Values of setting ``index`` by full configuration key (and ``lr``)."""
+    """Draw the values of setting ``index`` by full configuration key (or ``lr``)."""
     rng = np.random.default_rng([seed, index])
     found: dict[str, Any] = {}
     for dimension in space:
@@ -103,7 +103,7 @@ def draw(space: Sequence[Dimension], seed: int, index: int) -> dict[str, Any]:
 
 
 def configure(base: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
-    """The checked configuration of ``values`` by full key over ``base``; gradients are recorded."""
+    """The validated configuration of ``base`` overridden by ``values`` (by full key), with gradients recorded."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         if key == "mitigation":

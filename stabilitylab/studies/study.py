@@ -1,14 +1,14 @@
-"""A study file: a grid of configurations around one recipe, and the claims it puts to the test.
+"""A study file: a grid of configurations around one recipe, and the claims to test.
 
     title = "..."              what is compared
-    base = "recipe.toml"       a configuration file beside it, or a table [base]; the data set's recipe lies below
-    [grid]                     key = one value or a list; [[grid]] tables are several grids, one after another
+    base = "recipe.toml"       a configuration file in the same folder, or a table [base], on top of the data's recipe
+    [grid]                     key = one value or a list; several [[grid]] tables are several grids
     [[claim]]                  see comparison/claims.py
     [sequential]               instead of seeds in the grid: first = 5, step = 5, most = 20 adds seeds 0, 1, ... until
-                               every claim is decided or all are spent; see comparison/decisions.py for the levels
+                               every claim is decided or all are used; see comparison/decisions.py for the levels
 
-Keys of a grid are configuration keys, or the short names of `AXES`. A run is named after what varies and a digest of
-its whole configuration, so that studies that share a run train it once.
+Keys of a grid are configuration keys or the short names in `AXES`. The name of a run contains a digest of its whole
+configuration, so studies that share a run train it only once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COUNTS = (
     "spikes_first_block", "lag_last_block", "lag_last_block_matched",
 )  # fmt: skip
 METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
-"""What a claim may be about: the columns of a study's ``runs.csv``."""
+"""The metrics that a claim can use: columns of ``runs.csv``."""
 AXES = {
     "method": "method.name",
     "optimizer": "optim.name",
@@ -51,12 +51,12 @@ AXES = {
 _KEYS = ("title", "paper", "base", "grid", "claim", "sequential")
 _SEQUENTIAL = {"first": 5, "step": 5, "most": 20}
 MOST_RUNS = 200
-"""A larger grid needs a yes."""
+"""A larger grid needs ``--yes``."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a study. ``axes``: what the study's grids vary, by full configuration key."""
+    """A run of a study. ``axes``: its values of the keys in the grid, by full configuration key."""
 
     name: str
     config: Config
@@ -65,8 +65,8 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """``paper``: what the paper found, in words. ``path``: the file it was read from. ``looks``: the numbers of seeds
-    at which a sequential study is judged; empty for one whose grid names its seeds."""
+    """A validated study file. ``paper``: the result in the paper, in words. ``path``: the study file. ``looks``: the
+    numbers of seeds at which a sequential study is judged; empty if the grid lists the seeds."""
 
     name: str
     title: str
@@ -77,7 +77,7 @@ class Study:
     looks: tuple[int, ...] = ()
 
     def runs_of(self, claims: Sequence[Claim], num_seeds: int) -> list[PlannedRun]:
-        """The runs that ``claims`` are about, of the first ``num_seeds`` seeds."""
+        """The runs that ``claims`` compare, for the first ``num_seeds`` seeds."""
         keys = {key for claim in claims for group in (claim.where, claim.treated, claim.baseline) for key in group}
         found = []
         for run in self.runs:
@@ -91,7 +91,7 @@ class Study:
 
 
 def load_study(path: Path | str, *, yes: bool = False) -> Study:
-    """Read and check a study, down to every run's configuration. ConfigError says what is wrong with it."""
+    """Read a study file and validate it, including the configuration of every run. Raises ConfigError."""
     path = Path(path)
     values = read_toml(path)
     for key in values:
@@ -100,7 +100,7 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     runs = planned_runs(path, values, looks=looks, yes=yes)
     claims = values.get("claim", [])
     if not isinstance(claims, list):
-        raise ConfigError(f"{path}: claims are [[claim]] tables")
+        raise ConfigError(f"{path}: claims must be [[claim]] tables")
     stated = tuple(_claim(path, item) for item in claims)
     for claim in stated:
         _check_groups(path, claim, runs)
@@ -116,15 +116,15 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
 
 
 def _looks(path: Path, values: Any) -> tuple[int, ...]:
-    """The numbers of seeds at which a sequential study is judged, the last one ``most``."""
+    """The numbers of seeds at which a sequential study is judged; the last is ``most``."""
     if values is None:
         return ()
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: sequential is a table, such as first = 5, step = 5, most = 20")
+        raise ConfigError(f"{path}: sequential must be a table, such as first = 5, step = 5, most = 20")
     for key, value in values.items():
         _known(path, "sequential", key, list(_SEQUENTIAL))
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{path}: sequential {key} = {value!r} is not a whole number from 1 on")
+            raise ConfigError(f"{path}: sequential {key} = {value!r} is not a positive integer")
     first, step, most = (_SEQUENTIAL | dict(values)).values()
     if not MIN_SEEDS <= first <= most:
         raise ConfigError(f"{path}: sequential needs {MIN_SEEDS} <= first <= most, not first = {first}, most = {most}")
@@ -134,20 +134,20 @@ def _looks(path: Path, values: Any) -> tuple[int, ...]:
 def planned_runs(
     path: Path, values: Mapping[str, Any], *, looks: tuple[int, ...] = (), yes: bool = False
 ) -> tuple[PlannedRun, ...]:
-    """The runs of a study's ``base`` and ``grid``, each configuration checked; ``looks`` as `_looks` gives them."""
+    """The runs of a study's ``base`` and ``grid`` with validated configurations. ``looks``: from `_looks`."""
     base = read_base(path, values.get("base", {}))
     grids = values.get("grid", [{}])
     grids = [grids] if isinstance(grids, Mapping) else grids
     if not (isinstance(grids, list) and grids and all(isinstance(grid, Mapping) for grid in grids)):
-        raise ConfigError(f"{path}: grid is a table, or several [[grid]] tables")
+        raise ConfigError(f"{path}: grid must be a table or several [[grid]] tables")
     axes = [_axes(path, grid) for grid in grids]
     if looks:
         if any("train.seed" in grid for grid in axes):
-            raise ConfigError(f"{path}: a sequential study chooses its seeds itself; leave seed out of the grid")
+            raise ConfigError(f"{path}: a sequential study chooses its own seeds; remove seed from the grid")
         axes = [{**grid, "train.seed": list(range(looks[-1]))} for grid in axes]
     size = sum(_size(grid) for grid in axes)
     if size > MOST_RUNS and not yes:
-        raise ConfigError(f"{path}: the grid holds {size} runs, more than {MOST_RUNS}; go on with --yes")
+        raise ConfigError(f"{path}: the grid has {size} runs, more than {MOST_RUNS}; confirm with --yes")
     runs = _plan(base, axes)
     _check_mitigations(path, runs)
     return runs
@@ -163,12 +163,12 @@ def read_base(path: Path, given: Any) -> Mapping[str, Any]:
     if isinstance(given, str):
         return read_toml(path.parent / given)
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{path}: base is a configuration file's name or a table")
+        raise ConfigError(f"{path}: base must be the name of a configuration file or a table")
     return given
 
 
 def _axes(path: Path, grid: Mapping[str, Any], section: str = "") -> dict[str, list[Any]]:
-    """Full configuration key -> values. ``model.depth = [2, 4]`` is a table within the grid to TOML."""
+    """Full configuration key -> values. TOML parses ``model.depth = [2, 4]`` as a nested table."""
     found: dict[str, list[Any]] = {}
     for key, value in grid.items():
         if isinstance(value, Mapping):
@@ -189,7 +189,7 @@ def config_keys() -> list[str]:
 
 
 def mitigations(value: Any) -> list[str]:
-    """``"none"``, ``"bn-patch"``, or several at once: ``"frozen-patch + clip-global:1"``."""
+    """Parse ``"none"``, ``"bn-patch"`` or a combination such as ``"frozen-patch + clip-global:1"``."""
     return [name for name in (part.strip() for part in str(value).split("+")) if name not in ("none", "")]
 
 
@@ -215,10 +215,10 @@ def _plan(base: Mapping[str, Any], grids: list[dict[str, list[Any]]]) -> tuple[P
 
 
 def run_name(config: Config) -> str:
-    """``mocov3-adamw-lr0.24-b64-s0-frozen-patch-1f2e3d4c``: to be read, and one to a configuration."""
-    # Defaults left out: a key that a later version adds must not rename the runs of an earlier one.
-    told = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+    """A readable and unique name of a configuration: ``mocov3-adamw-lr0.24-b64-s0-frozen-patch-1f2e3d4c``."""
+    # Exclude defaults, so that keys added in a later version do not change the names of existing runs.
+    text = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     optim, train = config.optim, config.train
     parts = [config.method.name, optim.name, f"lr{optim.base_lr:g}", f"b{train.batch_size}", f"s{train.seed}"]
     parts += [re.sub(r"[^\w.-]", "", name) for name in config.mitigation]
@@ -226,7 +226,7 @@ def run_name(config: Config) -> str:
 
 
 def _check_mitigations(path: Path, runs: tuple[PlannedRun, ...]) -> None:
-    """Before any run starts: whether each mitigation fits its run."""
+    """Check that each mitigation fits its run before any run starts. Raises ConfigError."""
     from stabilitylab.train.mitigations import configured
 
     for run in runs:
@@ -237,7 +237,7 @@ def _check_mitigations(path: Path, runs: tuple[PlannedRun, ...]) -> None:
 
 
 def _check_groups(path: Path, claim: Claim, runs: tuple[PlannedRun, ...]) -> None:
-    """Before any run starts: whether the grid has runs that a claim is about."""
+    """Check that the grid contains both groups of a claim before any run starts. Raises ConfigError."""
     named = f"{path}: claim {claim.text!r}"
     try:
         check_choice("metric", claim.metric, METRICS)
@@ -249,11 +249,11 @@ def _check_groups(path: Path, claim: Claim, runs: tuple[PlannedRun, ...]) -> Non
     for name in ("treated", "baseline"):
         group = getattr(claim, name)
         if not any(matches(row, claim.where) and matches(row, group) for row in rows):
-            raise ConfigError(f"{named}: no run of the grid is {dict(claim.where) | dict(group)}")
+            raise ConfigError(f"{named}: no run of the grid matches {dict(claim.where) | dict(group)}")
 
 
 def look_up(config: Config, key: str) -> Any:
-    """The value of ``optim.base_lr``; several mitigations are ``a + b``, no mitigation is ``none``."""
+    """The value of a key such as ``optim.base_lr``. Mitigations are joined as ``a + b``; no mitigation is ``none``."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
@@ -262,7 +262,7 @@ def look_up(config: Config, key: str) -> Any:
 
 def _claim(path: Path, values: Any) -> Claim:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: claims are [[claim]] tables")
+        raise ConfigError(f"{path}: claims must be [[claim]] tables")
     groups = {
         key: {AXES.get(axis, axis): value for axis, value in values[key].items()}
         for key in ("where", "treated", "baseline")

@@ -1,4 +1,4 @@
-"""One table of every claim, from the summaries that are committed."""
+"""The table of all claims, built from the committed summaries."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stabilitylab.studies.collect import read_summary, verdicts
 from stabilitylab.studies.study import Study, load_study
 
 _POINTS = ("final_knn", "best_knn", "max_dip_depth")
-"""Metrics that are fractions of images: told in points."""
+"""Metrics that are fractions of images, shown in percentage points."""
 
 _WORDS = ("reproduced", "contradicted", "inconclusive", "dead", "not run")
 
 FINDINGS = "findings.md"
-"""What was learned, in a few sentences: a text beside the summaries that opens the page."""
+"""A file next to the summaries with the main findings, shown at the top of the page."""
 
 _HEAD = """# The paper's claims, put to the test
 """
@@ -43,7 +43,7 @@ in points, areas in fractions x iterations. Each interval stands for itself: no 
 
 
 def find_studies(folder: Path | str) -> list[Study]:
-    """The studies of a folder, by name. ConfigError where there is none."""
+    """The studies in a folder, by name. Raises ConfigError if there is none."""
     files = sorted(Path(folder).glob("*.toml"))
     if not files:
         raise ConfigError(f"no study file (*.toml) in {folder}")
@@ -51,8 +51,8 @@ def find_studies(folder: Path | str) -> list[Study]:
 
 
 def claims_table(studies: Sequence[Study], reports: Path) -> str:
-    """Markdown: what was learned (``reports/findings.md``, if there is one), then every claim of ``studies``, decided
-    by ``reports/<study>/runs.csv``."""
+    """The page in Markdown: the findings (``reports/findings.md``, if it exists), then every claim of ``studies``,
+    judged from ``reports/<study>/runs.csv``."""
     found = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in found]
     counts = [
@@ -78,7 +78,7 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
 
 
 def _word(verdict: Verdict, whole: bool) -> str:
-    """A claim without a pair of runs was not run, unless its whole study was."""
+    """The verdict, or "not run" if a claim has no pair of runs and its study is incomplete."""
     return verdict.verdict if whole or verdict.num_seeds else "not run"
 
 

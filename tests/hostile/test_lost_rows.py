@@ -150,7 +150,7 @@ def test_damaged_manifests_destroy_no_database(resumed: bool, tmp_path: Path) ->
     with open_run(run_dir) as reader:
         assert reader.num_iterations == 60
         assert "manifest.json and start.json are damaged" in reader.problems[0]
-    with pytest.raises(StoreError, match="both stay as they are"):
+    with pytest.raises(StoreError, match="neither was changed"):
         RunWriter.resume(run_dir, 60)
     assert contents(run_dir) == before
 
@@ -271,7 +271,7 @@ def test_an_export_works_below_any_folder_and_leaves_no_part(tmp_path: Path, mon
 def test_a_path_that_duckdb_cannot_open_is_refused_before_anything_is_recorded(name: str, tmp_path: Path) -> None:
     root = tmp_path / name / "runs"
     for opens in (claim_run, open_run, lambda path: write_run_whole(path, "a", fill, config={}, meta={}, layers=[])):
-        with pytest.raises(StoreError, match=r"DuckDB cannot open a file below .*; rename that folder, or choose"):
+        with pytest.raises(StoreError, match=r"DuckDB cannot open a file below .*; rename that folder or choose"):
             opens(root)
     assert not root.exists()
 

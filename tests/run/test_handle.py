@@ -149,7 +149,7 @@ def test_runs_and_compare(folder: Path) -> None:
 
 
 def test_what_is_missing_names_what_there_is(folder: Path) -> None:
-    with pytest.raises(RunNotFound, match=r"no run 'atached' in .*; the nearest: attached"):
+    with pytest.raises(RunNotFound, match=r"no run 'atached' in .*; similar: attached"):
         sl.open_run("atached", folder)
     with pytest.raises(RunNotFound, match="runs_dir="):
         sl.open_run("x", folder / "nowhere")

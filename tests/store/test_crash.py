@@ -145,7 +145,7 @@ def test_a_flipped_byte_is_named_and_the_rest_reads(run_dir: Path, in_process: I
             assert run.layer_series()[0][0].tolist() == [*range(10), *range(20, 30)]
             assert run.num_iterations == 30
             assert len(run.table("iterations")["iteration"]) == 30
-            assert any("layer_stats lacks 10 iterations, the first after iteration 9" in p for p in run.problems)
+            assert any("layer_stats lacks 10 iterations, first after iteration 9" in p for p in run.problems)
             assert expected in [event.detail for event in run.events() if event.kind == "problem"]
     assert (run_dir / "damaged" / "layer_stats-000002.parquet").exists()
 
@@ -181,8 +181,8 @@ def test_double_rows_are_told(run_dir: Path) -> None:
         add(writer, range(5))
         add(writer, range(4, 6))
     with open_run(run_dir) as run:
-        assert "layer_stats has 3 double rows, the first at iteration 4, layer 0" in run.problems
-        assert "iterations has 1 double rows" in run.problems
+        assert "layer_stats has 3 duplicate rows, first at iteration 4, layer 0" in run.problems
+        assert "iterations has 1 duplicate rows" in run.problems
         assert run.problems == run.verify()
 
 

@@ -47,7 +47,7 @@ def test_a_run_that_could_not_be_merged_is_not_exported_in_part(tmp_path: Path) 
     lock.close()
     other = try_lock(kept / "segments" / COMPACT_LOCK)  # somebody else is at it
     assert other is not None
-    with pytest.raises(StoreError, match="holds rows that could not be merged"):
+    with pytest.raises(StoreError, match="has unmerged rows"):
         export_run(kept, tmp_path / "out")
     other.release()
     assert tmp_path / "out" / "scalars.parquet" in export_run(kept, tmp_path / "out")

@@ -68,12 +68,12 @@ def test_finding_by_name_and_by_path(tmp_path: Path) -> None:
     assert find_run(tmp_path, "run_001") == tmp_path / "run_001"
     assert find_run(tmp_path / "nowhere", tmp_path / "run_001") == tmp_path / "run_001"
     (tmp_path / "run_012").mkdir()
-    with pytest.raises(RunNotFound, match=r"no run 'run_01' in .*; the nearest: run_012, run_001"):
+    with pytest.raises(RunNotFound, match=r"no run 'run_01' in .*; similar: run_012, run_001"):
         find_run(tmp_path, "run_01")
     for wrong in ("", ".", "..", str(tmp_path)):
         with pytest.raises(RunNotFound):
             find_run(tmp_path, wrong)
-    with pytest.raises(RunNotFound, match="there are no runs there"):
+    with pytest.raises(RunNotFound, match="the folder has no runs"):
         find_run(tmp_path / "nowhere", "x")
 
 

@@ -190,7 +190,7 @@ def edit(run_dir: Path, sql: str) -> None:
 
 def test_files_that_this_version_cannot_read(tmp_path: Path) -> None:
     edit(tmp_path / "new", "UPDATE meta SET value = '99' WHERE key = 'schema_version'")
-    with pytest.raises(RunBroken, match="schema version 99, this StabilityLab reads up to 1"):
+    with pytest.raises(RunBroken, match="schema version 99, but this StabilityLab reads up to 1"):
         open_run(tmp_path / "new")
     edit(tmp_path / "other", "DROP TABLE meta")
     with pytest.raises(RunBroken, match="has no table meta"):

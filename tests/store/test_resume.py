@@ -71,7 +71,7 @@ def test_new_layers_and_config_replace_the_old(run_dir: Path) -> None:
 
 def test_nothing_to_resume(run_dir: Path) -> None:
     run_dir.mkdir()
-    with pytest.raises(RunBroken, match="holds no run to resume"):
+    with pytest.raises(RunBroken, match="contains no run to resume"):
         RunWriter.resume(run_dir, 0)
-    with pytest.raises(StoreError, match="give 0 or more"):
+    with pytest.raises(StoreError, match="it must be 0 or more"):
         RunWriter.resume(run_dir, -1)

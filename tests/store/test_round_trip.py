@@ -174,13 +174,13 @@ def test_how_a_run_ends_is_its_status(tmp_path: Path) -> None:
 
 def test_a_run_is_not_overwritten(run_dir: Path) -> None:
     write(run_dir, range(2))
-    with pytest.raises(RunExists, match="already holds a run"):
+    with pytest.raises(RunExists, match="already contains a run"):
         RunWriter.create(run_dir, config={}, meta={}, layers=LAYERS)
 
 
 def test_an_empty_folder_is_no_run(run_dir: Path) -> None:
     run_dir.mkdir()
-    with pytest.raises(RunBroken, match="holds no run"):
+    with pytest.raises(RunBroken, match="contains no run"):
         open_run(run_dir)
 
 

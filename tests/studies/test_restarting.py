@@ -77,11 +77,11 @@ def left_segments(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lambda run_dir: None, "its checkpoints are gone"),
+        (lambda run_dir: None, "its checkpoints are missing"),
         (newer_schema, "schema version 99"),
         (damaged, "cannot be read"),
-        (foreign, "taken by other files"),
-        (left_segments, "taken by other files"),
+        (foreign, "contains other files"),
+        (left_segments, "contains other files"),
     ],
     ids=["stopped", "newer schema", "damaged", "foreign", "segments"],
 )
@@ -102,7 +102,7 @@ def test_a_run_that_cannot_be_resumed_is_refused_and_stays(
 
 def test_a_run_stopped_by_hand_before_its_first_checkpoint_is_refused(tmp_path: Path) -> None:
     recorded(tmp_path / "a", checkpoint=False)
-    with pytest.raises(StoreError, match=r"it is stopped and has no checkpoint; it stays as it is\. Restore"):
+    with pytest.raises(StoreError, match=r"it is stopped and has no checkpoint; it was not changed\. Restore"):
         train_or_resume(config(), tmp_path, "a")
 
 

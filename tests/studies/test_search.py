@@ -85,11 +85,11 @@ def test_leads_are_every_combination_and_take_turns_with_drawn_settings(tmp_path
         (SPACE.replace("0.001, 0.1", "0, 0.1"), "is neither a list of values nor a range"),
         (SPACE.replace("[3, 5]", "[3, 5.5]"), "space key seed = {'integer': [3, 5.5]}"),
         (SPACE.replace("{ log", "{ logarithmic"), "is neither a list of values nor a range"),
-        ("", "the space has no key"),
+        ("", "the space is empty"),
         (SPACE + '[[lead]]\nmitigation = "frozen-pach"\n', "lead setting 0: unknown mitigation 'frozen-pach'"),
         (SPACE + "[[lead]]\nlr = -1\n", "lead setting 0: optim.base_lr = -8"),
         (SPACE + "[objective]\naccuracy = 1\n", "unknown objective"),
-        (SPACE + "[objective]\naccuracy_gain = -0.1\n", "objective accuracy_gain = -0.1 is not a number from 0 on"),
+        (SPACE + "[objective]\naccuracy_gain = -0.1\n", "objective accuracy_gain = -0.1 is not a number of at least 0"),
         (SPACE + "[grid]\nseed = 1\n", "unknown key in search"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_bad_search_is_refused_before_any_run_starts(text: str, message: str, 
 def test_a_search_states_its_budget(budget: str, tmp_path: Path) -> None:
     path = tmp_path / "regimes.toml"
     path.write_text(budget + SPACE, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"give the number of settings to draw, as \[budget\] settings = 100"):
+    with pytest.raises(ConfigError, match=r"set the number of settings to draw as \[budget\] settings = 100"):
         load_search(path)
 
 

@@ -76,5 +76,5 @@ def test_a_restart_is_told_by_slurm_and_must_be_of_the_same_configuration(tmp_pa
     settings = {"train": {"iterations": 1, "batch_size": 8, "device": "cpu"}, "eval": {"knn_every": 0}}
     run = train_run(resolve(settings), tmp_path, "r").path
     check_same(run, resolve(settings))
-    with pytest.raises(ConfigError, match="run r exists with another configuration"):
+    with pytest.raises(ConfigError, match="run r exists with a configuration that differs"):
         check_same(run, resolve(settings | {"optim": {"base_lr": 0.5}}))

@@ -103,7 +103,7 @@ def tiny(tmp_path: Path, **train: object) -> Path:
 
 def test_a_finished_run_has_nothing_to_resume(tmp_path: Path) -> None:
     run = tiny(tmp_path)
-    with pytest.raises(ConfigError, match="is finished: 4 of 4 iterations are made"):
+    with pytest.raises(ConfigError, match="is finished: 4 of 4 iterations are done"):
         resume_run(run)
 
 
