@@ -109,7 +109,7 @@ def test_damaged_images_are_left_out_and_counted(damaged: Path, tmp_path: Path) 
     run = train_run(config, tmp_path / "runs").path
     with open_run(run) as reader:
         (event,) = [e for e in reader.events() if e.kind == "bad-image"]
-        assert event.detail.startswith("2 images cannot be decoded and are left out")
+        assert event.detail.startswith("2 images cannot be decoded and are skipped")
 
 
 def test_skipped_images_are_left_out_by_their_index_and_the_statistics_stay() -> None:
