@@ -1,4 +1,4 @@
-"""What the callbacks of training frameworks share: which run a training goes into."""
+"""Shared code of the framework callbacks: choosing the run that a training is recorded into."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from stabilitylab.store.location import find_run, runs_root
 
 
 class Recording:
-    """The recorder of one callback, from one training to the next.
+    """The recorder of one callback, across several trainings.
 
-    A framework counts its own iterations. ``resume=True`` goes on where the framework stands, and starts a new run
-    where there is none yet. A second training with one callback goes on with its run if the framework goes on, and is
-    a run of its own, ``my_run-2``, if it begins anew.
+    A framework counts its own iterations. ``resume=True`` continues at the framework's current iteration, or starts a
+    new run if there is none yet. A second training with the same callback continues the run if the framework continues,
+    and starts a new run, ``my_run-2``, if the framework starts at iteration 0.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.recorder: LoopRecorder | None = None
-        self._last = ""  # the run of the training before
-        self._ahead = 0  # the run's iteration less the framework's
-        self._silent = False  # whether a step without a gradient was told
+        self._last = ""  # the run of the previous training
+        self._ahead = 0  # iteration of the run minus iteration of the framework
+        self._silent = False  # whether the warning about a step without a gradient was issued
 
     def begin(
         self,
@@ -40,8 +40,8 @@ class Recording:
         settings: dict[str, Any] | None = None,
         **defaults: Any,
     ) -> LoopRecorder:
-        """Record a training that stands at iteration ``at``. What a training before left open is closed. ``settings``:
-        the framework's own, kept beside the user's ``config``."""
+        """Start recording a training at iteration ``at``. A run that a previous training left open is closed.
+        ``settings``: those of the framework, saved along with the user's ``config``."""
         self.end("crashed")
         self._silent = False
         options = {**defaults, **self.options}
@@ -63,11 +63,11 @@ class Recording:
         return recorder
 
     def iteration(self, at: int) -> int:
-        """The run's iteration where the framework stands at ``at``."""
+        """The iteration of the run that corresponds to iteration ``at`` of the framework."""
         return at + self._ahead
 
     def may_step(self) -> bool:
-        """Whether there is a gradient to record. The first step without one is a warning."""
+        """Whether there is a gradient to record. Warns at the first step without one."""
         if self.recorder is None:
             return False
         if self.recorder.has_gradient():
@@ -75,15 +75,15 @@ class Recording:
         if not self._silent:
             self._silent = True
             text = (
-                "an optimizer step came without a gradient that could be measured, and is not recorded: another part "
-                "of the training freed it. rec.step(norms={...}) takes norms that your engine computes"
+                "an optimizer step is not recorded, because its gradients were freed before they could be measured. If "
+                "your engine computes gradient norms, pass them with rec.step(norms={...})"
             )
             self.recorder.event("no-gradient", text)
             warnings.warn(text, stacklevel=3)
         return False
 
     def log(self, metrics: dict[str, float], *, num_samples: int) -> None:
-        """Evaluations. ``num_samples`` counts where a metric is a share of the samples."""
+        """Record evaluations. ``num_samples`` applies to metrics that are a proportion of samples."""
         for name, value in metrics.items():
             if self.recorder is not None:
                 self.recorder.log({name: value}, num_samples=num_samples if is_binomial(name) else 0)
@@ -95,7 +95,7 @@ class Recording:
 
 
 def _as_json(settings: Any) -> Any:
-    """Settings as JSON can hold them; other values as text."""
+    """Settings as plain JSON values; values of other types become text."""
     return json.loads(json.dumps(settings, default=str, skipkeys=True))
 
 

@@ -1,4 +1,4 @@
-"""How a recording ends when nobody closes it: at the end of the program, or by an exception."""
+"""Closing a recording that the caller did not close: at the end of the program, or after an exception."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def status_of(error: BaseException | None) -> str:
 
 
 def close_at_exit(recorder: Any) -> Callable[[], None]:
-    """Close the recorder when the program ends. The reference is weak: a forgotten recorder is still collected."""
+    """Close the recorder when the program ends. Uses a weak reference, so the recorder can still be collected."""
     reference = weakref.ref(recorder)
 
     def close() -> None:

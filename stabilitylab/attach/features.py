@@ -1,4 +1,4 @@
-"""``rec.features(z)``: whether the features of any loop still differ."""
+"""``rec.features(z)``: measure representation collapse in any training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RecordsFeatures:
-    """The part of `LoopRecorder` that measures features."""
+    """Mixin of `LoopRecorder` that measures features."""
 
     iteration: int
     _recorder: Recorder
@@ -23,14 +23,18 @@ class RecordsFeatures:
         raise NotImplementedError
 
     def features(self, z: Tensor, positives: Tensor | None = None) -> dict[str, float]:
-        """Record whether features ``z`` (N, D) still differ, at this point of the training; the analysis judges
-        collapse by it. Call it now and then, with the features of some hundred held-out images::
+        """Record how much the features ``z`` (N, D) differ. The analysis uses this to detect collapse.
+
+        Call it from time to time with the features of a few hundred held-out images::
 
             with torch.no_grad():
                 rec.features(encoder(images), positives=encoder(other_views_of_the_same_images))
 
-        Records the scalars feature_spread, feature_rank (RankMe), feature_uniformity, feature_dim and, with
-        ``positives`` (N, D), feature_alignment, and returns them. Raises `RecordError` for another shape.
+        Records and returns the scalars feature_spread, feature_rank (RankMe), feature_uniformity, feature_dim and, with
+        ``positives`` (N, D), feature_alignment.
+
+        Raises:
+            RecordError: the features have a different shape.
         """
         self._must_be_open()
         try:

@@ -18,16 +18,18 @@ from stabilitylab.attach.callbacks import Recording
 from stabilitylab.attach.loop import LoopRecorder
 
 _COSTS = ("_runtime", "_per_second", "_time")
-"""What an evaluation cost is no metric."""
+"""Runtime statistics of an evaluation, which are not metrics."""
 
 
 class StabilityCallback(TrainerCallback):
-    """Records each optimizer step with the gradients as they were before the Trainer clipped them.
+    """Records each optimizer step with the gradients before clipping.
 
-    The Trainer clips before it tells its callbacks, so gradients are measured at the end of the backward pass that
-    completes them, or as they arrive where that pass uses them up. With fp16 they are scaled there: they are measured
-    after unscaling and clipping instead, and an event says so. Takes the options of `stabilitylab.record`. A training
-    that crashed is closed when the next one begins, or when the program ends.
+    The Trainer clips before it calls its callbacks, so gradients are measured at the end of the backward pass that
+    completes them, or while they are computed if that pass frees them. With fp16, gradients are scaled at that point;
+    they are measured after unscaling and clipping instead, and an event records this.
+
+    Takes the options of `stabilitylab.record`. The run of a training that crashed is closed when the next training
+    begins or the program ends.
     """
 
     def __init__(self, run: str | None = None, **options: Any) -> None:
@@ -41,7 +43,7 @@ class StabilityCallback(TrainerCallback):
 
     def _forget(self) -> None:
         self._losses: list[Tensor] = []
-        self._normalised = False  # the model divides by the items of all accumulated batches: losses add up
+        self._normalised = False  # the model divides by the items of all accumulated batches, so losses are summed
 
     def _remove_hook(self) -> None:
         if self._hook is not None:
@@ -65,7 +67,7 @@ class StabilityCallback(TrainerCallback):
         )
         recorder.complete_when(lambda: bool(GradientState().sync_gradients))
         if args.fp16 and args.max_grad_norm:
-            recorder.event("clipped", f"fp16: norms are those after clipping to {args.max_grad_norm}")
+            recorder.event("clipped", f"fp16: norms are measured after clipping to {args.max_grad_norm}")
         self._hook = model.register_forward_hook(self._after_forward, with_kwargs=True)
 
     def _after_forward(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:

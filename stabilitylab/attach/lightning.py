@@ -20,18 +20,18 @@ from stabilitylab.attach.loop import LoopRecorder
 
 
 class StabilityCallback(pl.Callback):
-    """Records each optimizer step before clipping, with mixed precision unscaled, and what validation logs.
+    """Records each optimizer step, with gradients unscaled and before clipping, and the metrics that validation logs.
 
-    Takes the options of `stabilitylab.record`. With several optimizers each step of each is an iteration, in which
-    its parameters alone are measured. Manual optimization may clip before the step, and may step the raw optimizers:
-    gradients are then measured at the end of the backward pass. A step without any gradient leaves no row; the first
-    is a warning.
+    Takes the options of `stabilitylab.record`. With several optimizers, each step of each optimizer is an iteration in
+    which only its parameters are measured. With manual optimization, which may clip before the step or step the raw
+    optimizers, gradients are measured at the end of the backward pass. A step without any gradient is not recorded; the
+    first one issues a warning.
     """
 
     def __init__(self, run: str | None = None, **options: Any) -> None:
         self._recording = Recording({"run": run, **options})
         self._loss: Tensor | None = None
-        self._told = False  # whether Lightning has told of the step that is being made
+        self._told = False  # whether Lightning has announced the current step
         self._hooks: list[Any] = []
 
     @property
@@ -63,7 +63,7 @@ class StabilityCallback(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         if self.recorder is not None:
             self.recorder.starts_forward(loss)
-        # Lightning has divided by the number of accumulated batches: their sum is the mean.
+        # Lightning has divided by the number of accumulated batches, so the sum is the mean.
         loss = loss.detach()
         self._loss = loss.clone() if self._loss is None else self._loss + loss
 
@@ -94,7 +94,7 @@ class StabilityCallback(pl.Callback):
         self._told = False
 
     def _ends(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, *_: Any) -> None:
-        """The step of an optimizer that Lightning does not know of."""
+        """Handle the step of an optimizer that Lightning did not announce."""
         if not self._told:
             self.on_before_optimizer_step(trainer, pl_module, optimizer)
 
@@ -121,11 +121,15 @@ class StabilityCallback(pl.Callback):
 
 
 def _logged_in_validation(trainer: pl.Trainer) -> set[str]:
-    """The metrics that validation logs, not those of training that Lightning keeps beside them."""
+    """The metrics that validation logs, without the training metrics that Lightning stores in the same place."""
     try:
         results: Any = trainer.fit_loop.epoch_loop.val_loop._results
         return set(results.metrics(on_step=False)["callback"])
-    except (AttributeError, KeyError, TypeError):  # private, so it may change: then what training does not log
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ):  # a private attribute that may change: fall back to metrics that training does not log
         return {name for name in map(str, trainer.callback_metrics) if not name.startswith("train")}
 
 
@@ -134,7 +138,7 @@ def _scaler(trainer: pl.Trainer) -> Any:
 
 
 def _validated(trainer: pl.Trainer) -> int:
-    """How many samples validation saw; 0 where it cannot be told."""
+    """Number of validation samples; 0 if unknown."""
     loaders: Any = trainer.val_dataloaders
     try:
         whole = trainer.num_val_batches == [len(loaders)]

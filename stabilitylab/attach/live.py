@@ -1,4 +1,4 @@
-"""``record(on_spike=...)``: your function is called when a layer's gradient has spiked, while the training runs."""
+"""``record(on_spike=...)``: call a function during training when a gradient spike was detected."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stabilitylab.analysis.series import LayerSeries, without_duplicates
 from stabilitylab.recording.recorder import Sink
 
 KEPT = 1500
-"""Recorded iterations that are searched: several baselines long, whatever the run's length."""
+"""Number of recorded iterations that are searched: several baseline windows, independent of the length of the run."""
 OnSpike = Callable[[Spike], object]
 
 
 class SpikeSink:
-    """Passes rows on to ``sink`` and, once they are published, calls ``on_spike`` with each spike that is over. A spike
-    is told once; what it raises reaches the caller of ``rec.step()``, so that it may end the training."""
+    """Forwards rows to ``sink`` and calls ``on_spike`` once for each spike, after the spike has ended and its rows are
+    published. Exceptions from ``on_spike`` propagate to ``rec.step()``, so the function can stop the training."""
 
     def __init__(self, sink: Sink, names: Sequence[str], on_spike: OnSpike) -> None:
         self.sink, self.names, self.on_spike = sink, list(names), on_spike

@@ -51,22 +51,26 @@ def record(
                 optimizer.step()
                 optimizer.zero_grad()
 
-    Nothing is wrapped and no gradient changes: the training is bit-identical with and without.
+    Nothing is wrapped and no gradient is changed: the training is bit-identical with and without recording.
 
-    ``run``: the run's name; None takes the next run_NNN. A taken name raises `RunExists`; ``resume`` goes on with it,
-    after its last iteration or at the one given: what was recorded from there on is dropped.
-    ``signals``: names in `stabilitylab.signals.SIGNALS`, which says what each one is.
+    ``run``: name of the run; None takes the next run_NNN. ``resume``: True continues an existing run after its last
+    iteration; an iteration continues there and drops what was recorded from it on.
+    ``signals``: names in `stabilitylab.signals.SIGNALS`, where each signal is described.
     ``granularity``: block, module or param. ``include``, ``exclude``: patterns of layer names (``blocks.*``).
-    ``depth``: layer names from input to output, where the order of execution is not the right one.
-    ``first``, ``last``: the layers between which spikes travel, where they are not the first and last on the path of
+    ``depth``: layer names from input to output, if the order of execution is not the right one.
+    ``first``, ``last``: the layers between which the lag is measured; by default the first and the last on the path of
     the loss.
-    ``measure``: when gradients are measured: ``step`` (where ``rec.step`` is called), ``backward`` (at the end of the
-    backward pass before it) or ``auto``: at the call, unless the gradients are gone, zero, clipped or used up by then.
-    ``every``: record each how many iterations. ``amp_skips``: a GradScaler skips updates; see `Recorder`.
-    ``config``: what you want to find in the run's ``meta`` later.
-    ``on_spike``: called with each `Spike` once it is over and written; what it raises ends the loop.
+    ``measure``: when to measure gradients: ``step`` (when ``rec.step`` is called), ``backward`` (at the end of the
+    backward pass before it) or ``auto`` (at the call, unless gradients are freed, zero, clipped or applied by then).
+    ``every``: record every this many iterations. ``amp_skips``: a GradScaler may skip updates; see `Recorder`.
+    ``config``: any settings to save in the ``meta`` of the run.
+    ``on_spike``: called with each `Spike` after it has ended and was written. An exception it raises ends the loop.
 
-    In a distributed training call it in every process: rank 0 writes.
+    In distributed training, call it in every process; rank 0 writes.
+
+    Raises:
+        RunExists: a run with this name exists and ``resume`` is False.
+        RecordError: an option is invalid.
     """
     check_signals(signals, optimizer)
     check_options(

@@ -1,4 +1,4 @@
-"""What the store says about a run's layers: their order, and which are the first and the last."""
+"""Writes the layers of a run to the store: their order, and which ones are the first and the last."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from stabilitylab.recording.recorder import Sink
 
 
 def check_ends(layers: Sequence[Layer], first: str | None, last: str | None) -> None:
-    """RecordError unless ``first`` and ``last`` name two trainable layers."""
+    """Raise RecordError unless ``first`` and ``last``, if given, name two different trainable layers."""
     trainable = {layer.name: layer.trainable for layer in layers}
     for option, name in (("first", first), ("last", last)):
         if name is not None and name not in trainable:
-            raise RecordError(f"{option}={name!r} is not a layer; there are {', '.join(trainable)}")
+            raise RecordError(f"{option}={name!r} is not a layer; the layers are {', '.join(trainable)}")
         if name is not None and not trainable[name]:
-            raise RecordError(f"{option}={name!r} has no gradient: all its parameters are frozen; name another layer")
+            raise RecordError(f"{option}={name!r} has no gradient: all its parameters are frozen; choose another layer")
     if first is not None and first == last:
         raise RecordError(f"first= and last= are both {first!r}; a lag needs two layers")
 
 
 class Ordering:
-    """Writes the table ``layers`` once the first training step is seen, and again when a layer that it skipped runs.
+    """Writes the table ``layers`` at the first training step, and again when a layer runs that the first step skipped.
 
-    ``first``, ``last``: the layers between which the user wants the lag measured; None leaves it to the analysis.
+    ``first``, ``last``: the layers between which the user wants the lag measured; None leaves the choice to the
+    analysis.
     """
 
     def __init__(
@@ -42,12 +43,12 @@ class Ordering:
         self._off_path: list[str] = []
 
     def note_loss(self, loss: object) -> None:
-        """After the first backward pass: which layers the main loss does not reach."""
+        """Record after the first backward pass which layers the main loss does not reach."""
         if not self._seen:
             self._off_path = off_path(loss, self._layers)
 
     def step(self, iteration: int, sink: Sink, loss: object = None) -> None:
-        """To be called between ``backward()`` and the update of each step."""
+        """Call this between ``backward()`` and the update of each step."""
         if self._seen:
             depths = self._watch.changed() if self._watch is not None else None
             if depths is not None:
@@ -60,7 +61,9 @@ class Ordering:
         if self._watch is not None:
             depths = self._watch.first_step()
             if not self._watch.ran and any(p.grad is not None for x in self._layers for p in x.parameters):
-                text = "no layer was seen to run: depth is the order of registration. Give depth=, or record() earlier"
+                text = (
+                    "no layer ran while recording: depth is the order of registration. Set depth=, or record() earlier"
+                )
                 sink.event(iteration, "order-unknown", text)
                 warnings.warn(text, stacklevel=4)
             self._write(sink, depths)
@@ -71,7 +74,7 @@ class Ordering:
             sink.event(iteration, "off-path", name)
 
     def close(self, iteration: int, sink: Sink) -> None:
-        """The layers of a run without any step are in the order of their names. Removes all hooks."""
+        """Remove all hooks. The layers of a run without any step are written in the order of their names."""
         if not self._seen and self._watch is not None:
             self._write(sink, self._watch.first_step())
         self._seen = True
@@ -83,7 +86,7 @@ class Ordering:
         for end, name in self._ends.items():
             if trained and name is not None and name not in trained:
                 others = ", ".join(x.name for x in self._layers if x.name in trained)
-                raise RecordError(f"{end}={name!r} got no gradient in the first step; these layers did: {others}")
+                raise RecordError(f"{end}={name!r} had no gradient in the first step; these layers had one: {others}")
 
     def _write(self, sink: Sink, depths: Sequence[int]) -> None:
         columns = {

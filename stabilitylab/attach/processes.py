@@ -1,4 +1,4 @@
-"""What a training of several processes changes: which wrappers can be recorded, and the loss, a mean over processes."""
+"""Distributed training: which wrappers can be recorded, and the mean of the loss over processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from stabilitylab.errors import RecordError
 
 
 def refuse_fsdp1(model: nn.Module) -> None:
-    """RecordError for FullyShardedDataParallel: a process holds flat shards that cut through the layers."""
+    """Raise RecordError for FullyShardedDataParallel, where a process holds flat shards that span layers."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise RecordError(
-            "this model is wrapped in FSDP1 (FullyShardedDataParallel), whose flat shards cut through layers: wrap it "
-            "in FSDP2 instead (torch.distributed.fsdp.fully_shard; fsdp_version: 2 in accelerate), or call record() on "
-            "the model before wrapping and pass norms of your own, rec.step(norms={...})"
+            "this model is wrapped in FSDP1 (FullyShardedDataParallel), whose flat shards span layers. Use FSDP2 "
+            "instead (torch.distributed.fsdp.fully_shard; fsdp_version: 2 in accelerate), or call record() on the "
+            "model before wrapping it and pass your own norms: rec.step(norms={...})"
         )
 
 
 class LossMean:
-    """The mean of a loss over all processes that record. Where one does not, nobody waits for it."""
+    """The mean of a loss over all processes. If any process does not record, each uses its own loss without waiting."""
 
     _made = 0
 
@@ -37,7 +37,7 @@ class LossMean:
     def __call__(self, loss: float | Tensor) -> float | Tensor:
         if self._world == 1:
             return loss
-        if self._together is None:  # whoever records has opened its recorder: the backward pass has waited for it
+        if self._together is None:  # the backward pass has synchronised, so all recorders are open by now
             self._together = self._store.check([f"{self._name}/{rank}" for rank in range(self._world)])
         if not self._together:
             return loss

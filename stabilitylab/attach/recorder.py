@@ -1,4 +1,4 @@
-"""What `stabilitylab.record` returns: the recorder of any loop."""
+"""`LoopRecorder`, the recorder for any training loop, which `stabilitylab.record` returns."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _COLUMNS = {column.name for column in TABLES["iterations"]} - {"iteration", "gra
 
 
 class LoopRecorder(RecordsFeatures):
-    """What `record` returns. A context manager; leaving it, also by an exception, writes all there is. So does the end
-    of the program, or of the last reference."""
+    """Returned by `record`. A context manager: leaving it, also by an exception, writes all remaining rows. So does the
+    end of the program or of the last reference."""
 
-    _closed = True  # until it is open
+    _closed = True  # until __init__ has succeeded
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class LoopRecorder(RecordsFeatures):
         self._parameters = list(model.parameters())
         self._writer = None
         self._sharded = any(hasattr(p, "to_local") for layer in start.layers for p in layer.parameters)
-        # Where gradients are whole, only the process that writes measures; shards need every process.
+        # With full gradients, only the process that writes measures them; shards are measured in every process.
         log_grads = writes() or self._sharded
         try:
             self._recorder = Recorder(
@@ -77,17 +77,17 @@ class LoopRecorder(RecordsFeatures):
         watch = opened.needs_order and self._writer is not None
         self._ordering = Ordering(model, start.layers, watch=watch, first=ends[0], last=ends[1])
         self._timing = Timing(measure, self._recorder, optimizer, possible=not self._sharded)
-        reference = weakref.ref(self)  # hooks on the model must not keep a forgotten recorder alive
+        reference = weakref.ref(self)  # hooks on the model must not keep the recorder alive
         self._timing.only_when(lambda: (me := reference()) is not None and me.iteration % me._recorder.every == 0)
         self._averaging = LossMean(self._parameters[0].device)
         self._pid = os.getpid()
-        self._at_exit = close_at_exit(self)  # after the writer's own, so that it runs before
+        self._at_exit = close_at_exit(self)  # registered after that of the writer, so it runs first
         self._closed = False
         self._declared: dict[str, tuple[str | None, str | None]] = {}
 
     @property
     def run(self) -> str:
-        """The run's name; empty in a process that does not write."""
+        """Name of the run; empty in a process that does not write."""
         return self.path.name if self.path is not None else ""
 
     def step(
@@ -101,18 +101,24 @@ class LoopRecorder(RecordsFeatures):
         norms: Mapping[str, float | Tensor] | None = None,
         **scalars: float | Tensor,
     ) -> None:
-        """Record an iteration: call it between the last ``backward()`` and ``optimizer.step()``, before clipping.
+        """Record an iteration. Call it between the last ``backward()`` and ``optimizer.step()``, before clipping.
 
-        ``grad_scale``: a GradScaler's scale, where ``scaler.unscale_(optimizer)`` was not called. ``optimizer``: of
-        several, the one about to step; only its parameters are measured. ``scalars``: any numbers of your own;
-        ``epoch``, ``seconds``, ``images`` and ``ema_momentum`` are columns of ``iterations``. Tensors on a device are
-        not waited for. ``norms``: the gradient norm by layer, where your engine computes it (DeepSpeed, Megatron):
-        nothing else is measured of the gradient then. The loss of a distributed training is the mean over processes.
+        ``loss``, ``lr``: numbers or tensors with one element; reading a tensor on a device does not block. In
+        distributed training, the mean of the loss over processes is recorded.
+        ``grad_scale``: the scale of a GradScaler, if ``scaler.unscale_(optimizer)`` was not called.
+        ``optimizer``: with several optimizers, the one about to step; only its parameters are measured.
+        ``norms``: gradient norms by layer, if your engine computes them (DeepSpeed, Megatron); no other gradient signal
+        is measured then.
+        ``scalars``: any other numbers. ``epoch``, ``seconds``, ``images`` and ``ema_momentum`` are columns of
+        ``iterations``.
+
+        Raises:
+            RecordError: there is no gradient, the iteration is recorded already, or the recorder is closed.
         """
         self._must_be_open()
         recorder = self._recorder
         if iteration is not None and iteration < self.iteration:
-            raise RecordError(f"iteration {iteration} is recorded already; the next is {self.iteration}")
+            raise RecordError(f"iteration {iteration} is already recorded; the next is {self.iteration}")
         numbers = {
             name: _number(name, value)
             for name, value in {"loss": loss, "lr": lr, **scalars}.items()
@@ -136,31 +142,31 @@ class LoopRecorder(RecordsFeatures):
         recorder.flush_if_due()
 
     def has_gradient(self) -> bool:
-        """Whether any parameter of the model has a gradient now, or the last backward pass was measured."""
+        """Whether any parameter has a gradient, or the last backward pass was measured."""
         return self._timing.pending or any(p.grad is not None for p in self._parameters)
 
     def again(self, optimizer: Optimizer | None = None) -> None:
-        """Measure the iteration recorded last once more: its gradient was replaced before the update, as SAM does."""
+        """Measure the last recorded iteration again, because its gradient was replaced before the update, as in SAM."""
         stats = self._timing.take(self.iteration - 1, None, optimizer)
         stats = self._recorder.measure(optimizer=optimizer) if stats is None else stats
         self._recorder.replace(self.iteration - 1, stats)
 
     def starts_forward(self, loss: Tensor) -> None:
-        """For frameworks: a forward pass gave ``loss``, whose graph tells what lies on its path."""
+        """For frameworks: a forward pass returned ``loss``, whose graph shows which layers it depends on."""
         self._timing.reset()
         self._ordering.note_loss(loss)
 
     def complete_when(self, complete: Callable[[], bool]) -> None:
-        """For frameworks that accumulate: whether the backward pass that is running completes the gradients."""
+        """For frameworks with gradient accumulation. ``complete()``: whether the current backward pass is the last."""
         self._timing.only_when(complete)
 
     def _given(self, norms: Mapping[str, float | Tensor]) -> Measured:
         index = {layer.name: i for i, layer in enumerate(self._layers)}
         if unknown := [name for name in norms if name not in index]:
-            raise RecordError(f"norms= names {unknown[0]!r}, which is not a layer; there are {', '.join(index)}")
+            raise RecordError(f"norms= names {unknown[0]!r}, which is not a layer; the layers are {', '.join(index)}")
         given = {index[name]: _number(f"norms[{name!r}]", norm) for name, norm in norms.items()}
         if negative := [norm for norm in given.values() if isinstance(norm, float) and norm < 0]:
-            raise RecordError(f"norms= holds {negative[0]:g}; a gradient norm is 0 or more")
+            raise RecordError(f"norms= contains {negative[0]:g}; a gradient norm must not be negative")
         return with_norms(self._recorder.measure(arrived={}), self._recorder.declared, given)
 
     def log(
@@ -172,11 +178,11 @@ class LoopRecorder(RecordsFeatures):
         scale: str | None = None,
         **more: float | Tensor,
     ) -> None:
-        """Record evaluations at this point of the training, e.g. ``rec.log(val_acc=0.83, num_samples=10_000)``.
+        """Record evaluation metrics at the current iteration, e.g. ``rec.log(val_acc=0.83, num_samples=10_000)``.
 
-        ``num_samples``: how many samples an accuracy is a share of; dips are then judged against its sampling error.
-        ``goal`` (``max`` or ``min``) and ``scale`` (``fraction``, ``percent``, ``log`` or ``value``) say how to read
-        the values; by default the names and values tell. Metrics with different goals need a call each.
+        ``num_samples``: number of samples of an accuracy; dips are then judged against its sampling error. ``goal``
+        (``max`` or ``min``), ``scale`` (``fraction``, ``percent``, ``log`` or ``value``): by default inferred from the
+        names and values. Metrics with different goals need separate calls.
         """
         self._must_be_open()
         values = {name: float(value) for name, value in {**(metrics or {}), **more}.items()}
@@ -192,14 +198,14 @@ class LoopRecorder(RecordsFeatures):
             self._recorder.log(self.iteration, name, value, num_samples)
 
     def event(self, kind: str, detail: str = "") -> None:
-        """Record that something happened."""
+        """Record an event at the current iteration. ``kind``: a short name; ``detail``: any text."""
         self._must_be_open()
         self._recorder.event(self.iteration, kind, detail)
 
     def close(self, status: str = "finished") -> None:
-        """Write all there is and take hooks away. Calling it again does nothing."""
+        """Write all remaining rows and remove all hooks. Calling it again has no effect."""
         if status not in STATUSES or status == "running":
-            raise RecordError(f"a run ends as finished, stopped or crashed, not as {status!r}")
+            raise RecordError(f"status must be finished, stopped or crashed, not {status!r}")
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
@@ -214,20 +220,20 @@ class LoopRecorder(RecordsFeatures):
                 self._writer.close(status)
 
     def _note_nothing(self, status: str) -> None:
-        """A run without any gradient ends with a warning that says why."""
+        """Warn about a run without any gradient, and say why."""
         recorder = self._recorder
         if self._writer is None or not recorder.log_grads or recorder.num_measured or status == "crashed":
             return
         text = (
-            f"0 iterations recorded in {self.run}: no optimizer step with a gradient was seen. Call rec.step() after "
-            "loss.backward(), or pass the norms that your engine computes: rec.step(norms={...})"
+            f"no iterations were recorded in {self.run}, because there was no optimizer step with a gradient. Call "
+            "rec.step() after loss.backward(), or pass the norms that your engine computes: rec.step(norms={...})"
         )
         recorder.event(self.iteration, "nothing-recorded", text)
         warnings.warn(text, stacklevel=3)
 
     def _must_be_open(self) -> None:
         if self._closed:
-            raise RecordError(f"the recorder of {self.run} is closed; call record(..., resume=True) to go on")
+            raise RecordError(f"the recorder of {self.run} is closed; call record(..., resume=True) to continue")
 
     def __enter__(self) -> LoopRecorder:
         return self
@@ -240,14 +246,16 @@ class LoopRecorder(RecordsFeatures):
         except Exception as failure:
             if error is None:
                 raise
-            warnings.warn(f"the last rows of {self.run} are lost: {failure}", stacklevel=2)  # the loop's error counts
+            warnings.warn(
+                f"the last rows of {self.run} are lost: {failure}", stacklevel=2
+            )  # the exception of the loop takes precedence
 
     def __del__(self) -> None:
         self.close("stopped")
 
 
 def _number(name: str, value: float | Tensor) -> float | Tensor:
-    """As it is now: a tensor on a device is copied there, not waited for."""
+    """The current value. A tensor on a device is copied there, which does not block."""
     if not isinstance(value, Tensor):
         return float(value)
     if value.numel() != 1:

@@ -1,4 +1,4 @@
-"""What a caller of `stabilitylab.record` asks for, checked: signals, layers, numbers."""
+"""Validation of the arguments of `stabilitylab.record`: signals, layers, numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from stabilitylab.signals import SIGNALS
 
 
 def check_signals(signals: Sequence[str], optimizer: Optimizer | None) -> None:
-    """RecordError for an unknown signal, or one that lacks the optimizer that it needs."""
+    """Raise RecordError for an unknown signal, or a signal without the optimizer that it needs."""
     if not signals:
-        raise RecordError(f"no signals; choose from {', '.join(SIGNALS)}")
+        raise RecordError(f"signals= is empty; choose from {', '.join(SIGNALS)}")
     try:
         chosen = [SIGNALS.choose(name) for name in signals]
     except ConfigError as error:
@@ -30,7 +30,7 @@ def check_signals(signals: Sequence[str], optimizer: Optimizer | None) -> None:
         raise RecordError(f"{needing[0]} reads the optimizer's state: record(model, optimizer, ...)")
     keeps = optimizer is None or any("betas" in g or "eps" in g for g in optimizer.param_groups)
     if "adam_rms" in needing and not keeps:
-        raise RecordError(f"adam_rms needs the second moment that Adam keeps; {type(optimizer).__name__} keeps none")
+        raise RecordError(f"adam_rms needs the second moment of Adam, which {type(optimizer).__name__} does not have")
 
 
 def check_options(
@@ -46,23 +46,23 @@ def check_options(
     if measure not in MEASURES:
         raise RecordError(f"measure={measure!r} is not one of {', '.join(MEASURES)}")
     if every < 1 or flush_every < 1 or flush_seconds < 0:
-        raise RecordError("every= and flush_every= are 1 or more, flush_seconds= is 0 or more")
+        raise RecordError("every= and flush_every= must be at least 1, and flush_seconds= at least 0")
     if resume < 0:
-        raise RecordError(f"resume={resume}: give the iteration to go on at, 0 or more, or True")
+        raise RecordError(f"resume={resume} must be True or the iteration to continue at, 0 or more")
     if resume is not False and run is None:
-        raise RecordError("resume= needs the name of the run: run=...")
+        raise RecordError("resume= needs the name of the run; set run=...")
     try:
         json.dumps(dict(config or {}), default=str)
     except (TypeError, ValueError) as error:
-        raise RecordError(f"config= cannot be kept as JSON: {error}") from None
+        raise RecordError(f"config= cannot be saved as JSON: {error}") from None
 
 
 def chosen_layers(
     model: nn.Module, granularity: str, include: str | Iterable[str], exclude: str | Iterable[str]
 ) -> list[Layer]:
-    """The layers to record, from input to output as far as names tell."""
+    """The layers to record, ordered from input to output as far as their names show."""
     if granularity not in ("block", "module", "param"):
-        raise RecordError(f"granularity {granularity!r} is not block, module or param")
+        raise RecordError(f"granularity must be block, module or param, not {granularity!r}")
     wanted = [include] if isinstance(include, str) else list(include)
     unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
     found = [
@@ -77,10 +77,10 @@ def chosen_layers(
 
 
 def in_order(layers: list[Layer], names: list[str]) -> list[Layer]:
-    """``layers`` in the order of ``names``, which must name each once."""
+    """``layers`` in the order of ``names``, which must contain each layer exactly once."""
     have = {layer.name: layer for layer in layers}
     twice = [name for name in names if names.count(name) > 1]
     wrong = [name for name in names if name not in have] + [name for name in have if name not in names] + twice
     if wrong:
-        raise RecordError(f"depth= must name every layer once; {wrong[0]!r} differs; there are {', '.join(have)}")
+        raise RecordError(f"depth= must name every layer once; check {wrong[0]!r}; the layers are {', '.join(have)}")
     return [replace(have[name], depth=depth) for depth, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""The run that `stabilitylab.record` writes into: a new one, or one that is resumed."""
+"""Opens the run that `stabilitylab.record` writes to: a new one, or one to resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stabilitylab.store.writer import LayerRow, RunWriter
 
 @dataclass(frozen=True)
 class Start:
-    """What a caller asked for. ``ordered``: the depth of the layers is known before they run."""
+    """The request of the caller. ``ordered``: whether the depth of the layers is known before they run."""
 
     layers: list[Layer]
     run: str | None
@@ -31,7 +31,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Opened:
-    """``needs_order``: the store waits for the layers' depth."""
+    """``needs_order``: whether the depth of the layers must still be written to the store."""
 
     iteration: int
     needs_order: bool
@@ -45,8 +45,11 @@ def writes() -> bool:
 
 
 def open_run_for(start: Start, *, device: str, together: bool) -> Opened:
-    """Open the run where this process writes. ``together``: every process takes part, and all of them learn the
-    iteration, or that it failed: shards are measured by all at the same iterations."""
+    """Open the run if this process writes.
+
+    ``together``: all processes call this and get the same iteration, or all fail: shards must be measured by all
+    processes at the same iterations.
+    """
     opened, error = Opened(0, not start.ordered), None
     if writes():
         try:
@@ -81,7 +84,7 @@ def _open(start: Start, device: str) -> Opened:
         layers = rows if start.ordered else []
         writer = RunWriter.create(path, config=start.config, meta=meta, layers=layers)
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)  # made by us a moment ago
+        shutil.rmtree(path, ignore_errors=True)  # created by this call
         raise
     return Opened(0, not start.ordered, path, writer)
 
@@ -92,7 +95,7 @@ def _go_on(start: Start, path: Path, rows: list[LayerRow], meta: dict[str, str])
         known = {row.layer_id: (row.name, row.num_params) for row in reader.layers()}
     if known and known != {row.layer_id: (row.name, row.num_params) for row in rows}:
         raise RecordError(f"run {path.name} was recorded with other layers; give it the same model and options")
-    # A run that was killed before its first flush knows no layers yet.
+    # A run that was killed before its first flush has no layers yet.
     needs_order = not known and not start.ordered
     layers = rows if not known and start.ordered else None
     return Opened(at, needs_order, path, RunWriter.resume(path, at, meta=meta, layers=layers))

@@ -1,4 +1,5 @@
-"""When gradients are measured: where the loop calls ``rec.step``, or at the end of the backward pass before it."""
+"""Decides when gradients are measured: when the loop calls ``rec.step``, or at the end of the preceding backward
+pass."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from stabilitylab.recording.statistics import global_norm, joined, of_layers, sc
 
 MEASURES = ("auto", "step", "backward")
 _TRIAL = 20
-"""Steps for which both are measured and compared, before ``auto`` settles for the call."""
+"""Number of steps in which both are measured and compared before ``auto`` chooses the call."""
 _EVIDENCE = 3
-"""Steps in which the gradient changed between the two, before it is judged how."""
+"""Number of steps in which the two measurements differ before the cause is judged."""
 
 
 class Timing:
-    """``measure``: ``step``, ``backward``, or ``auto``, which measures at the call unless the gradients are gone,
-    zero, clipped or already applied by then."""
+    """``measure``: ``step``, ``backward``, or ``auto``, which measures at the call unless gradients are freed, zero,
+    clipped or already applied by then."""
 
     def __init__(self, measure: str, recorder: Recorder, optimizer: Optimizer | None, *, possible: bool = True) -> None:
         self.mode = measure if possible else "step"
@@ -46,18 +47,18 @@ class Timing:
                 self._hooks = [optimizer.register_step_pre_hook(self._stepping)]
 
     def only_when(self, complete: Callable[[], bool]) -> None:
-        """Measure a backward pass only where ``complete`` holds while it runs."""
+        """Measure a backward pass only if ``complete()`` is true while it runs."""
         self._complete = complete
         if self._backward is not None:
             self._backward.enabled = complete
 
     @property
     def pending(self) -> bool:
-        """Whether a backward pass was measured that no step has recorded."""
+        """Whether a measured backward pass was not yet recorded by a step."""
         return self._backward is not None and self._backward.pending
 
     def take(self, iteration: int, grad_scale: float | Tensor | None, optimizer: Optimizer | None) -> Measured | None:
-        """The gradient's statistics for this step; None where they are to be measured at the call as usual."""
+        """Gradient statistics of this step; None if they should be measured at the call."""
         before = self._backward.take() if self._backward is not None else None
         updated, self._updated = self._updated, False
         if before is None:
@@ -70,7 +71,7 @@ class Timing:
         return of_layers(before, self._recorder.declared, self._recorder.layers_of(optimizer))
 
     def reset(self) -> None:
-        """A forward pass has begun: a backward pass that failed before it never ended."""
+        """Discard a backward pass that failed. Called when a forward pass begins."""
         if self._backward is not None:
             self._backward.reset()
 
@@ -84,17 +85,17 @@ class Timing:
     def _decide(
         self, iteration: int, before: Measured, updated: bool, grad_scale: float | Tensor | None
     ) -> Measured | None:
-        """``auto``: what to record of a step measured twice."""
+        """``auto``: which of the two measurements of a step to record."""
         recorder = self._recorder
         if updated or not recorder.has_gradient():
-            why = "the optimizer had stepped before rec.step()" if updated else "gradients are gone before rec.step()"
+            why = "the optimizer had stepped before rec.step()" if updated else "gradients were freed before rec.step()"
             scale = self._find_scale() if updated else None
             self._settle("backward", iteration, why)
             return before if scale is None else scaled(before, recorder.declared, 1 / scale)
         now = recorder.measure(grad_scale=grad_scale)
         was, norm = global_norm(before, recorder.declared), global_norm(now, recorder.declared)
         if norm == 0 and was > 0:
-            self._settle("backward", iteration, "gradients are zero at rec.step(): zero_grad() comes before it")
+            self._settle("backward", iteration, "gradients are zero at rec.step(), because zero_grad() comes before it")
             return before
         self._trial += 1
         if math.isfinite(was) and math.isfinite(norm) and abs(norm - was) > 1e-4 * was:
@@ -126,7 +127,7 @@ class Timing:
             self._recorder.event(iteration, "measured-in-backward", f"{why}: measured at the end of the backward pass")
 
     def _late_clipping(self, iteration: int) -> None:
-        """Norms that the recorder finds clipped long after the trial: measured at the end of backward from here on."""
+        """Switch to the end of the backward pass if the recorder detects clipping after the trial."""
         if self._auto and self.mode == "step" and self._recorder.found_clipped:
             self._auto = False
             self._backward = BackwardEnd(self._recorder, enabled=self._complete, scale=self._scale)
@@ -141,7 +142,7 @@ class Timing:
         return None if scale is None else scale.clone()
 
     def _find_scale(self) -> Tensor | None:
-        """A loss scaler that the loop hides from us (timm's NativeScaler): the only one alive, if there is one."""
+        """The scale of a loss scaler that the loop does not pass on (timm's NativeScaler), if exactly one exists."""
         alive = [
             scaler
             for scaler in gc.get_objects()
@@ -150,9 +151,7 @@ class Timing:
         stepping = [scaler for scaler in alive if id(self._optimizer) in scaler._per_optimizer_states]
         alive = stepping or alive
         if len(alive) > 1:
-            text = (
-                "several loss scalers are alive: gradient norms are scaled. Call rec.step(grad_scale=...) before step"
-            )
+            text = "several loss scalers exist, so gradient norms may be scaled. Pass rec.step(grad_scale=...)"
             self._recorder.event(0, "scaled", text)
             warnings.warn(text, stacklevel=6)
         if len(alive) != 1:

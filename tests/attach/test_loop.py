@@ -293,7 +293,7 @@ def test_depth_follows_execution_where_names_do_not_tell(tmp_path: Path) -> None
 
     assert depths("found") == ["begin", "middle", "last"]
     assert depths("given", depth=["middle", "begin", "last"]) == ["middle", "begin", "last"]
-    with pytest.raises(RecordError, match="depth= must name every layer once; 'last' differs"):
+    with pytest.raises(RecordError, match="depth= must name every layer once; check 'last'"):
         depths("wrong", depth=["middle", "begin"])
 
 

@@ -114,7 +114,7 @@ def test_what_cannot_start_leaves_no_hook_and_no_folder(tmp_path: Path) -> None:
         stabilitylab.record(model, run="odd", runs_dir=tmp_path, signals=("attention_max",))
     with pytest.raises(RecordError, match="activation_max: the model has no module with the name of a layer"):
         stabilitylab.record(model, run="o", runs_dir=tmp_path, granularity="param", signals=("activation_max",))
-    with pytest.raises(RecordError, match="config= cannot be kept as JSON"):
+    with pytest.raises(RecordError, match="config= cannot be saved as JSON"):
         stabilitylab.record(model, run="keys", runs_dir=tmp_path, config={(1, 2): 3})  # type: ignore[dict-item]
     assert hooks_of(model) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
@@ -123,12 +123,12 @@ def test_what_cannot_start_leaves_no_hook_and_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every= and flush_every= are 1 or more"),
-        ({"flush_every": 0}, "every= and flush_every= are 1 or more"),
-        ({"depth": ["0", "0", "1"]}, "depth= must name every layer once; '0' differs"),
+        ({"every": 0}, "every= and flush_every= must be at least 1"),
+        ({"flush_every": 0}, "every= and flush_every= must be at least 1"),
+        ({"depth": ["0", "0", "1"]}, "depth= must name every layer once; check '0'"),
         ({"resume": True}, "resume= needs the name of the run"),
-        ({"resume": -1, "run": "r"}, "give the iteration to go on at"),
-        ({"signals": ("adam_rms",)}, "adam_rms needs the second moment that Adam keeps; SGD keeps none"),
+        ({"resume": -1, "run": "r"}, "must be True or the iteration to continue at"),
+        ({"signals": ("adam_rms",)}, "adam_rms needs the second moment of Adam, which SGD does not have"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str, tmp_path:
 
 def test_a_wrong_end_is_refused_and_the_right_one_still_works(tmp_path: Path) -> None:
     rec = stabilitylab.record(Net(), run="r", runs_dir=tmp_path)
-    with pytest.raises(RecordError, match="finished, stopped or crashed, not as 'done'"):
+    with pytest.raises(RecordError, match="finished, stopped or crashed, not 'done'"):
         rec.close("done")
     rec.close("stopped")
     with pytest.raises(RunNotFound, match="runs_dir="):
@@ -178,7 +178,7 @@ def test_a_model_whose_forward_pass_was_not_seen(tmp_path: Path) -> None:
     model = nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
     model["b"](model["a"](torch.ones(1, 2))).sum().backward()
     with (
-        pytest.warns(UserWarning, match="Give depth=, or record"),
+        pytest.warns(UserWarning, match="Set depth=, or record"),
         stabilitylab.record(model, run="r", runs_dir=tmp_path) as rec,
     ):
         rec.step()

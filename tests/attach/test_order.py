@@ -145,10 +145,10 @@ def test_two_towers_that_meet_in_one_loss_are_both_on_the_path(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"first": "stem"}, "first='stem' is not a layer; there are"),
+        ({"first": "stem"}, "first='stem' is not a layer; the layers are"),
         ({"last": "frozen"}, "last='frozen' has no gradient: all its parameters are frozen"),
         ({"first": "body", "last": "body"}, "first= and last= are both 'body'"),
-        ({"first": "teacher"}, "first='teacher' got no gradient in the first step; these layers did: body"),
+        ({"first": "teacher"}, "first='teacher' had no gradient in the first step; these layers had one: body"),
     ],
 )
 def test_ends_that_cannot_be(options: dict[str, str], message: str, tmp_path: Path) -> None:
