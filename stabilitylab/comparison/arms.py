@@ -1,6 +1,7 @@
-"""Which runs belong together, and how they are told apart: one colour, dash and symbol an arm, with or without colour.
+"""Grouping runs into arms: runs with the same mitigation and learning rate, with several seeds.
 
-Runs of several seeds under one mitigation and learning rate are an arm; a run alone in its arm goes by its own name.
+An arm has one colour, dash pattern and symbol, so that plots are readable without colour. If every arm has one run, the
+arms are labelled with the names of the runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What tells runs apart. A run recorded elsewhere may lack them, or have anything in their place."""
+    """The settings that distinguish runs. Imported runs may lack them or have values of any type."""
 
     mitigation: str
     seed: int
@@ -28,7 +29,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Runs drawn alike. ``members`` are indices into the runs; ``index`` picks colour, dash and symbol."""
+    """Runs that are drawn alike. ``members``: indices into the runs. ``index``: selects colour, dash and symbol."""
 
     label: str
     index: int
@@ -36,7 +37,7 @@ class Arm:
 
 
 def arms(runs: Sequence[tuple[str, Settings]]) -> tuple[Arm, ...]:
-    """The arms of named runs, in order of their first run, those without a mitigation first."""
+    """The arms of ``runs`` (name, settings), in order of their first run; arms without a mitigation come first."""
     groups: dict[tuple[str, str], list[int]] = {}
     for place, (_, setting) in enumerate(runs):
         groups.setdefault((setting.mitigation, lr_label(setting.base_lr)), []).append(place)
@@ -66,7 +67,7 @@ def mitigation_name(mitigations: Any) -> str:
 
 
 def mitigation_label(mitigation: str) -> str:
-    """The name as people read it."""
+    """The name of a mitigation in tables and plots."""
     return "no mitigation" if mitigation == "none" else mitigation
 
 

@@ -1,8 +1,8 @@
-"""A claim put to the test: stated before the runs, decided by the interval, never by the mean.
+"""Testing claims: stated before the runs, decided by the confidence interval, never by the mean alone.
 
-A claim names a metric, two groups of runs, a direction and the smallest effect of interest. Runs are paired by all
-that varies besides what tells the groups apart; differences are averaged within a seed, so that several learning
-rates of a seed are not several seeds.
+A claim names a metric, two groups of runs, a direction and the smallest effect of interest. Runs are paired by every
+setting that varies except those that define the groups. Differences are averaged within a seed, so that several
+learning rates of one seed do not count as several seeds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from stabilitylab.comparison.decisions import DIRECTIONS, LEVEL, decide, decide_
 from stabilitylab.comparison.paired import mean_interval
 
 SHARES = ("diverged", "dead")
-"""Metrics that are 0 or 1 in every run: of one group alone, the claim is about their share."""
+"""Metrics that are 0 or 1 in every run. A claim about a single group is about the share of runs with 1."""
 DEAD_SHARE = 0.2
-"""Where more of a group's runs than this end below the untrained encoder's accuracy, the group does not train."""
+"""A group does not train if more than this share of its runs end below the accuracy of the untrained encoder."""
 Row = Mapping[str, Any]
 """One run: what varies, by configuration key (``optim.base_lr``, ``train.seed``), and its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``treated`` against ``baseline``, both among ``where``: key -> value. Without a baseline, the metric itself
-    against 0, or, for a share such as ``diverged``, against ``smallest``. ``higher`` and ``lower`` claim a difference,
-    ``not_higher``, ``not_lower`` and ``equal`` the absence of one as large as ``smallest``, which is their equivalence
-    margin."""
+    """A claim about the difference between ``treated`` and ``baseline``, both given as {key: value}, among the runs
+    that match ``where``.
+
+    Without a baseline, the metric itself is compared with 0, or a share such as ``diverged`` with ``smallest``.
+    ``direction``: ``higher`` and ``lower`` claim a difference; ``not_higher``, ``not_lower`` and ``equal`` claim that
+    there is none as large as ``smallest``, the equivalence margin.
+    """
 
     text: str
     metric: str
@@ -43,24 +46,26 @@ class Claim:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Claim:
-        """ValueError names what is missing, unknown or out of range."""
+        """Build a claim from a table of a study file. Raises ValueError for a missing, unknown or invalid key."""
         known = {f.name for f in fields(cls)}
         missing = {"text", "metric", "treated", "direction", "smallest"} - values.keys()
-        for what, keys in (("unknown key", values.keys() - known), ("no", missing)):
+        for what, keys in (("unknown key", values.keys() - known), ("missing key", missing)):
             if keys:
                 raise ValueError(f"claim {str(values.get('text', ''))!r}: {what} {', '.join(sorted(keys))}")
         for name in ("treated", "baseline", "where"):
             if not isinstance(values.get(name, {}), Mapping):
-                raise ValueError(f'claim {values["text"]!r}: {name} is a table, such as {{ mitigation = "none" }}')
+                raise ValueError(f'claim {values["text"]!r}: {name} must be a table, such as {{ mitigation = "none" }}')
         if isinstance(values["smallest"], bool) or not isinstance(values["smallest"], (int, float)):
             raise ValueError(f"claim {values['text']!r}: smallest {values['smallest']!r} is not a positive number")
         claim = cls(**values)
         if claim.direction not in DIRECTIONS:
-            raise ValueError(f"claim {claim.text!r}: direction {claim.direction!r} is not {' | '.join(DIRECTIONS)}")
+            raise ValueError(
+                f"claim {claim.text!r}: direction {claim.direction!r} is not one of {', '.join(DIRECTIONS)}"
+            )
         if not 0 < claim.smallest < math.inf:
             raise ValueError(f"claim {claim.text!r}: smallest {claim.smallest!r} is not a positive number")
         if claim.is_share and (claim.direction == "equal" or claim.smallest >= 1):
-            raise ValueError(f"claim {claim.text!r}: a share is higher or lower than a limit between 0 and 1")
+            raise ValueError(f"claim {claim.text!r}: a share must be higher or lower than a limit between 0 and 1")
         return claim
 
     @property
@@ -71,10 +76,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``verdict``: reproduced, contradicted, inconclusive, or dead where a group does not train. ``difference`` is
-    treated minus baseline in the metric's own unit (or the mean of the one group), ``ci95`` its 95% interval; None
-    where too few seeds give none. ``interval`` is what decided, at ``level``: wider than ``ci95`` where seeds were
-    added in turn."""
+    """The verdict on a claim.
+
+    ``verdict``: ``reproduced``, ``contradicted``, ``inconclusive``, or ``dead`` if a group does not train.
+    ``difference``: treated minus baseline in units of the metric, or the mean of a single group. ``ci95``: its 95%
+    interval; both are None with too few seeds. ``interval``: the interval that decided, at ``level``; wider than
+    ``ci95`` if seeds were added sequentially.
+    """
 
     claim: Claim
     verdict: str
@@ -89,11 +97,11 @@ class Verdict:
 def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdict:
     """Decide ``claim`` by the interval of the mean difference over seeds (see `decide`), or of a share over seeds.
 
-    ``looks``: the numbers of seeds at which the data are looked at, where seeds are added until the interval decides.
-    The first look that decides stands; its interval has the level of `look_levels`. A look waits for all of its seeds.
+    ``looks``: for sequential testing, the numbers of seeds at which the data are tested. The first look that decides
+    is final; its interval has the level of `look_levels`. A look requires all of its seeds.
 
-    A group of which more than a fifth of the runs end below the untrained encoder's accuracy does not train: the
-    verdict is ``dead``, whatever the interval says.
+    The verdict is ``dead``, whatever the interval, if a group does not train: more than a fifth of its runs end below
+    the accuracy of the untrained encoder.
     """
     if not looks:
         return _judge(claim, rows, LEVEL)
@@ -112,7 +120,7 @@ def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdi
 
 
 def _seeds(claim: Claim, rows: Sequence[Row]) -> list[str]:
-    """Seeds that every group has, in order."""
+    """The seeds that every group has, in order."""
     groups = [claim.treated, *([claim.baseline] if claim.baseline else [])]
     chosen = [row for row in rows if matches(row, claim.where)]
     shared = set.intersection(*({_text(row.get("train.seed")) for row in chosen if matches(row, g)} for g in groups))
@@ -133,7 +141,7 @@ def _judge(claim: Claim, rows: Sequence[Row], level: float) -> Verdict:
 
 
 def _dead_group(claim: Claim, rows: Sequence[Row]) -> str:
-    """Which group does not train; empty where both do, or where the rows do not tell."""
+    """A sentence about a group that does not train; empty if both train or if the rows do not say."""
     for name in ("treated", "baseline"):
         group = getattr(claim, name)
         if name == "baseline" and not group:
@@ -149,7 +157,7 @@ def _dead_group(claim: Claim, rows: Sequence[Row]) -> str:
 
 
 def _differences(claim: Claim, rows: Sequence[Row]) -> np.ndarray:
-    """One difference a seed (n,)."""
+    """Differences (n,), one per seed."""
     apart = claim.treated.keys() | claim.baseline.keys()
     chosen = [row for row in rows if matches(row, claim.where) and _number(row.get(claim.metric)) is not None]
     treated = _by_pair([row for row in chosen if matches(row, claim.treated)], apart, claim.metric)
@@ -164,7 +172,7 @@ def _differences(claim: Claim, rows: Sequence[Row]) -> np.ndarray:
 
 
 def matches(row: Row, wanted: Mapping[str, Any]) -> bool:
-    """Whether a run has the values wanted, however they are spelled."""
+    """Whether a run has the ``wanted`` values, compared as numbers or normalised text."""
     return all(_text(row.get(key)) == _text(value) for key, value in wanted.items())
 
 
@@ -181,7 +189,7 @@ def _by_pair(rows: Sequence[Row], apart: set[str], metric: str) -> dict[tuple[st
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also from the text of a CSV; None for what is empty."""
+    """A finite number, also from the text of a CSV cell; None if it is empty."""
     if value is None or value == "":
         return None
     if value in ("True", "False"):
@@ -191,7 +199,7 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    """One spelling of a value, whether it comes from TOML, a configuration or a CSV."""
+    """A value as normalised text, whether it comes from TOML, a configuration or a CSV file."""
     if isinstance(value, bool) or value in ("True", "False", "true", "false"):
         return str(value).lower()
     if isinstance(value, (list, tuple)):

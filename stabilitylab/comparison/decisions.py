@@ -1,5 +1,5 @@
-"""From the values of a few seeds to a decision, by an interval and a smallest effect of interest; once, or in turn as
-seeds are added."""
+"""Decisions from the values of a few seeds, by a confidence interval and a smallest effect of interest: once, or
+sequentially as seeds are added."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``verdict``: reproduced, contradicted or inconclusive. ``mean`` is that of the values, ``interval`` its
-    confidence interval at the level asked for; None where too few values give none."""
+    """``verdict``: ``reproduced``, ``contradicted`` or ``inconclusive``. ``mean``: of the values. ``interval``: its
+    confidence interval; None with too few values."""
 
     verdict: str
     reason: str
@@ -28,21 +28,21 @@ class Decision:
 
 
 def decide(values: np.ndarray, direction: str, smallest: float, level: float = LEVEL) -> Decision:
-    """Decide by Student's interval of the mean of ``values`` (n,), one difference a seed.
+    """Decide by Student's interval of the mean of ``values`` (n,), one difference per seed.
 
-    ``higher`` and ``lower`` claim an effect: reproduced where the interval lies on that side of 0 and reaches
-    ``smallest``, contradicted where it excludes an effect that large. ``not_higher`` and ``not_lower`` claim that there
-    is no such effect: reproduced where the interval excludes one, contradicted where all of it is that large. ``equal``
-    claims that there is none on either side: reproduced where the interval lies within -smallest to smallest,
-    contradicted where all of it lies beyond one of them. Everything else is inconclusive.
+    ``higher`` and ``lower`` claim an effect. They are reproduced if the interval lies on that side of 0 and reaches
+    ``smallest``, and contradicted if it excludes an effect of that size. ``not_higher`` and ``not_lower`` claim that
+    there is no such effect. They are reproduced if the interval excludes one, and contradicted if the whole interval is
+    at least that large. ``equal`` claims that there is no effect in either direction. It is reproduced if the interval
+    lies within -smallest to smallest, and contradicted if it lies entirely outside. All other cases are inconclusive.
     """
     n = len(values)
     mean = float(values.mean()) if n else None
     if n < MIN_SEEDS:
-        return Decision("inconclusive", f"{n} seeds, at least {MIN_SEEDS} are needed", mean, None)
+        return Decision("inconclusive", f"{n} seeds; at least {MIN_SEEDS} are needed", mean, None)
     interval = mean_interval(values, level)
-    if interval is None:  # e.g. no run of either group has a dip: that is no proof of anything
-        return Decision("inconclusive", f"all {n} seeds differ by the same amount: no interval", mean, None)
+    if interval is None:  # e.g. no run of either group has a dip, which proves nothing
+        return Decision("inconclusive", f"all {n} seeds differ by the same amount, so there is no interval", mean, None)
     if direction == "equal":
         verdict, reason = _equal(interval, smallest)
     else:
@@ -56,8 +56,8 @@ def _equal(interval: tuple[float, float], smallest: float) -> tuple[str, str]:
         return "reproduced", f"the interval lies within -{smallest:g} to {smallest:g}"
     if low >= smallest or high <= -smallest:
         side = "higher" if low >= smallest else "lower"
-        return "contradicted", f"all of the interval is {smallest:g} {side} or more"
-    return "inconclusive", f"the interval lies neither within -{smallest:g} to {smallest:g} nor beyond"
+        return "contradicted", f"the whole interval is at least {smallest:g} {side}"
+    return "inconclusive", f"the interval lies neither inside nor outside -{smallest:g} to {smallest:g}"
 
 
 def _one_sided(interval: tuple[float, float], direction: str, smallest: float) -> tuple[str, str]:
@@ -71,33 +71,33 @@ def _one_sided(interval: tuple[float, float], direction: str, smallest: float) -
     elif low > 0 and (claimed or low >= smallest):
         there, reason = True, f"the interval lies {side} than 0 and reaches {size}"
     else:
-        return "inconclusive", f"the interval holds both {'0' if low <= 0 else 'less'} and {size}"
+        return "inconclusive", f"the interval contains both {'0' if low <= 0 else 'a smaller effect'} and {size}"
     return "reproduced" if there == claimed else "contradicted", reason
 
 
 def decide_share(values: np.ndarray, direction: str, limit: float, level: float = LEVEL) -> Decision:
-    """Decide by the exact interval (Clopper and Pearson) of the share of ``values`` (n,) that are 1, the others 0.
+    """Decide by the exact interval (Clopper-Pearson) of the share of ones among ``values`` (n,), each 0 or 1.
 
-    ``higher`` and ``not_lower`` claim a share of at least ``limit``, ``lower`` and ``not_higher`` one below it.
+    ``higher`` and ``not_lower`` claim a share of at least ``limit``; ``lower`` and ``not_higher`` claim a share below.
     """
     n, hits = len(values), int(values.sum())
     mean = float(values.mean()) if n else None
     if n < MIN_SEEDS:
-        return Decision("inconclusive", f"{n} seeds, at least {MIN_SEEDS} are needed", mean, None)
+        return Decision("inconclusive", f"{n} seeds; at least {MIN_SEEDS} are needed", mean, None)
     low, high = exact_share_interval(hits, n, level)
     counted = f"{hits} of {n}"
     if low >= limit:
-        above, reason = True, f"{counted}: the interval lies at {limit:g} or above"
+        above, reason = True, f"{counted}: the interval lies at or above {limit:g}"
     elif high < limit:
         above, reason = False, f"{counted}: the interval lies below {limit:g}"
     else:
-        return Decision("inconclusive", f"{counted}: the interval holds {limit:g}", mean, (low, high))
+        return Decision("inconclusive", f"{counted}: the interval contains {limit:g}", mean, (low, high))
     claimed = direction in ("higher", "not_lower")
     return Decision("reproduced" if above == claimed else "contradicted", reason, mean, (low, high))
 
 
 def exact_share_interval(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a share: ``hits`` of ``n``."""
+    """Clopper-Pearson interval of the proportion ``hits / n``."""
     tail = (1 - level) / 2
     low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
@@ -105,10 +105,11 @@ def exact_share_interval(hits: int, n: int, level: float = LEVEL) -> tuple[float
 
 
 def look_levels(num_looks: int, level: float = LEVEL) -> tuple[float, ...]:
-    """The level of the interval at each look, where data are looked at ``num_looks`` times: the error that ``level``
-    allows is divided among the looks (Bonferroni), look k getting a share that grows with k^2. So all of them together
-    miss the truth in at most 1 - ``level`` of the studies, whatever the rule that stops, and the last look is nearly as
-    sharp as a single one.
+    """The confidence level at each of ``num_looks`` looks of a sequential test.
+
+    The error 1 - ``level`` is divided among the looks (Bonferroni) in proportion to k^2 for look k. Together, the
+    intervals miss the true value in at most 1 - ``level`` of all studies, whatever the stopping rule, and the last look
+    is nearly as precise as a single test.
 
     >>> [round(level, 4) for level in look_levels(4)]
     [0.9983, 0.9933, 0.985, 0.9733]
@@ -120,8 +121,10 @@ def look_levels(num_looks: int, level: float = LEVEL) -> tuple[float, ...]:
 def decide_in_turn(
     values: np.ndarray, looks: Sequence[int], direction: str, smallest: float, *, share: bool = False
 ) -> tuple[Decision, int]:
-    """The decision at the first of ``looks`` (numbers of seeds, at least one) that is not inconclusive, and how many
-    seeds that took; the last look's where none is."""
+    """Sequential test: the first decision that is not inconclusive, else the last one, and the number of seeds used.
+
+    ``looks``: the numbers of seeds at which to test; at least one.
+    """
     rule = decide_share if share else decide
     for used, level in zip(looks, look_levels(len(looks)), strict=True):
         decision = rule(values[:used], direction, smallest, level)

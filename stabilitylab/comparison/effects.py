@@ -1,4 +1,4 @@
-"""Runs side by side: what a mitigation changes, over runs paired by seed and learning rate."""
+"""Comparison of runs: the effect of each mitigation, over runs paired by seed and learning rate."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ MIN_SEEDS = 3
 OTHER_METRICS = ("spikes_per_10k", "dip_area", "max_dip_depth", "diverged", "spike_score")
 METRICS = ("final_knn", "best_knn", *OTHER_METRICS)
 DIVERGED_SHARE = 0.5
-"""A run counts as diverged where its final kNN is below half of its best, or its last gradients are not finite."""
+"""A run has diverged if its final kNN accuracy is below this share of its best, or its last gradients are
+non-finite."""
 
 
 def summarize_run(
     series: RunSeries, analysis: RunAnalysis, *, mitigation: str, seed: int, base_lr: float
 ) -> RunSummary:
-    """One run's row. Spikes are counted per 10,000 iterations and layer, over trained layers."""
+    """The summary of one run. Spikes are counted per 10,000 iterations and layer, over trained layers."""
     curve = series.evals.get(METRIC)
     values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
     final_knn = float(values[-1]) if len(values) else None
@@ -65,7 +66,7 @@ def summarize_run(
 
 
 def _ends(series: RunSeries, judged: JudgedMetric) -> tuple[float | None, float | None]:
-    """The last and the best value of the judged metric, as recorded. The training loss ends with its last stretch."""
+    """The last and the best value of the judged metric, as recorded. For the training loss, the last block mean."""
     curve = curve_of(series, judged)
     values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
     if not len(values):
@@ -74,13 +75,14 @@ def _ends(series: RunSeries, judged: JudgedMetric) -> tuple[float | None, float 
 
 
 def _judged(layer: LayerSeries) -> bool:
-    """Whether the layer has enough norms for spikes to be told."""
+    """Whether the layer has enough norms to detect spikes."""
     norm = np.asarray(layer.grad_norm)
     return int((np.isfinite(norm) & (norm > 0)).sum()) > SpikeSettings().warmup
 
 
 def global_norm(series: RunSeries) -> np.ndarray:
-    """(n,) norm of the whole gradient, from the layers', at the iterations that every trained layer has."""
+    """(n,): norm of the whole gradient, from the norms of the layers, at the iterations that all trained layers
+    share."""
     layers = [layer for layer in series.layers if layer.trainable and len(layer.iteration)]
     if not layers:
         return np.array([])
@@ -99,24 +101,24 @@ def global_norm(series: RunSeries) -> np.ndarray:
 
 
 def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Comparison:
-    """Every mitigation against ``baseline``, metric by metric. Holm runs over the mitigations of a metric."""
+    """Compare every mitigation with ``baseline``, per metric. Holm's correction covers the mitigations of a metric."""
     runs = tuple(summaries)
     names = list(dict.fromkeys(run.mitigation for run in runs))
     metric, goal = _shared_metric(runs)
     notes = [f"{run.run}: no {metric} was recorded" for run in runs if run.value(f"final_{metric}") is None]
     notes += [
-        f"{run.run} is judged by {run.metric}, the others by {metric}: its dips are not compared"
+        f"{run.run} is judged by {run.metric} and the others by {metric}, so its dips are not compared"
         for run in runs
         if run.metric != metric and run.final is not None
     ]
     if baseline not in names:
         known = ", ".join(names) or "no run"
         return Comparison(
-            runs, (), baseline, (*notes, f"no run has mitigation {baseline!r} to compare with; there are: {known}")
+            runs, (), baseline, (*notes, f"no run has mitigation {baseline!r} to compare with; available: {known}")
         )
     others = [name for name in names if name != baseline]
     if not others:
-        notes.append(f"all runs have mitigation {baseline!r}: there is nothing to compare")
+        notes.append(f"all runs have mitigation {baseline!r}, so there is nothing to compare")
     effects: list[Effect] = []
     for column in columns_of(metric):
         found = [_effect(runs, name, baseline, column, goal) for name in others]
@@ -126,14 +128,14 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
     for name in others:
         if not any(effect.mitigation == name for effect in effects):
             notes.append(
-                f"no run of {name!r} has the seed and base learning rate of a run of {baseline!r}: not compared"
+                f"{name!r} is not compared: none of its runs has the seed and base learning rate of a {baseline!r} run"
             )
-    sensitivity = _lr_sensitivities(runs, names, notes, metric, goal)  # which adds to the notes
+    sensitivity = _lr_sensitivities(runs, names, notes, metric, goal)  # appends to notes
     return Comparison(runs, tuple(effects), baseline, tuple(notes), sensitivity, metric, goal, scale_of(runs, metric))
 
 
 def columns_of(metric: str) -> tuple[str, ...]:
-    """What is compared, where the runs are judged by ``metric``."""
+    """The columns that are compared for runs judged by ``metric``."""
     name = "knn" if metric == METRIC else metric
     return (f"final_{name}", f"best_{name}", *OTHER_METRICS)
 
@@ -144,7 +146,7 @@ def scale_of(runs: Sequence[RunSummary], metric: str) -> str:
 
 
 def _shared_metric(runs: Sequence[RunSummary]) -> tuple[str, str]:
-    """Metric and goal that most of the runs are judged by."""
+    """The metric and the goal by which most of the runs are judged."""
     counts = Counter((run.metric, run.goal) for run in runs if run.final is not None or run.final_knn is not None)
     return counts.most_common(1)[0][0] if counts else (METRIC, "max")
 
@@ -154,7 +156,7 @@ def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: 
     pairs = sorted(without.keys() & treated.keys())
     if not pairs:
         return None
-    # One difference a seed: several learning rates of a seed are not several seeds.
+    # One difference per seed: several learning rates of one seed do not count as several seeds.
     by_seed: dict[int, list[float]] = {}
     for seed, lr in pairs:
         by_seed.setdefault(seed, []).append(treated[seed, lr] - without[seed, lr])
@@ -184,10 +186,10 @@ def _effect(runs: Sequence[RunSummary], mitigation: str, baseline: str, metric: 
 
 
 def _verdict(metric: str, goal: str, differences: np.ndarray) -> str:
-    """Read off the interval. Below three pairs there is none worth the name."""
+    """The verdict by the confidence interval, which needs at least three pairs."""
     if len(differences) < MIN_SEEDS:
         return "too few seeds"
-    # Pairs that all differ by the same amount have no spread, and need none.
+    # If all pairs differ by the same amount there is no interval, and the mean decides.
     mean = float(differences.mean())
     low, high = mean_interval(differences) or (mean, mean)
     if low <= 0 <= high:
@@ -199,7 +201,7 @@ def _verdict(metric: str, goal: str, differences: np.ndarray) -> str:
 def _lr_sensitivities(
     runs: Sequence[RunSummary], names: Sequence[str], notes: list[str], metric: str, goal: str
 ) -> tuple[LrSensitivity, ...]:
-    """Over the learning rates that every mitigation has; seeds that lack one of them are left out."""
+    """Sensitivity over the learning rates that every mitigation has. Seeds without one of them are skipped."""
     curves = {name: _by_pair(runs, name, columns_of(metric)[0]) for name in names}
     shared = set.intersection(*({lr for _, lr in curve} for curve in curves.values())) if curves else set()
     rates = sorted(shared - {"nan"}, key=float)
@@ -210,7 +212,7 @@ def _lr_sensitivities(
         seeds = sorted({seed for seed, _ in curve})
         rows = [[curve[seed, lr] for lr in rates] for seed in seeds if all((seed, lr) in curve for lr in rates)]
         if not rows:
-            notes.append(f"no seed of {name!r} has run all of the learning rates {', '.join(rates)}: no LR sensitivity")
+            notes.append(f"no LR sensitivity of {name!r}: no seed has all of the learning rates {', '.join(rates)}")
             continue
         values = np.array(rows)
         best = values.max(axis=1, keepdims=True) if goal == "max" else values.min(axis=1, keepdims=True)
@@ -221,7 +223,7 @@ def _lr_sensitivities(
 
 
 def _by_pair(runs: Sequence[RunSummary], mitigation: str, metric: str) -> dict[tuple[int, str], float]:
-    """Metric by (seed, base_lr); the mean where a pair was run twice. A learning rate is compared as written."""
+    """Metric by (seed, base_lr), averaged over repeated runs. Learning rates are compared as text."""
     values: dict[tuple[int, str], list[float]] = {}
     for run in runs:
         value = run.value(metric)
@@ -236,9 +238,9 @@ def _warning(n: int, differences: np.ndarray) -> str:
     if n < 3:
         return f"{n} seeds: the interval is very wide and p cannot fall below {2 / 2**n:g}; run at least 3"
     if n < MIN_PAIRS_FOR_P:
-        return f"{n} seeds: no p below 0.05 is possible (the smallest is {2 / 2**n:g}); it needs {MIN_PAIRS_FOR_P}"
+        return f"{n} seeds: no p below 0.05 is possible (the smallest is {2 / 2**n:g}); run {MIN_PAIRS_FOR_P} or more"
     if mean_interval(differences) is None:
-        return "all pairs differ by the same amount: no interval"
+        return "all pairs differ by the same amount, so there is no interval"
     return ""
 
 

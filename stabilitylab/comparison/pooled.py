@@ -1,7 +1,8 @@
-"""The lag of several runs of one setting, pooled: one common lag, matches in each run, an interval by resampling runs.
+"""Pooled lag over several runs of the same setting: one common lag, with an interval from resampling runs.
 
-A short run has one or two spikes that match, and five are needed for an interval: three such runs have them together.
-Runs, not pairs, are what was drawn at random, so runs are resampled; below six of them the interval is the whole range.
+A short run has only one or two matching spikes, but an interval needs five, which three such runs have together. Runs
+are the independent samples, not pairs of spikes, so runs are resampled. With fewer than six runs, the interval is the
+whole range.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stabilitylab.analysis.results import RunAnalysis
 
 MIN_RUNS = 3
 RANGE_BELOW = 6
-"""Fewer runs have no 95% interval of their own: the median of five lies outside their range in 1 of 16 cases."""
+"""Fewer runs do not allow a narrower 95% interval: even the range of five runs misses the median in 1 of 16 cases."""
 RESAMPLES = 999
 SHIFTS = 499
 MOST_CELLS = 2_000_000
@@ -27,10 +28,10 @@ MOST_CELLS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class PooledLag:
-    """Iterations from a spike in ``source`` to the matching one in ``target``, over the runs of ``group``.
+    """Iterations from a spike in ``source`` to the matching spike in ``target``, over the runs of ``group``.
 
-    ``num_runs`` runs have a match, of ``num_given``; ``verdict`` and ``reason`` as `Lag` has them, ``resolution`` is
-    the largest recording step.
+    ``num_given``: number of runs. ``num_runs``: number of runs with a match. ``verdict``, ``reason``: as in `Lag`.
+    ``resolution``: the largest recording step.
     """
 
     group: str
@@ -49,7 +50,7 @@ class PooledLag:
 
 @dataclass(frozen=True, slots=True)
 class RunOnsets:
-    """Onsets of one run: of the source (a,), of the target (b,), its length and recording step in iterations."""
+    """Onsets of one run: ``source`` (a,), ``target`` (b,). ``iterations``, ``step``: its length and recording step."""
 
     source: np.ndarray
     target: np.ndarray
@@ -58,8 +59,11 @@ class RunOnsets:
 
 
 def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag, ...]:
-    """For each group, the pooled lag from its first trained layer to every other that spikes in some run, in order of
-    depth. Layers are those of the group's first run; runs with another first layer are left out, and that is said."""
+    """For each group, the pooled lag from its first trained layer to every other layer with spikes, in order of depth.
+
+    The layers are those of the first run of the group. Runs that start with a different layer are skipped, which the
+    ``reason`` mentions.
+    """
     found: list[PooledLag] = []
     for group, runs in groups.items():
         timed = [run for run in runs if run.lag is not None and run.spikes is not None]
@@ -73,13 +77,13 @@ def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag,
             if target != last and not any(len(run.target) for run in onsets):
                 continue
             left = len(timed) - len(alike)
-            note = f"{left} runs begin with another layer than {source} and are left out" if left else ""
+            note = f"{left} runs were skipped because their first layer is not {source}" if left else ""
             found.append(pool_lag(onsets, group=group, source=source, target=target, note=note))
     return tuple(found)
 
 
 def by_mitigation(runs: Iterable[tuple[str, RunAnalysis]]) -> tuple[PooledLag, ...]:
-    """`pooled_lags` of runs given with the group that each belongs to."""
+    """`pooled_lags` of runs given as (group, analysis)."""
     groups: dict[str, list[RunAnalysis]] = {}
     for group, run in runs:
         groups.setdefault(group, []).append(run)
@@ -89,13 +93,13 @@ def by_mitigation(runs: Iterable[tuple[str, RunAnalysis]]) -> tuple[PooledLag, .
 def pool_lag(
     runs: Sequence[RunOnsets], *, group: str, source: str, target: str, note: str = "", seed: int = 0
 ) -> PooledLag:
-    """The pooled lag of runs of one setting. Each pair is uncertain by its own run's recording step on either side."""
+    """The pooled lag of runs of one setting. Each pair has an uncertainty of one recording step of its run."""
     steps = sorted({run.step for run in runs})
     step = steps[-1] if steps else 1
     reach = Reach.of(step, min((run.iterations for run in runs), default=0))
     notes = [note] if note else []
     if len(steps) > 1:
-        notes.append(f"recording steps differ ({steps[0]} to {step}): each pair counts with its own")
+        notes.append(f"recording steps differ ({steps[0]} to {step}); each pair uses that of its run")
     pairs = [differences(run.source, run.target, reach.window) for run in runs]
     together = np.sort(np.concatenate(pairs)) if pairs else np.array([])
     lags: list[np.ndarray] = []
@@ -116,16 +120,16 @@ def pool_lag(
         ci95: tuple[float, float] | None = None,
         p_value: float | None = None,
     ) -> PooledLag:
-        said = "; ".join([reason, *notes])
+        full_reason = "; ".join([reason, *notes])
         return PooledLag(
-            group, source, target, median, ci95, p_value, matched, with_match, len(runs), verdict, said, step
+            group, source, target, median, ci95, p_value, matched, with_match, len(runs), verdict, full_reason, step
         )
 
     if with_match < MIN_RUNS or matched < MIN_MATCHES:
         return answer(
             "inconclusive",
-            f"{matched} matches in {with_match} of {len(runs)} runs; {MIN_MATCHES} are needed, from at least "
-            f"{MIN_RUNS} runs",
+            f"{matched} matches in {with_match} of {len(runs)} runs; at least {MIN_MATCHES} in {MIN_RUNS} runs are "
+            "needed",
         )
     open_by = [np.full(len(own), run.step if run.step > 1 else 0.0) for own, run in zip(lags, runs, strict=True)]
     shown = _interval(lags, seed)
@@ -144,7 +148,8 @@ def _onsets(run: RunAnalysis, source: str, target: str) -> RunOnsets:
 
 
 def _interval(lags: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    """Of the median, by resampling runs, and at least that of the runs' medians; the whole range below six runs."""
+    """Interval of the median, by resampling runs, widened to the sign-test interval of the runs' medians; the whole
+    range with fewer than six runs."""
     own = [values for values in lags if len(values)]
     if len(own) < RANGE_BELOW:
         together = np.concatenate(own)
@@ -154,21 +159,21 @@ def _interval(lags: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
         np.median(np.concatenate([own[i] for i in rng.integers(0, len(own), len(own))])) for _ in range(RESAMPLES)
     ]
     low, high = np.percentile(medians, [2.5, 97.5], method="inverted_cdf")
-    # Of few runs, resampling promises too much: the sign test of their medians holds its level.
+    # With few runs, the bootstrap interval is too narrow; the sign-test interval of their medians keeps its level.
     sign = median_interval(np.array([np.median(values) for values in own]))
     return min(float(low), sign[0]), max(float(high), sign[1])
 
 
 def _range(run: RunOnsets) -> int:
-    """How long the stretch is in which events arise. A run has none in its warm-up: shifted through that, fewer would
-    pair up than by chance."""
+    """Length of the period in which events occur. A run has no events in its warm-up; shifting events through it would
+    underestimate the matches by chance."""
     both = np.concatenate([run.source, run.target])
     length = int(both.max() - both.min()) + 1
     return max(int(length * (len(both) + 1) / max(len(both) - 1, 1)), 2)
 
 
 def _chance(runs: Sequence[RunOnsets], reach: Reach, seed: int) -> float:
-    """How often shifts of the target, of each run by itself and round its end, pair up as many onsets at one lag."""
+    """p-value: how often independent circular shifts of the targets match at least as many onsets at one lag."""
     rng = np.random.default_rng(seed)
     near = max(reach.window - reach.bandwidth, 0)
     observed = np.zeros(2 * reach.window + 1)

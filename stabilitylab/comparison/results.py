@@ -1,4 +1,4 @@
-"""Types of a comparison of runs."""
+"""Result types of a comparison of runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stabilitylab.comparison.pooled import PooledLag
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What one run brings to a comparison.
+    """The summary of one run in a comparison.
 
-    ``final`` and ``best`` are those of ``metric``, the curve that the run is judged by, as recorded; ``final_knn`` and
-    ``best_knn`` those of ``knn_top1``. Rates are per 10,000 iterations. ``spike_score`` is OLMo 2's: the share of
-    values of the whole gradient's norm that lie 7 sd above the mean of the last 1,000.
+    ``final``, ``best``: values of ``metric``, by which the run is judged, as recorded. ``final_knn``, ``best_knn``:
+    values of ``knn_top1``. Rates are per 10,000 iterations. ``spike_score``: that of OLMo 2, the share of values of the
+    global gradient norm that are at least 7 sd above the mean of the last 1,000.
     """
 
     run: str
@@ -35,7 +35,7 @@ class RunSummary:
     best: float | None = None
 
     def value(self, column: str) -> float | None:
-        """A column of the comparison: a field, or ``final_NAME`` and ``best_NAME`` of the judged metric."""
+        """The value of a column: a field, or ``final_NAME`` or ``best_NAME`` of the judged metric."""
         which, _, name = column.partition("_")
         if which in ("final", "best") and name not in ("knn", "knn_top1"):
             return getattr(self, which) if name == self.metric else None
@@ -45,12 +45,12 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Mitigation minus baseline for one metric, over runs paired by seed.
+    """The difference mitigation minus baseline of one metric, over runs paired by seed.
 
-    ``ci95`` and ``p_value`` are None where the number of pairs gives none; ``warning`` then says so. ``verdict`` is
-    read off the interval: ``better``, ``worse``, ``no difference shown`` or ``too few seeds``. ``effect_size`` is the
-    difference in sd of the pairs' differences, ``detectable`` the least difference that so many seeds show with
-    probability 0.8, ``seeds_needed`` the seeds that show the difference seen with that probability.
+    ``ci95``, ``p_value``: None with too few pairs, as ``warning`` then says. ``verdict``: decided by the interval:
+    ``better``, ``worse``, ``no difference shown`` or ``too few seeds``. ``effect_size``: the difference in sd of the
+    pairwise differences. ``detectable``: smallest difference that this number of seeds detects with probability 0.8.
+    ``seeds_needed``: number of seeds that detect the observed difference with probability 0.8.
     """
 
     mitigation: str
@@ -72,8 +72,8 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class LrSensitivity:
-    """How much final kNN a mitigation loses, on average over learning rates, against its own best one (after
-    arXiv 2309.14322). One value a seed; ``by_lr`` is (base_lr, mean final kNN)."""
+    """How much final kNN accuracy a mitigation loses, averaged over learning rates, relative to its best learning rate
+    (after arXiv 2309.14322). One value per seed. ``by_lr``: (base_lr, mean final kNN)."""
 
     mitigation: str
     mean: float
@@ -84,7 +84,8 @@ class LrSensitivity:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs side by side, and the effect of each mitigation against the baseline. The runs are judged by ``metric``."""
+    """The summaries of the runs, and the effect of each mitigation relative to the baseline. ``metric``: by which the
+    runs are judged."""
 
     runs: tuple[RunSummary, ...]
     effects: tuple[Effect, ...]
@@ -97,7 +98,7 @@ class Comparison:
     lags: tuple[PooledLag, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; numbers that are not finite stay, for the writer to turn into null."""
+        """Plain types. Non-finite numbers are kept; the JSON writer turns them into null."""
         out = asdict(self)
         for row in out["lr_sensitivity"]:
             row["by_lr"] = [{"base_lr": lr, "final_knn": value} for lr, value in row["by_lr"]]

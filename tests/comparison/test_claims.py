@@ -97,19 +97,19 @@ def test_flags_count_as_zero_and_one() -> None:
     less = Claim("c", "diverged", {"mitigation": names[1]}, "lower", 0.2, baseline={"mitigation": names[0]})
     found = judge(less, table)
     assert (found.verdict, found.difference) == ("inconclusive", -1.0)
-    assert found.reason == "all 3 seeds differ by the same amount: no interval"
+    assert found.reason == "all 3 seeds differ by the same amount, so there is no interval"
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"directon": "higher"}, "claim 'c': unknown key directon"),
-        ({"direction": "up"}, "claim 'c': direction 'up' is not higher | lower | not_higher | not_lower | equal"),
+        ({"direction": "up"}, "claim 'c': direction 'up' is not one of higher, lower, not_higher, not_lower, equal"),
         ({"smallest": 0}, "claim 'c': smallest 0 is not a positive number"),
-        ({"metric": None}, "claim 'c': no metric"),
+        ({"metric": None}, "claim 'c': missing key metric"),
     ],
 )
 def test_a_bad_claim_is_named(values: dict[str, Any], message: str) -> None:
     whole = {"text": "c", "metric": "final_knn", "treated": {}, "direction": "higher", "smallest": 0.01} | values
-    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+    with pytest.raises(ValueError, match=message):
         Claim.from_dict({key: value for key, value in whole.items() if value is not None})

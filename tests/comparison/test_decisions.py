@@ -77,7 +77,7 @@ def test_a_claim_about_a_share_of_one_group_has_an_exact_interval() -> None:
 @pytest.mark.parametrize(("direction", "smallest"), [("equal", 0.2), ("higher", 1.0)])
 def test_a_claim_about_a_share_needs_a_limit_below_one(direction: str, smallest: float) -> None:
     values = {"text": "c", "metric": "diverged", "treated": {}, "direction": direction, "smallest": smallest}
-    with pytest.raises(ValueError, match="a share is higher or lower than a limit between 0 and 1"):
+    with pytest.raises(ValueError, match="a share must be higher or lower than a limit between 0 and 1"):
         Claim.from_dict(values)
 
 

@@ -36,7 +36,7 @@ def test_too_few_matches_or_runs_are_said() -> None:
     assert pool_lag(runs(2, 5, 10), group="g", source="a", target="b").verdict == "inconclusive"
     few = pool_lag(runs(4, 1, 10), group="g", source="a", target="b")
     assert few.verdict == "inconclusive"
-    assert few.reason == "4 matches in 4 of 4 runs; 5 are needed, from at least 3 runs"
+    assert few.reason == "4 matches in 4 of 4 runs; at least 5 in 3 runs are needed"
     assert pool_lag([], group="g", source="a", target="b").num_matched == 0
 
 
