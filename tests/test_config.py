@@ -46,10 +46,10 @@ def test_swav_has_the_paper_s_heads_on_photos_and_sharper_codes_on_small_images(
         ),
         ({"trian": {}}, "unknown key trian; did you mean train?"),
         ({"optim": {"base_lr": -1}}, "optim.base_lr = -1: input should be greater than or equal to 0"),
-        ({"train": {"iterations": 5, "epochs": 5}}, "train: give exactly one of iterations and epochs"),
+        ({"train": {"iterations": 5, "epochs": 5}}, "train: set exactly one of iterations and epochs"),
         (
             {"model": {"arch": "vit_small_patch16_224", "img_size": 32}},
-            "model.arch 'vit_small_patch16_224' says img_size 224, but img_size = 32 is given too",
+            "model.arch 'vit_small_patch16_224' implies img_size 224, but img_size = 32 is set too",
         ),
     ],
 )

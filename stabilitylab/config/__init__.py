@@ -1,6 +1,6 @@
-"""What a run is: frozen, checked once, TOML in and out.
+"""Configuration of a run: frozen, validated once, read from and written to TOML.
 
-A configuration is layered: the recipe of the data set, then a file, then flags. `resolve` does that.
+A configuration is merged from layers: the recipe of the data set, then a file, then flags. See `resolve`.
 """
 
 from stabilitylab.config.layering import from_dict, parse_override, read_toml, recipes, resolve, set_key

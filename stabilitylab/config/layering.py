@@ -1,4 +1,4 @@
-"""From recipe, file and flags to one checked `Config`."""
+"""Merges recipe, file and flags into one validated `Config`."""
 
 from __future__ import annotations
 
@@ -20,36 +20,40 @@ _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """A configuration file as nested dicts; ConfigError names the file and the line."""
+    """Read a configuration file as nested dicts. Raises ConfigError with the file and the line."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply for a configuration") from None
-    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+    except ValueError as error:  # invalid TOML, invalid UTF-8, or a number with thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
 def recipes() -> dict[str, Path]:
-    """Kind of data -> the file with its starting values. Adding a file adds a kind."""
+    """Name of a data set -> the file with its default values. Adding a file adds a recipe."""
     folder = Path(str(resources.files("stabilitylab"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """``optim.base_lr=1e-3`` -> (["optim", "base_lr"], 0.001). A bare word is a string."""
+    """Parse ``section.key=value``. The value is TOML; a bare word is a string.
+
+    >>> parse_override("optim.base_lr=1e-3")
+    (['optim', 'base_lr'], 0.001)
+    """
     key, equals, raw = text.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ConfigError(f"--set {text!r} is not of the form section.key=value, e.g. optim.base_lr=1e-3")
+        raise ConfigError(f"--set {text!r} is not of the form section.key=value, such as optim.base_lr=1e-3")
     try:
         return path, tomllib.loads(f"value = {raw}")["value"]
     except RecursionError:
         raise ConfigError(f"--set {'.'.join(path)}: the value is nested too deeply") from None
     except tomllib.TOMLDecodeError:
         return path, raw.strip()
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise ConfigError(f"--set {'.'.join(path)}: {error}") from None
 
 
@@ -62,7 +66,7 @@ def set_key(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-# Two ways to say one thing: a later layer that says one drops what an earlier layer said with the other.
+# Alternative keys for the same setting: setting one in a later layer removes the other from earlier layers.
 _ALTERNATIVES = {"iterations": "epochs", "epochs": "iterations"} | {
     "warmup_iterations": "warmup_epochs",
     "warmup_epochs": "warmup_iterations",
@@ -83,7 +87,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``vit_small_patch16_224`` also says patch_size 16 and img_size 224, for its own layer."""
+    """Add the sizes in the name of an architecture: ``vit_small_patch16_224`` sets patch_size 16 and img_size 224."""
     model = layer.get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("arch"), str):
         return layer
@@ -93,20 +97,20 @@ def _sizes_from_arch(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     sizes = {key: int(text) for key, text in (("patch_size", match["patch"]), ("img_size", match["img"])) if text}
     for key, size in sizes.items():
         if model.get(key, size) != size:
-            raise ConfigError(f"model.arch {model['arch']!r} says {key} {size}, but {key} = {model[key]} is given too")
+            raise ConfigError(f"model.arch {model['arch']!r} implies {key} {size}, but {key} = {model[key]} is set too")
     return {**layer, "model": {**model, "arch": match["family"], **sizes}}
 
 
 def _recipe(kind: str) -> dict[str, Any]:
-    """The starting values for a kind of data: its file, or what another package declares on top of those of digits."""
+    """The default values of a data set: its file, or for one of a plugin, its declared values on top of digits."""
     if kind in recipes():
         return read_toml(recipes()[kind])
     return _merge(read_toml(recipes()["digits"]), DATASETS.choose(kind).recipe)
 
 
 def _overlays(kind: str, method: str, encoder: str) -> list[Path]:
-    """The files on top of a data set's recipe: of the method, of the encoder, of both. Data sets without a folder of
-    their own share the folder ``small``."""
+    """The files merged over the recipe of a data set: for the method, for the encoder, for both. Data sets without
+    their own folder use the folder ``small``."""
     folder = recipes()["digits"].parent / kind
     if not folder.is_dir():
         folder = folder.parent / "small"
@@ -124,7 +128,14 @@ def _encoder(model: Any) -> str:
 
 
 def resolve(*layers: Mapping[str, Any]) -> Config:
-    """Merge the data set's recipe and ``layers``, later ones winning, and check the result."""
+    """Merge the recipe of the data set with ``layers`` and validate the result. Later layers take precedence.
+
+    Raises:
+        ConfigError: a value is invalid.
+
+    >>> resolve({"optim": {"base_lr": 0.1}}).optim.base_lr
+    0.1
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, _sizes_from_arch(layer))
@@ -140,7 +151,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Check a complete configuration. ConfigError names the field, its value and what is allowed."""
+    """Validate a complete configuration. Raises ConfigError with the field, its value and the allowed values."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a run is: frozen, checked once. Every rule about a value lives here."""
+"""The sections of a configuration, with all validation rules. Instances are frozen."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class DataConfig(Section):
     name: str = Field("digits", description="digits | {fashion-mnist,cifar10,cifar100,stl10,imagefolder}:DIR")
     views: Literal["photo", "grey", "swav", "dino"] = Field("grey", description="augmentation pipeline")
     crop_min: float = Field(0.3, gt=0, le=1, description="smallest area of a random crop")
-    local_crops: int = Field(0, ge=0, description="swav and dino: smaller views beside the two")
+    local_crops: int = Field(0, ge=0, description="swav and dino: number of additional, smaller views")
     local_size: int | None = Field(None, ge=4, description="side of a local crop, pixels; default: half the image")
     local_crop: tuple[float, float] = Field((0.05, 0.14), description="area fractions of a local crop")
-    on_bad_image: Literal["refuse", "skip"] = Field("refuse", description="what an image that cannot be decoded does")
-    limit: int | None = Field(None, ge=2, description="use this many training images, drawn once for all runs")
-    skip: tuple[int, ...] = Field((), description="training images to leave out, by index; see train --skip-list")
+    on_bad_image: Literal["refuse", "skip"] = Field(
+        "refuse", description="how to handle an image that cannot be decoded"
+    )
+    limit: int | None = Field(None, ge=2, description="use this many training images, the same ones in every run")
+    skip: tuple[int, ...] = Field((), description="indices of training images to exclude; see train --skip-list")
     workers: int = Field(0, ge=0, description="processes that decode images")
 
     @field_validator("name")
@@ -40,7 +42,7 @@ class DataConfig(Section):
     @classmethod
     def _fractions(cls, local_crop: tuple[float, float]) -> tuple[float, float]:
         if not 0 < local_crop[0] <= local_crop[1] <= 1:
-            raise ValueError(f"{local_crop} are not area fractions: 0 < smallest <= largest <= 1")
+            raise ValueError(f"{local_crop} are not valid area fractions: 0 < smallest <= largest <= 1")
         return local_crop
 
     @field_validator("skip")
@@ -48,7 +50,7 @@ class DataConfig(Section):
     def _indices(cls, skip: tuple[int, ...]) -> tuple[int, ...]:
         negative = [index for index in skip if index < 0]
         if negative:
-            raise ValueError(f"{negative[0]} is not the index of an image: indices count from 0")
+            raise ValueError(f"{negative[0]} is not the index of an image: indices start at 0")
         return tuple(sorted(set(skip)))
 
     @property
@@ -60,7 +62,7 @@ class DataConfig(Section):
         return self.name.partition(":")[2]
 
 
-# Width, depth and heads. The paper's ViT-S has 12 heads (PAPER, Implementation); tiny and huge are timm's.
+# Width, depth and heads. The paper's ViT-S has 12 heads (section Implementation); tiny and huge are those of timm.
 VIT_SIZES: dict[str, tuple[int, int, int]] = {
     "vit_nano": (64, 4, 4),
     "vit_tiny": (192, 12, 3),
@@ -103,7 +105,7 @@ class ModelConfig(Section):
         if dim % heads:
             raise ValueError(f"num_heads {heads} does not divide embed_dim {dim}")
         if self.stem == "conv" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
-            raise ValueError(f"the conv stem halves step by step: patch_size {self.patch_size} must be a power of 2")
+            raise ValueError(f"the conv stem needs a patch_size that is a power of 2, not {self.patch_size}")
         if self.pos_embed == "sincos" and dim % 4:
             raise ValueError(f"the sin-cos position embedding needs embed_dim divisible by 4, not {dim}")
         return self
@@ -114,10 +116,10 @@ class ModelConfig(Section):
 
     @property
     def vit_size(self) -> tuple[int, int, int]:
-        """Width, depth, heads."""
+        """Width, depth and number of heads."""
         dim, depth, heads = VIT_SIZES[self.arch]
         if self.stem == "conv" and depth >= 12:
-            depth -= 1  # the stem costs about one block of these (arXiv 2106.14881; the authors' vit_conv_*)
+            depth -= 1  # the stem costs about as much as one block (arXiv 2106.14881; vit_conv_* of the authors)
         return self.embed_dim or dim, self.depth or depth, self.num_heads or heads
 
 
@@ -133,20 +135,20 @@ class MethodConfig(Section):
     queue_size: int = Field(65536, ge=1, description="mocov2: keys in the queue")
     num_prototypes: int = Field(3000, ge=2, description="swav: clusters; dino: outputs of the last layer")
     sinkhorn_epsilon: float = Field(
-        0.05, gt=0, description="swav: smoothness of the codes; lower it where the loss stays at log(prototypes)"
+        0.05, gt=0, description="swav: smoothness of the codes; lower it if the loss stays at log(prototypes)"
     )
     sinkhorn_iterations: int = Field(3, ge=1)
     freeze_prototypes_iterations: int = Field(
-        0, ge=0, description="swav and dino: iterations for which prototypes do not move"
+        0, ge=0, description="swav and dino: iterations for which the prototypes are frozen"
     )
-    code_queue: int = Field(
-        0, ge=0, description="swav: embeddings of earlier images that take part in the codes; 0: none"
-    )
+    code_queue: int = Field(0, ge=0, description="swav: number of embeddings of earlier images used for the codes")
     code_queue_start: int = Field(0, ge=0, description="swav: iteration from which the queue is used")
-    teacher_temperature: float = Field(0.04, gt=0, description="dino: of the teacher after its warm-up")
-    teacher_temperature_start: float = Field(0.04, gt=0, description="dino: of the teacher at iteration 0")
+    teacher_temperature: float = Field(0.04, gt=0, description="dino: temperature of the teacher after its warm-up")
+    teacher_temperature_start: float = Field(0.04, gt=0, description="dino: temperature of the teacher at iteration 0")
     teacher_warmup_iterations: int = Field(0, ge=0, description="dino: linear warm-up of the teacher's temperature")
-    center_momentum: float = Field(0.9, ge=0, le=1, description="dino: of the running mean of the teacher's outputs")
+    center_momentum: float = Field(
+        0.9, ge=0, le=1, description="dino: momentum of the running mean of the teacher's outputs"
+    )
     variance_weight: float = Field(25.0, ge=0, description="vicreg")
     invariance_weight: float = Field(25.0, ge=0, description="vicreg")
     covariance_weight: float = Field(1.0, ge=0, description="vicreg")
@@ -157,7 +159,7 @@ class OptimConfig(Section):
     base_lr: float = Field(4e-3, ge=0, description="lr = base_lr x batch_size / 256")
     weight_decay: float = Field(0.1, ge=0)
     weight_decay_end: float | None = Field(
-        None, ge=0, description="reached at the end by half a cosine; default: weight_decay throughout"
+        None, ge=0, description="weight decay at the end, reached by a half cosine; default: constant weight_decay"
     )
     decay: Literal["all", "matrices"] = Field("all", description="matrices: no decay of biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars")
@@ -166,13 +168,13 @@ class OptimConfig(Section):
     warmup_iterations: int | None = Field(None, ge=0)
     warmup_epochs: float | None = Field(None, ge=0)
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="the rate after the warm-up: half a cosine to 0, or constant"
+        "cosine", description="learning rate after the warm-up: half a cosine to 0, or constant"
     )
 
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimConfig:
         if self.warmup_iterations is not None and self.warmup_epochs is not None:
-            raise ValueError("give warmup_iterations or warmup_epochs, not both")
+            raise ValueError("set warmup_iterations or warmup_epochs, not both")
         return self
 
 
@@ -180,20 +182,20 @@ class TrainConfig(Section):
     iterations: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(128, ge=2, description="total over all devices")
-    micro_batch: int | None = Field(None, ge=1, description="images a device holds at once; the loss stays exact")
+    micro_batch: int | None = Field(None, ge=1, description="images per forward pass on a device; the loss stays exact")
     seed: int = Field(0, ge=0, lt=2**63)
     amp: Literal["off", "bf16", "fp16"] = "off"
     device: str = Field("auto", description="auto | cpu | cuda | mps")
     compile: bool = Field(False, description="torch.compile the encoders")
-    on_nan: Literal["stop", "skip", "continue"] = Field("stop", description="what a non-finite loss does")
+    on_nan: Literal["stop", "skip", "continue"] = Field("stop", description="how to handle a non-finite loss")
     checkpoint_every: int = Field(500, ge=0, description="iterations between checkpoints; 0: only the last")
-    checkpoint_keep: int = Field(2, ge=1, description="how many of the latest stay")
-    keep_before_spikes: bool = Field(False, description="those stay too that precede a gradient spike")
+    checkpoint_keep: int = Field(2, ge=1, description="number of latest checkpoints to keep")
+    keep_before_spikes: bool = Field(False, description="also keep checkpoints that precede a gradient spike")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if (self.iterations is None) == (self.epochs is None):
-            raise ValueError("give exactly one of iterations and epochs")
+            raise ValueError("set exactly one of iterations and epochs")
         return self
 
 
@@ -201,11 +203,11 @@ class RecordConfig(Section):
     log_grads: bool = False
     granularity: Literal["param", "module", "block"] = "block"
     signals: tuple[str, ...] = Field(
-        (*DEFAULT, "weight_norm"), min_length=1, description="what is measured per layer; `stablab signals` lists them"
+        (*DEFAULT, "weight_norm"), min_length=1, description="signals measured per layer; `stablab signals` lists them"
     )
-    every: int = Field(1, ge=1, description="record each how many iterations")
-    flush_every: int = Field(200, ge=1, description="iterations kept in memory, at most")
-    flush_seconds: float = Field(5.0, gt=0, description="seconds kept in memory, at most")
+    every: int = Field(1, ge=1, description="record every this many iterations")
+    flush_every: int = Field(200, ge=1, description="maximum number of iterations kept in memory")
+    flush_seconds: float = Field(5.0, gt=0, description="maximum number of seconds kept in memory")
 
     @field_validator("signals")
     @classmethod
@@ -217,14 +219,14 @@ class RecordConfig(Section):
 
 class EvalConfig(Section):
     knn_every: int = Field(10, ge=0, description="iterations between kNN evaluations; 0: never")
-    knn_bank: int | None = Field(None, ge=1, description="training images in the bank, a fixed part; default: all")
-    knn_queries: int | None = Field(None, ge=1, description="held-out images asked, a fixed part; default: all")
+    knn_bank: int | None = Field(None, ge=1, description="size of a fixed subset of training images; default: all")
+    knn_queries: int | None = Field(None, ge=1, description="size of a fixed subset of held-out images; default: all")
     knn_k: int = Field(20, ge=1)
     knn_temperature: float = Field(0.07, gt=0)
 
 
 class AnalysisConfig(Section):
-    metric: str | None = Field(None, description="evaluation curve that the run is judged by; default: kNN accuracy")
+    metric: str | None = Field(None, description="metric by which the run is judged; default: kNN accuracy")
     goal: Literal["max", "min"] | None = Field(None, description="whether higher or lower is better; default: by name")
 
     @model_validator(mode="after")
@@ -261,7 +263,7 @@ class Config(Section):
         return self
 
     def to_toml(self) -> str:
-        """The configuration as TOML; ``load_toml`` reads it back to an equal one."""
+        """The configuration as TOML. `from_dict` of the parsed text returns an equal configuration."""
         top, tables = [], []
         for key, value in self.model_dump(exclude_none=True).items():
             if isinstance(value, dict):
