@@ -1,6 +1,7 @@
-"""What each chart shows: its data, labels and marks, once. `report/html/draw.py` and `report/paper/draw.py` draw them.
+"""The content of each chart: its data, labels and marks. `report/html/draw.py` and `report/paper/draw.py` draw them.
 
-A chart is built from analysed runs and computes nothing new; a drawing decides colours, sizes and how many points fit.
+A chart is built from analysed runs and computes nothing new. The drawing code chooses colours, sizes and the number of
+points.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ITERATION = Axis("iteration")
 
 
 def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries]) -> Chart:
-    """Gradient norms of some layers on a log axis, spikes marked at their peak: the paper's Figure 4."""
+    """Gradient norms of some layers on a log axis, with spikes marked at their peak, as in the paper's Figure 4."""
     marks: list[Mark] = []
     for style, layer in enumerate(layers):
         norm = np.where(layer.grad_norm > 0, layer.grad_norm, np.nan)
@@ -42,8 +43,8 @@ def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries]) -> Chart:
 
 
 def heatmap(run: AnalysedRun) -> Chart:
-    """Iteration x layer, in times the layer's usual norm. Spike onsets are marked, episodes of several layers outlined;
-    the farthest-reaching carry their number."""
+    """Heat map, iterations x layers, of the norm divided by the layer's usual norm. Spike onsets are marked. Episodes
+    with several layers are outlined; those with the most layers are numbered."""
     layers = tuple(run.trained_layers)
     row = {layer.name: place for place, layer in enumerate(layers)}
     found = [s for s in _spikes(run.analysis) if s.layer in row]
@@ -59,14 +60,15 @@ def heatmap(run: AnalysedRun) -> Chart:
 
 
 def outlined(episodes: Sequence[Episode]) -> list[tuple[int, Episode]]:
-    """Number (from 1, by start) and episode of those that several layers share; the farthest-reaching, if many."""
+    """(number, episode) of the episodes with several layers, numbered from 1 by start. If there are too many, only
+    those with the most layers."""
     shared = [(n, e) for n, e in enumerate(episodes, 1) if len(e.order) > 1]
     farthest = sorted(shared, key=lambda item: (-len(item[1].order), -item[1].z))[:MOST_OUTLINES]
     return sorted(farthest, key=lambda item: item[1].start)
 
 
 def numbered(episodes: Sequence[Episode]) -> set[int]:
-    """The numbers that stand in the chart: those of the farthest-reaching."""
+    """The numbers shown in the chart: those of the episodes with the most layers."""
     farthest = sorted(outlined(episodes), key=lambda item: (-len(item[1].order), -item[1].z))
     return {n for n, _ in farthest[:NUMBERED]}
 
@@ -83,12 +85,12 @@ def _outlines(episodes: Sequence[Episode], row: dict[str, int]) -> list[Outline]
 
 
 def lag(analysis: RunAnalysis) -> Chart:
-    """Matched lags against what circular shifts give; the 95% interval of the median is shaded."""
+    """Histogram of matched lags compared with that of circular shifts. The 95% interval of the median is shaded."""
     measured = analysis.lag
     assert measured is not None
     marks: list[Mark] = [Bars(LAG_EDGES, _shares(measured.lags), "measured")]
     if measured.null_lags:
-        marks.append(Line(LAG_EDGES, _shares(measured.null_lags), "chance alone", 1, role="chance"))
+        marks.append(Line(LAG_EDGES, _shares(measured.null_lags), "by chance", 1, role="chance"))
     if measured.ci95 is not None:
         marks.append(Band(*measured.ci95))
     title = f"iterations from {measured.source} to {measured.target}"
@@ -101,7 +103,7 @@ def _shares(lags: Sequence[float]) -> np.ndarray:
 
 
 def propagation(analysis: RunAnalysis) -> Chart:
-    """Median lag of each layer behind the first one, with its interval: a travelling wave is a slope."""
+    """Median lag of each layer behind the first, with its interval. A travelling wave appears as a slope."""
     known = [
         (row.layer, row.median_lag, row.ci95, row.num_matched)
         for row in analysis.propagation or ()
@@ -120,7 +122,7 @@ def propagation(analysis: RunAnalysis) -> Chart:
 
 
 def metric_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
-    """The judged metric of every run; dips are marked, and their span emphasised where an arm is one run."""
+    """The judged metric of every run. Dips are marked; their span is highlighted if the arm has one run."""
     form = MetricText.of([run.analysis for run in runs])
     metric, scale = form.metric, form.factor
     marks: list[Mark] = []
@@ -154,7 +156,7 @@ def metric_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
 
 
 def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
-    """Training loss of every run that recorded one."""
+    """Training loss of every run that recorded it."""
     marks = tuple(
         Line(*run.loss, arm.label, arm.index, "seed" if len(arm.members) > 1 else "curve", "%{y:.3f} at %{x}", run.name)
         for arm in arms
@@ -165,7 +167,7 @@ def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
 
 
 def lr_sensitivity(comparison: Comparison) -> Chart:
-    """The final value against the base learning rate: a point a run, a line through each mitigation's means."""
+    """The final value by base learning rate: one point per run, one line through the means of each mitigation."""
     summaries, form = comparison.runs, MetricText.of_comparison(comparison)
     unit = " %" if form.metric.share else ""
     marks: list[Mark] = []
@@ -189,7 +191,8 @@ def lr_sensitivity(comparison: Comparison) -> Chart:
 
 
 def finals(runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Comparison) -> Chart:
-    """The final value of every run by arm, runs of one seed and learning rate joined; the effects in words."""
+    """The final value of every run by arm. Runs with the same seed and learning rate are joined by a line; the note
+    lists the effects."""
     form = MetricText.of_comparison(comparison)
     final = {s.run: s.value(form.final_column) for s in comparison.runs}
     places: dict[tuple[int, str], list[tuple[int, float]]] = {}
@@ -218,16 +221,16 @@ def finals(runs: Sequence[AnalysedRun], arms: Sequence[Arm], comparison: Compari
 
 
 def mitigations(summaries: Sequence[RunSummary]) -> list[str]:
-    """Each mitigation once, none first."""
+    """The distinct mitigations, ``none`` first."""
     return sorted(dict.fromkeys(s.mitigation for s in summaries), key=lambda name: name != "none")
 
 
 def several_rates(summaries: Sequence[RunSummary], metric: MetricText) -> bool:
-    """Whether there is a learning rate to be sensitive to."""
+    """Whether the runs have at least two learning rates."""
     known = (s for s in summaries if not math.isnan(s.base_lr) and s.value(metric.final_column) is not None)
     return len({lr_label(s.base_lr) for s in known}) > 1
 
 
 def _spikes(analysis: RunAnalysis, layer: str | None = None) -> list[Spike]:
-    """Spikes without those that are not finite, which have no height."""
+    """Spikes, without non-finite ones, which have no height."""
     return [s for s in analysis.spikes or () if s.kind == "spike" and layer in (None, s.layer)]

@@ -1,4 +1,4 @@
-"""A comparison as a page, as Markdown and as LaTeX: the effects with intervals, then the runs."""
+"""A comparison as an HTML page, Markdown or LaTeX: the effects with intervals, then the runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _EFFECT_TITLES = ("measure", "without", "with", "difference", "95% interval", "p
 
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], str]
-"""Caption, titles, rows, and an alignment letter a column."""
+"""Caption, titles, rows, and one alignment letter per column."""
 
 
 def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Table]:
-    """The tables that hold something. ``by`` is what tells the groups apart."""
+    """The non-empty tables. ``by`` names what distinguishes the groups."""
     metric = MetricText.of_comparison(comparison)
     effects: list[tuple[str, ...]] = [
         (row["mitigation"], row["metric"], row["baseline"], row["mitigated"], row["difference"], row["interval"],
@@ -35,8 +35,8 @@ def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Ta
     titles = ("run", by, "base lr", "seed", *run_titles(metric), "status")
     tables: list[Table] = [
         (
-            f"Effect of each {by} against {comparison.baseline}, over runs paired by seed; needed: seeds that show the "
-            "difference seen with probability 0.8",
+            f"Effect of each {by} compared with {comparison.baseline}, over runs paired by seed; needed: seeds for a "
+            "power of 0.8 at the observed difference",
             (by, *_EFFECT_TITLES), effects, "llrrrrrrlr",
         ),
         rates_table(comparison.runs, metric),
@@ -47,7 +47,7 @@ def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Ta
 
 
 def losses_table(comparison: Comparison, by: str = "mitigation") -> Table:
-    """Sensitivity to the learning rate as one number a group, with its interval over seeds."""
+    """Sensitivity to the learning rate as one number per group, with its interval over seeds."""
     metric = MetricText.of_comparison(comparison)
     rows: list[tuple[str, ...]] = [
         (
@@ -59,12 +59,12 @@ def losses_table(comparison: Comparison, by: str = "mitigation") -> Table:
         for row in comparison.lr_sensitivity
     ]
     points = ", in points" if metric.metric.share else ""
-    caption = f"Final {metric.short} lost against the best of the learning rates{points}, mean over the rates"
+    caption = f"Final {metric.short} lost relative to the best learning rate{points}, mean over learning rates"
     return caption, (by, "points lost" if points else "lost", "95% interval", "seeds"), rows, "lrrr"
 
 
 def rates_table(summaries: Sequence[RunSummary], metric: MetricText) -> Table:
-    """Final value by mitigation and learning rate; without rows where there are no two rates."""
+    """Final value by mitigation and learning rate; has no rows if there are fewer than two rates."""
     rates, rows = rate_rows(summaries, metric) if several_rates(summaries, metric) else ([], [])
     titles = (f"final {metric.title}", *(f"lr {rate}" for rate in rates))
     caption = "Sensitivity to the base learning rate: mean, lowest and highest seed"
@@ -72,7 +72,7 @@ def rates_table(summaries: Sequence[RunSummary], metric: MetricText) -> Table:
 
 
 def comparison_markdown(comparison: Comparison, by: str = "mitigation") -> str:
-    """Tables in GitHub's dialect, then what to bear in mind."""
+    """Tables in GitHub-flavoured Markdown, followed by the remarks."""
     parts = []
     for caption, titles, rows, align in comparison_tables(comparison, by):
         lines = [
@@ -87,7 +87,7 @@ def comparison_markdown(comparison: Comparison, by: str = "mitigation") -> str:
 
 
 def comparison_latex(comparison: Comparison, by: str = "mitigation") -> str:
-    """Floating tables; what to bear in mind stands in comments above them."""
+    """Floating tables, preceded by the remarks as comments."""
     head = [f"% {' '.join(remark.split())}" for remark in remarks(comparison)]
     head.insert(0, "% \\usepackage{booktabs}")
     tables = [
@@ -98,7 +98,7 @@ def comparison_latex(comparison: Comparison, by: str = "mitigation") -> str:
 
 
 def comparison_html(comparison: Comparison, by: str = "mitigation") -> str:
-    """A page of its own, without script: the tables, the remarks, the definitions they rest on."""
+    """A complete page without scripts: the tables, the remarks and the definitions of the terms."""
     css = (Path(__file__).parent / "html" / "templates" / "report.css").read_text(encoding="utf-8")
     parts = []
     for caption, titles, rows, align in comparison_tables(comparison, by):
@@ -130,7 +130,7 @@ def comparison_html(comparison: Comparison, by: str = "mitigation") -> str:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """Notes and warnings, each once; a warning names the mitigations it holds for."""
+    """The distinct notes and warnings; a warning lists the mitigations that it applies to."""
     warned: dict[str, list[str]] = {}
     for effect in comparison.effects:
         names = warned.setdefault(effect.warning, []) if effect.warning else []
@@ -149,5 +149,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """A name as text: no markup, no second line, no column of its own."""
+    """Escape text for a Markdown table cell: no markup, no line break, no column separator."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Fewer points for drawing, none of the spikes lost."""
+"""Reduce the number of points for drawing without losing spikes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ USUAL_WINDOW = 201
 
 
 def min_max(x: np.ndarray, y: np.ndarray, bins: int = 1200) -> tuple[np.ndarray, np.ndarray]:
-    """Keep each bin's smallest and largest value and the ``bins`` sharpest peaks, in order. (n,) -> at most
-    3 ``bins`` points; all, if few.
+    """Keep the smallest and largest value of each bin and the ``bins`` sharpest peaks, in order. (n,) -> at most
+    3 ``bins`` points; series with no more points are returned unchanged.
 
-    A peak's sharpness is its smaller step, up and down again, in log units where all values are positive. So a spike
-    of one iteration stays even where a taller one shares its bin, and is there when the reader zooms in. The
-    first of values that are not finite is kept too: it breaks the line where they stand.
+    The sharpness of a peak is the smaller of its steps up and down, in log units if all values are positive. A spike of
+    one iteration is therefore kept even if its bin contains a higher one, so that it is visible when zooming in. The
+    first value of each non-finite stretch is kept too, so that the line breaks there.
     """
     n = len(y)
     if n <= 3 * bins:
         return x, y
     starts = np.linspace(0, n, bins + 1).astype(int)[:-1]
     finite = np.isfinite(y)
-    keep = ~finite & np.append(True, finite[:-1])  # one gap a stretch
+    keep = ~finite & np.append(True, finite[:-1])  # one gap per stretch
     for sign in (1.0, -1.0):
         keep[_first_largest(np.where(finite, sign * y, -np.inf), starts)] = True
     keep[_sharpest(y, finite, bins)] = True
@@ -31,7 +31,7 @@ def min_max(x: np.ndarray, y: np.ndarray, bins: int = 1200) -> tuple[np.ndarray,
 
 
 def _first_largest(y: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The place of the first largest value of each block."""
+    """The index of the first maximum of each block."""
     largest = np.maximum.reduceat(y, starts)
     widths = np.diff(np.append(starts, len(y)))
     places = np.flatnonzero(y == np.repeat(largest, widths))
@@ -51,7 +51,7 @@ def _sharpest(y: np.ndarray, finite: np.ndarray, count: int) -> np.ndarray:
 
 
 def relative_norms(layer: LayerSeries) -> np.ndarray:
-    """(n,) log10 of a layer's gradient norm over its own running median: what a heat map shows."""
+    """(n,): log10 of the gradient norm of a layer divided by its running median, as shown in the heat map."""
     with np.errstate(divide="ignore", invalid="ignore"):
         x = np.log10(layer.grad_norm)
     finite = np.isfinite(x)
@@ -63,8 +63,8 @@ def relative_norms(layer: LayerSeries) -> np.ndarray:
 
 
 def heat_rows(layers: tuple[LayerSeries, ...], columns: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Column edges in iterations (columns + 1,), and the cells (layers, columns): each the largest
-    ``relative_norms`` of its block, NaN where nothing was recorded. A layer begun late begins late here too."""
+    """Column edges in iterations (columns + 1,) and cells (layers, columns): the maximum of ``relative_norms`` in each
+    block, NaN if nothing was recorded."""
     recorded = [layer.iteration for layer in layers if len(layer.iteration)]
     first, last = min(int(x[0]) for x in recorded), max(int(x[-1]) for x in recorded)
     edges = np.linspace(first, last + 1, min(columns, max(map(len, recorded))) + 1)

@@ -1,4 +1,4 @@
-"""What a chart is made of, whoever draws it."""
+"""The elements of a chart, independent of the drawing library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from stabilitylab.analysis.series import LayerSeries
 
 @dataclass(frozen=True)
 class Axis:
-    """``names``: a row each, the first at the top. ``ticks``: (value, label); where none are given, the drawing's."""
+    """``names``: one row per name, the first at the top. ``ticks``: (value, label); if empty, chosen by the drawing
+    library."""
 
     title: str
     log: bool = False
@@ -24,9 +25,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """``style`` picks colour, dash and symbol. ``role``: ``curve``; ``seed`` (one of several of its label), ``mean``
-    (of the seeds), ``span`` (a stretch to emphasise), ``join`` (belongs together) or ``chance`` (steps between
-    ``edges``). ``hover`` is plotly's template, ``run`` what it names; ``note`` goes with the label in print."""
+    """``style`` selects colour, dash and symbol. ``role``: ``curve``, ``seed`` (one of several curves with the same
+    label), ``mean`` (of the seeds), ``span`` (a section to highlight), ``join`` (connects paired runs) or ``chance``
+    (steps between the edges ``x``). ``hover`` is a plotly template, ``run`` the name shown with it; ``note`` is added
+    to the label in print."""
 
     x: np.ndarray | Sequence[float]
     y: np.ndarray | Sequence[float]
@@ -40,8 +42,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Points:
-    """Marks at (x, y). ``texts``: one a mark, shown on hover. ``low``, ``high``: intervals along x. ``hollow``:
-    circles without filling. ``label`` is that of the line they belong to; ``what`` says what is marked."""
+    """Markers at (x, y). ``texts``: one per marker, shown on hover. ``low``, ``high``: intervals along x. ``hollow``:
+    unfilled circles. ``label`` is that of the line they belong to; ``what`` names the marked feature."""
 
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
@@ -57,14 +59,15 @@ class Points:
 
 @dataclass(frozen=True)
 class Heat:
-    """The layers' norms relative to their running median; see `downsample.heat_rows`."""
+    """A heat map of the norms of layers relative to their running medians; see `downsample.heat_rows`."""
 
     layers: tuple[LayerSeries, ...]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A rectangle over rows ``top`` to ``bottom``; ``number`` is shown above it, if any."""
+    """A rectangle over iterations ``first`` to ``last`` and rows ``top`` to ``bottom``; ``number``, if any, is shown
+    above it."""
 
     first: int
     last: int
@@ -75,7 +78,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Bars:
-    """Shares between ``edges``."""
+    """A histogram: ``shares`` between ``edges``."""
 
     edges: np.ndarray
     shares: np.ndarray
@@ -85,7 +88,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Band:
-    """An interval along x, shaded."""
+    """A shaded interval along x."""
 
     low: float
     high: float
@@ -97,7 +100,7 @@ Mark = Line | Points | Heat | Outline | Bars | Band
 
 @dataclass(frozen=True)
 class Chart:
-    """``note``: what stands above the chart in print, a line each."""
+    """A chart. ``note``: lines shown above it in print."""
 
     x: Axis
     y: Axis
@@ -106,7 +109,7 @@ class Chart:
 
 
 class Drawing(ABC):
-    """Draws marks one by one; a way of drawing has a method for each kind."""
+    """Base class of drawings: one method for each kind of mark."""
 
     def add(self, mark: Mark) -> None:
         """Draw one mark."""

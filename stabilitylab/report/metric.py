@@ -1,4 +1,4 @@
-"""How the judged metric is written: its name, its unit, and which end of a curve is its best."""
+"""Format the judged metric: its name, its unit, and whether higher is better."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stabilitylab.comparison.results import Comparison
 
 @dataclass(frozen=True, slots=True)
 class MetricText:
-    """The words and numbers of one metric. Values are as they were recorded; shares are written in percent."""
+    """Formats the names and values of one metric. Values are passed as recorded; shares are shown in percent."""
 
     metric: JudgedMetric
 
     @classmethod
     def of(cls, found: Sequence[RunAnalysis]) -> MetricText:
-        """Of several runs, that of the first that was judged; kNN accuracy where none was."""
+        """The metric of the first run in which one was judged; kNN accuracy if there is none."""
         judged = [a.metric for a in found if a.metric is not None and a.metric.judged]
         return cls(judged[0] if judged else JudgedMetric())
 
@@ -32,23 +32,23 @@ class MetricText:
 
     @property
     def label(self) -> str:
-        """``kNN accuracy``, ``training loss``, or the metric's own name."""
+        """``kNN accuracy``, ``training loss``, or the name of the metric."""
         return metric_label(self.metric.name)
 
     @property
     def short(self) -> str:
-        """The label where room is scarce: ``kNN``."""
+        """A short label: ``kNN``."""
         return "kNN" if self.metric.name == "knn_top1" else self.label
 
     @property
     def title(self) -> str:
-        """The label with its unit, as it stands at an axis."""
+        """The label with its unit, for an axis."""
         name = "kNN top-1" if self.metric.name == "knn_top1" else self.label
         return f"{name}, %" if self.metric.share else name
 
     @property
     def factor(self) -> float:
-        """From a recorded value to the shown one."""
+        """Factor from recorded to displayed values."""
         return 100.0 if self.metric.scale == "fraction" else 1.0
 
     @property
@@ -57,11 +57,11 @@ class MetricText:
 
     @property
     def final_column(self) -> str:
-        """The comparison's column of the final value."""
+        """The name of the final value's column in a comparison."""
         return "final_knn" if self.metric.name == "knn_top1" else f"final_{self.metric.name}"
 
     def number(self, value: float, sign: str = "") -> str:
-        """A value without its unit: one decimal of a share, else four digits."""
+        """A value without its unit: one decimal for a share, else four significant digits."""
         return f"{self.factor * value:{sign}.1f}" if self.metric.share else f"{value:{sign}.4g}"
 
     def value(self, value: float) -> str:
@@ -88,6 +88,6 @@ class MetricText:
         return float(values.max() if self.higher else values.min())
 
     def values(self, series: RunSeries) -> np.ndarray:
-        """The finite values of a run's curve (n,); empty where it has none."""
+        """The finite values (n,) of a run's curve; empty if it has none."""
         curve = curve_of(series, self.metric)
         return np.array([]) if curve is None else np.asarray(curve.value)[np.isfinite(curve.value)]

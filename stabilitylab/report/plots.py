@@ -1,4 +1,4 @@
-"""The charts of one run by name, as plotly figures: what `Run.plot` draws."""
+"""The charts of a run by name, as plotly figures for `Run.plot`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PAGE = {
     "page": "#ffffff",
     "heat": [[0, "#ffffff"], [0.25, "#fde0a8"], [0.5, "#f2924b"], [0.75, "#c43c4e"], [1, "#4a1260"]],
 }
-"""What the names of colours stand for outside the report, which follows the reader's light or dark theme."""
+"""The values of colour names outside the report. The report maps them to the reader's light or dark theme."""
 MOST_LAYERS = 12
 
 
 class SignalSource(Protocol):
-    """What a plot may ask of a run beside its analysis; a `Run` is one."""
+    """A source of recorded signals for plots, such as a `Run`."""
 
     def signal(self, name: str = ...) -> DataFrame: ...
 
 
 @dataclass(frozen=True)
 class Plot:
-    """``draw(run, source, **options)`` gives a `Chart` of an `AnalysedRun`; NoDataError where ``run`` lacks the data.
-    ``source`` has the signals, and is None in a report. ``help``: one line, the caption in a report.
-    ``in_report``: drawn as a panel of each run's section, after those that every report has."""
+    """A kind of plot. ``draw(run, source, **options)`` returns a `Chart` of an `AnalysedRun` and raises NoDataError if
+    ``run`` lacks the data. ``source`` provides the signals; it is None in a report. ``help``: one line, also the
+    caption in a report. ``in_report``: whether to add it to each run's section of the report."""
 
     help: str
     draw: Callable[..., Chart]
@@ -48,7 +48,7 @@ class Plot:
 
 
 def report_panels(run: AnalysedRun) -> list[tuple[str, str, Chart]]:
-    """Name, caption and chart of the further panels that ``run`` has data for."""
+    """(name, caption, chart) of the additional panels for which ``run`` has data."""
     panels = []
     for name, plot in PLOTS.items():
         if plot.in_report:
@@ -60,7 +60,7 @@ def report_panels(run: AnalysedRun) -> list[tuple[str, str, Chart]]:
 
 
 def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, Any]) -> go.Figure:
-    """The figure of ``kind``, checked by plotly."""
+    """The figure of ``kind``, validated by plotly. Raises NoDataError for an unknown option or missing data."""
     import plotly.graph_objects as go
 
     try:
@@ -74,7 +74,7 @@ def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, A
 
 
 def in_colour(value: Any) -> Any:
-    """A figure with the names of colours replaced."""
+    """Replace colour names in a figure."""
     if isinstance(value, dict):
         data = ("x", "y", "z", "text", "name", "title")
         return {key: item if key in data else in_colour(item) for key, item in value.items()}
@@ -85,7 +85,7 @@ def in_colour(value: Any) -> Any:
 
 def _need_gradients(run: AnalysedRun) -> None:
     if not any(np.isfinite(layer.grad_norm).any() for layer in run.trained_layers):
-        raise NoDataError(f"run {run.name} has no gradients recorded; train with --log-grads")
+        raise NoDataError(f"run {run.name} has no recorded gradients; train with --log-grads")
 
 
 def _spikes(run: AnalysedRun, source: SignalSource, layers: list[str] | None = None) -> Chart:
@@ -96,7 +96,7 @@ def _spikes(run: AnalysedRun, source: SignalSource, layers: list[str] | None = N
         return charts.spikes(run.analysis, [ends[0], ends[-1]] if len(ends) > 1 else ends)
     unknown = [name for name in layers if name not in known]
     if unknown:
-        raise NoDataError(f"run {run.name} has no gradients of {unknown[0]!r}; it has those of {', '.join(known)}")
+        raise NoDataError(f"run {run.name} has no gradients of {unknown[0]!r}; it has {', '.join(known)}")
     return charts.spikes(run.analysis, [known[name] for name in layers])
 
 
@@ -127,7 +127,7 @@ def _lag(run: AnalysedRun, source: SignalSource) -> Chart:
 
 def _propagation(run: AnalysedRun, source: SignalSource) -> Chart:
     if not any(row.ci95 is not None for row in run.analysis.propagation or ()):
-        raise NoDataError(f"run {run.name}: in no layer did enough spikes match those of the first")
+        raise NoDataError(f"run {run.name}: no layer has enough spikes that match those of the first layer")
     return charts.propagation(run.analysis)
 
 
@@ -136,7 +136,7 @@ def _signal(run: AnalysedRun, source: SignalSource, name: str = "grad_norm", lay
     names = list(frame.columns) if layers is None else layers
     unknown = [layer for layer in names if layer not in frame.columns]
     if unknown:
-        raise NoDataError(f"{name} was not recorded in {unknown[0]!r}; it was in {', '.join(frame.columns)}")
+        raise NoDataError(f"{name} was not recorded in {unknown[0]!r}; it was recorded in {', '.join(frame.columns)}")
     if layers is None and len(names) > MOST_LAYERS:  # evenly from input to output
         names = [names[i] for i in np.linspace(0, len(names) - 1, MOST_LAYERS).round().astype(int)]
     declared = SIGNALS.get(name)
@@ -158,10 +158,10 @@ PLOTS: Registry[Plot] = Registry(
     "plot",
     {
         "spikes": Plot("gradient norm of the first and the last layer (layers=[...]), spikes marked", _spikes),
-        "heatmap": Plot("every layer over iterations, in times its usual gradient norm", _heat),
+        "heatmap": Plot("gradient norm of every layer over iterations, relative to its usual norm", _heat),
         "metric": Plot("the evaluation curve, dips marked", _metric),
         "loss": Plot("the training loss", _loss),
-        "lag": Plot("lags from the first to the last layer, against chance", _lag),
+        "lag": Plot("lags from the first to the last layer, compared with chance", _lag),
         "propagation": Plot("median lag of each layer behind the first", _propagation),
         "signal": Plot("any recorded signal by layer (name=..., layers=[...])", _signal),
     },

@@ -1,4 +1,4 @@
-"""Writes the file that a user named: whole or not at all, through links, and into what is not a regular file."""
+"""Write an output file of a command: atomically, through links, and to pipes and devices."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def check_output(output: Path) -> None:
-    """ConfigError where nothing can be written: before minutes of analysis, not after."""
+    """Raise ConfigError if the output cannot be written. Call it before a long analysis, not after."""
     if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"cannot write {output}: give a file in a folder that exists")
+        raise ConfigError(f"cannot write {output}: choose a file in an existing folder")
 
 
 def write_report(runs: Sequence[AnalysedRun], comparison: Comparison | None, output: Path) -> Path:
-    """Write the HTML report of ``runs``, compared where there are several."""
+    """Write the HTML report of ``runs``, with their comparison if there are several. Returns ``output``."""
     from stabilitylab.report.html.page import render_report
 
     check_output(output)
@@ -32,7 +32,7 @@ def write_report(runs: Sequence[AnalysedRun], comparison: Comparison | None, out
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """`write_whole`, with a ConfigError that says why it failed."""
+    """Like `write_whole`, but raises ConfigError with the reason."""
     try:
         write_whole(path, data)
     except OSError as error:
@@ -40,8 +40,8 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``. A regular file is replaced only when the new one is whole, and keeps its permissions.
-    A link stays, its target is written. A pipe, a terminal or another device is written into. Raises OSError."""
+    """Write ``data`` to ``path``. A regular file is replaced atomically and keeps its permissions. The target of a link
+    is written and the link is kept. A pipe, a terminal or another device is written to directly. Raises OSError."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         with target.open("wb") as out:

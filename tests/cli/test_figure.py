@@ -49,7 +49,7 @@ def test_a_figure_and_its_table(runs: Path, stablab: Stablab) -> None:
     ("arguments", "message"),
     [
         (("--kind", "knn"), "a figure needs a file to go to: give -o FILE"),
-        (("--kind", "knn", "-o", "missing/x.pdf"), "cannot write missing/x.pdf: give a file in a folder that exists"),
+        (("--kind", "knn", "-o", "missing/x.pdf"), "cannot write missing/x.pdf: choose a file in an existing folder"),
         (
             ("--kind", "knn", "-o", "x.html"),
             "cannot tell a format from x.html: end it in .pdf, .svg or .png, or give --format",

@@ -57,7 +57,7 @@ def test_the_report_shows_what_was_tried_and_what_to_run_next(tmp_path: Path) ->
     assert 'src="data:image/png;base64,' in page
     assert page.index("stablab cause blame run --at 9") < page.index("stablab cause impulse run --at 5")
     untried = render_report([replace(run, next_experiments=["stablab cause swap run --at 9"])], None)
-    assert "No experiment was made on this run yet." in untried
+    assert "No experiments have been made on this run." in untried
 
 
 def test_commands_are_suggested_for_the_largest_episode_that_a_checkpoint_precedes(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_first_screen_answers_four_questions(page: str) -> None:
     shown = re.search(r'<dl class="answers">(.*?)</dl>', page, re.DOTALL)
     assert shown is not None
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown[1]))
-    assert "Was it unstable? planted: Yes: 36 spikes (chance alone: 0.9), 4 accuracy dips." in said
+    assert "Was it unstable? planted: Yes: 36 spikes (by chance: 0.9), 4 accuracy dips." in said
     assert "calm: No: 0 spikes" in said
     assert "patch_embed leads 12 of 12 episodes of several layers; patch_embed to predictor: 20 iterations" in said
     assert "Deepest dip" in said
@@ -69,11 +69,11 @@ def first_answer(page: str) -> str:
 @pytest.mark.parametrize(
     ("spikes", "dips", "expected", "said"),
     [
-        (1, 0, 1.1, "No: 0 accuracy dips; 1 spike, no more than chance brings (1.1)."),
-        (1, 2, 1.1, "Yes: 2 accuracy dips; 1 spike, no more than chance brings (1.1)."),
-        (4, 0, 1.1, "No: 0 accuracy dips; 4 spikes, no more than chance brings (1.1)."),  # Poisson: p = 0.026
-        (5, 1, 1.1, "Yes: 5 spikes (chance alone: 1.1), 1 accuracy dip."),  # p = 0.0054
-        (0, 1, 1.1, "Yes: 0 spikes (chance alone: 1.1), 1 accuracy dip."),
+        (1, 0, 1.1, "No: 0 accuracy dips; 1 spike, not more than expected by chance (1.1)."),
+        (1, 2, 1.1, "Yes: 2 accuracy dips; 1 spike, not more than expected by chance (1.1)."),
+        (4, 0, 1.1, "No: 0 accuracy dips; 4 spikes, not more than expected by chance (1.1)."),  # Poisson: p = 0.026
+        (5, 1, 1.1, "Yes: 5 spikes (by chance: 1.1), 1 accuracy dip."),  # p = 0.0054
+        (0, 1, 1.1, "Yes: 0 spikes (by chance: 1.1), 1 accuracy dip."),
     ],
 )
 def test_spikes_count_as_instability_only_beyond_chance(spikes: int, dips: int, expected: float, said: str) -> None:

@@ -166,14 +166,14 @@ def test_hostile_names_are_drawn_as_text_and_cut_to_one_line(one: list[AnalysedR
     [
         ("knn", "no kNN", "run grads has no kNN accuracy; train with --set eval.knn_every=10"),
         ("knn", "some NaN", "run some has no kNN accuracy; train with --set eval.knn_every=10"),
-        ("spikes", "no gradients", "run curve has no gradients recorded; train with --log-grads"),
-        ("heatmap", "frozen", "run frozen has no gradients recorded; train with --log-grads"),
+        ("spikes", "no gradients", "run curve has no recorded gradients; train with --log-grads"),
+        ("heatmap", "frozen", "run frozen has no recorded gradients; train with --log-grads"),
         ("lag", "empty", "run empty has no lag to draw: no layer has a gradient"),
         ("compare", "no gradients", "a comparison needs at least two runs"),
         (
             "lr-sensitivity",
             "no gradients",
-            "needs runs judged by one metric at two base learning rates",
+            "needs runs with the same metric at two base learning rates",
         ),
     ],
 )

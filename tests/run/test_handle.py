@@ -164,7 +164,7 @@ def test_what_is_missing_names_what_there_is(folder: Path) -> None:
         run.plot("signal", name="weight_norm")
     with pytest.raises(NoDataError, match=r"plot 'heatmap': got an unexpected keyword argument 'layer'"):
         run.plot("heatmap", layer="x")
-    with pytest.raises(NoDataError, match="no gradients of 'head'; it has those of patch_embed"):
+    with pytest.raises(NoDataError, match="no gradients of 'head'; it has patch_embed"):
         run.plot("spikes", layers=["head"])
 
 

@@ -1,4 +1,4 @@
-"""The report's section "What caused it": the experiments that were made on a run, and what to run next."""
+"""The report section "What caused it": the experiments made on a run and suggested next commands."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TITLES = {
     "sharpness": "Sharpness: curvature against the edge of stability",
 }
 MOST = 12
-"""Experiments of a run that are shown, the latest."""
+"""Maximum number of experiments shown per run; the latest are shown."""
 
 
 def caused(run: AnalysedRun) -> dict[str, Any] | None:
-    """The section of a run; None where nothing was tried and nothing can be."""
+    """The section of a run; None if there are neither experiments nor suggested commands."""
     if not run.experiments and not run.next_experiments:
         return None
     shown = list(run.experiments)[-MOST:]

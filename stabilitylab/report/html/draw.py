@@ -1,4 +1,4 @@
-"""Draws a chart as a plain plotly dict. Colours may be names; the page maps them to light or dark."""
+"""Draw a chart as a plain plotly dict. Colours can be names, which the page maps to its light or dark theme."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stabilitylab.report.html.plotting import COLOURS, DASHES, SYMBOLS, Figure, 
 from stabilitylab.report.marks import Axis, Band, Bars, Chart, Drawing, Heat, Line, Outline, Points
 
 LEGEND_ABOVE = 3
-"""A longer legend goes below the chart: above, it would reach under the mode bar."""
+"""Maximum legend entries above the chart. A longer legend goes below it, because it would overlap the mode bar."""
 MANY_MARKS = 300
-"""Onsets beyond this many are drawn as one path: a browser draws it at once, thousands of circles it does not."""
+"""More onsets than this are drawn as one path, because browsers are slow with thousands of circles."""
 
 
 def plotly_figure(chart: Chart) -> Figure:
@@ -90,7 +90,7 @@ class _Drawing(Drawing):
         colour, symbol = ("ink", "circle-open") if mark.hollow else (COLOURS[mark.style % 6], SYMBOLS[mark.style % 6])
         y = [self.names[int(row)] for row in mark.y] if self.names else mark.y
         trace = points(mark.x, y, label if mark.hollow or not mark.what else f"{label}: {mark.what}", colour, symbol)
-        trace["text"] = [text(said) for said in mark.texts]
+        trace["text"] = [text(hover) for hover in mark.texts]
         if mark.hollow:
             trace["marker"] |= {"size": 8, "line": {"width": 1.5, "color": "ink"}}
         if mark.low:
@@ -120,7 +120,7 @@ class _Drawing(Drawing):
                     "thickness": 8,
                     "lenmode": "pixels",
                     "len": 200,
-                    "x": 0,  # as legends are: the mode bar is at the right
+                    "x": 0,  # left, like legends: the mode bar is on the right
                     "xanchor": "left",
                     "yref": "container",
                     "y": 1,
@@ -128,7 +128,7 @@ class _Drawing(Drawing):
                     "ypad": 0,
                 },
                 "hoverongaps": False,
-                "hovertemplate": "%{y} at %{x:.0f}: 10^%{z:.2f} of usual<extra></extra>",
+                "hovertemplate": "%{y} at %{x:.0f}: 10^%{z:.2f} of the usual norm<extra></extra>",
             }
         )
 

@@ -1,4 +1,4 @@
-"""The HTML report: one self-contained file. Draws what analysis found, computes nothing."""
+"""The HTML report: one self-contained file. It shows the results of the analysis and computes nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from stabilitylab.report.plots import report_panels
 from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
-"""More runs than these: their own sections are folded, and drawn when opened."""
+"""With more runs than this, the sections of the runs are folded and their charts are drawn when opened."""
 MOST_ACCOUNTS = 40
 
 
 def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) -> str:
-    """The page. Names and values are escaped: nothing in a run can become markup or script."""
+    """Render the page. Names and values are escaped, so that a run cannot inject markup or scripts."""
     environment = Environment(
         loader=PackageLoader("stabilitylab.report.html", "templates"),
         autoescape=True,
@@ -80,21 +80,21 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
 
 @cache
 def _plotly() -> str:
-    """Plotly's code, packed: the page unpacks it by itself and is less than half the size."""
+    """Plotly's code, compressed. The page decompresses it, which more than halves the file size."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 class _Charts:
-    """The page's charts by id, as JSON that is safe inside a script element."""
+    """The charts of the page by id, serialised to JSON that is safe inside a script element."""
 
     def __init__(self, span: tuple[int, int]) -> None:
         self._span = span
         self._charts: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, chart: Chart, group: str = "") -> str:
-        """Draw a chart. Those of one ``group`` zoom together along the iteration axis, from the same span of it."""
+        """Add a chart. Charts of one ``group`` share their iteration axis and zoom together."""
         figure = plotly_figure(chart)
         if group:
             figure["layout"]["xaxis"] |= {"range": list(self._span)}
@@ -106,7 +106,7 @@ class _Charts:
 
 
 def _span(runs: Sequence[AnalysedRun]) -> tuple[int, int]:
-    """The iterations that any of the runs recorded."""
+    """The first and last iteration recorded by any of the runs."""
     recorded = [layer.iteration for run in runs for layer in run.series.layers]
     recorded += [curve.iteration for run in runs for curve in run.series.evals.values()]
     recorded += [run.loss[0] for run in runs if run.loss is not None]
@@ -117,7 +117,7 @@ def _span(runs: Sequence[AnalysedRun]) -> tuple[int, int]:
 
 
 def _knn(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -> tuple[str, str] | None:
-    """The chart's id, and what it shows in words."""
+    """The id of the chart and its description for screen readers."""
     metric = MetricText.of([run.analysis for run in runs])
     curves = [(run.name, metric.values(run.series)) for run in runs]
     ends = [(name, metric.factor * float(values[-1])) for name, values in curves if len(values)]

@@ -1,4 +1,4 @@
-"""Traces and layouts as plain plotly dicts. Colours may be names; the page maps them to light or dark."""
+"""Traces and layouts as plain plotly dicts. Colours can be names, which the page maps to its light or dark theme."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 Figure = dict[str, Any]
 
-# Okabe and Ito's colour-blind safe palette, told apart by dash and symbol as well.
+# Okabe and Ito's colour-blind safe palette, combined with distinct dashes and symbols.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("triangle-down", "diamond", "square", "circle", "cross", "star")
 
 
 def text(value: str) -> str:
-    """Plotly reads a little HTML in its texts; a name is shown as it is."""
+    """Escape text, because plotly interprets some HTML tags."""
     return html.escape(value, quote=False)
 
 
@@ -56,7 +56,7 @@ def figure(traces: list[Figure], x_title: str, y_title: str) -> Figure:
 
 
 def numbers(values: Any) -> list[Any]:
-    """Plain numbers, rounded to 6 digits; what is not finite is a gap."""
+    """Plain numbers rounded to 6 digits; non-finite values become None, a gap."""
     out: list[Any] = []
     for value in np.asarray(values).tolist():
         if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Rows of the report's tables, as text."""
+"""The rows of the report's tables as text."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stabilitylab.report.metric import MetricText
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a column of a comparison is written: its title, the factor to the shown unit, the unit, decimals (None: four
-    digits)."""
+    """How a column of a comparison is formatted: its title, the factor to the displayed unit, the unit, and the number
+    of decimals (None: four significant digits)."""
 
     title: str
     factor: float
@@ -58,7 +58,7 @@ def _form(column: str, metric: MetricText) -> Form:
 
 
 def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
-    """Label and value of a run's figures at a glance."""
+    """(label, value) of the key figures of a run."""
     rows = [("iterations", f"{series.iterations:,}")]
     metric = MetricText.of([found])
     values = metric.values(series)
@@ -86,7 +86,7 @@ def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
 
 
 def layer_rows(series: RunSeries, found: RunAnalysis) -> list[dict[str, str]]:
-    """One row a layer: spikes, first and largest, lag behind the first layer."""
+    """One row per layer: number of spikes, first and largest spike, lag behind the first layer."""
     lags = {row.layer: row for row in found.propagation or ()}
     rows = []
     for layer in series.layers:
@@ -107,7 +107,7 @@ def layer_rows(series: RunSeries, found: RunAnalysis) -> list[dict[str, str]]:
 
 
 def dip_rows(found: RunAnalysis) -> list[dict[str, str]]:
-    """One row a dip."""
+    """One row per dip."""
     return [
         {
             "start": str(d.start),
@@ -122,7 +122,8 @@ def dip_rows(found: RunAnalysis) -> list[dict[str, str]]:
 
 
 def episode_rows(found: RunAnalysis, most: int = 40) -> list[dict[str, str]]:
-    """One row an episode of several layers, by start; the farthest-reaching ``most``. The number is the chart's."""
+    """One row per episode with several layers, sorted by start: the ``most`` episodes with the most layers. Numbers are
+    as in the chart."""
     episodes = found.episodes or ()
     marked = numbered(episodes)
     farthest = sorted(outlined(episodes), key=lambda item: (-len(item[1].order), -item[1].z))[:most]
@@ -146,11 +147,11 @@ def run_titles(metric: MetricText) -> tuple[str, str, str, str]:
     unit = ", %" if metric.metric.share else ""
     depth = {"log": " (log)", "value": ""}.get(metric.metric.scale, ", points")
     largest_dip = f"{'deepest dip' if metric.higher else 'largest rise'}{depth}"
-    return f"final {metric.short}{unit}", f"best {metric.short}{unit}", "spikes a 10,000", largest_dip
+    return f"final {metric.short}{unit}", f"best {metric.short}{unit}", "spikes per 10,000", largest_dip
 
 
 def run_rows(summaries: Sequence[RunSummary], statuses: Sequence[str], metric: MetricText) -> list[dict[str, str]]:
-    """One row a run of a comparison."""
+    """One row per run of a comparison."""
     depth = _form("max_dip_depth", metric)
 
     def shown(form: Form, value: float | None) -> str:
@@ -176,7 +177,8 @@ def run_rows(summaries: Sequence[RunSummary], statuses: Sequence[str], metric: M
 
 
 def rate_rows(summaries: Sequence[RunSummary], metric: MetricText) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Learning rates, and per mitigation the mean final value at each with its lowest and highest seed."""
+    """The learning rates, and for each mitigation the mean final value at each rate with its lowest and highest
+    seed."""
     known = [s for s in summaries if s.value(metric.final_column) is not None and lr_label(s.base_lr)]
     rates = sorted({s.base_lr for s in known})
     rows = []
@@ -193,7 +195,7 @@ def rate_rows(summaries: Sequence[RunSummary], metric: MetricText) -> tuple[list
 
 
 def effect_rows(comparison: Comparison) -> list[dict[str, str]]:
-    """One row an effect, in the metric's unit, with interval, p, seeds and a warning."""
+    """One row per effect, in the unit of the metric, with interval, p-value, seeds and a warning."""
     metric = MetricText.of_comparison(comparison)
     return [_effect_row(effect, metric) for effect in comparison.effects]
 
@@ -218,9 +220,9 @@ def _effect_row(effect: Effect, metric: MetricText) -> dict[str, str]:
 
 
 def config_differences(runs: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Column titles and rows: keys on which the runs differ, with each run's value; for one run, every key.
+    """Column titles and rows of a table of the configuration keys that differ between runs; for one run, all keys.
 
-    Whichever is fewer, runs or keys, lies across.
+    The columns are the runs, or the keys if there are fewer keys than runs.
     """
     names = [name for name, _ in runs]
     flat = [_flatten(config) for _, config in runs]

@@ -1,4 +1,4 @@
-"""The first screen: was it unstable, where did it start, what did it cost, what helps."""
+"""The top of the report: was it unstable, where did it start, what did it cost, what helps."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Run = tuple[RunSeries, RunAnalysis]
 
 
 MORE_THAN_CHANCE = 0.01
-"""The p-value below which spikes are called more than chance brings."""
+"""The p-value below which the number of spikes counts as more than expected by chance."""
 ONE_BY_ONE = 4
 """Up to this many groups get a line each; beyond it, a summary plus outliers. The tables below have the rest."""
 
 
 def unstable(found: RunAnalysis) -> bool:
-    """A dip, a gradient that is not finite, or more spikes than chance brings."""
+    """Whether a run has a dip, a non-finite gradient, or more spikes than expected by chance."""
     return bool(found.dips) or _broken(found) or _spikes_beyond_chance([found])
 
 
 def _broken(found: RunAnalysis) -> bool:
-    """Whether a gradient was not finite."""
+    """Whether any gradient was not finite."""
     return any(spike.kind == "nonfinite" for spike in found.spikes or ())
 
 
 def _spikes_beyond_chance(found: Sequence[RunAnalysis]) -> bool:
-    """Whether the runs together have more spikes than chance brings. Without a chance level: no."""
+    """Whether the runs together have more spikes than expected by chance; False if the chance level is unknown."""
     judged = [analysis for analysis in found if analysis.false_alarms]
     spikes = sum(sum(spike.kind == "spike" for spike in a.spikes or ()) for a in judged)
     return chance_of(spikes, _expected_by_chance(judged)) < MORE_THAN_CHANCE
@@ -59,7 +59,7 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
     if best.ci95 is None:
         sure = ", too few to say more"
     elif best.ci95[0] <= 0 <= best.ci95[1]:
-        sure = ", and the interval holds zero"
+        sure = ", and the interval contains 0"
     return (
         f"{_seen_without(runs, comparison)}; {best.mitigation} {verb}: {metric.value(best.mitigated_mean)} against "
         f"{metric.value(best.baseline_mean)} {'kNN top-1' if metric.metric.name == 'knn_top1' else metric.label} "
@@ -68,7 +68,7 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
 
 
 def _seen_without(runs: Sequence[Run], comparison: Comparison) -> str:
-    """Whether the runs that the mitigations are compared with were unstable: the first thing to know."""
+    """Whether the baseline runs were unstable."""
     names = {run.run for run in comparison.runs if run.mitigation == comparison.baseline}
     found = [analysis for series, analysis in runs if series.run in names]
     arm = "without a mitigation" if comparison.baseline == "none" else f"with {comparison.baseline}"
@@ -98,8 +98,8 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
 def answers(
     runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
 ) -> list[tuple[str, list[str]]]:
-    """Question and answer, one line an arm, or a few for many. What the data cannot answer says so. ``mitigations``: of
-    each run, empty for one that was not trained here."""
+    """Questions with their answers: one line per arm, or a summary if there are many arms. An answer states if the data
+    is insufficient. ``mitigations``: that of each run, empty for a run that was not trained here."""
     if len(arms) > ONE_BY_ONE:
         return _of_many(runs, mitigations, arms, comparison)
     found = [analysis for _, analysis in runs]
@@ -143,14 +143,14 @@ def _of_many(
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
-    """The first few names, and how many more there are."""
+    """The first names and the number of further ones."""
     if len(names) > most:
         return ", ".join(names[: most - 1]) + f" and {len(names) - most + 1} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _curves(series: Sequence[RunSeries], metric: MetricText) -> list[np.ndarray]:
-    """The values of the judged metric, of each run that has any."""
+    """The values of the judged metric of each run that has any."""
     return [values for values in (metric.values(one) for one in series) if len(values)]
 
 
@@ -161,7 +161,7 @@ def _how_unstable(found: Sequence[RunAnalysis]) -> str:
 
 
 def _signs(found: Sequence[RunAnalysis]) -> str:
-    """Spikes, dips and gradients that are not finite. Spikes come first only where they exceed chance."""
+    """Numbers of spikes, dips and runs with non-finite gradients. Spikes come first only if they exceed chance."""
     broken = sum(map(_broken, found))
     judged = [a for a in found if a.dips is not None]
     dips = MetricText.of(found).dips(sum(len(a.dips or ()) for a in judged))
@@ -172,8 +172,8 @@ def _signs(found: Sequence[RunAnalysis]) -> str:
     spikes = count(sum(spike.kind == "spike" for a in found for spike in a.spikes or ()), "spike")
     chance = f"{_expected_by_chance(found):.2g}"
     if _spikes_beyond_chance(found) or spikes == "0 spikes":
-        return ", ".join([f"{spikes} (chance alone: {chance})", *others])
-    return f"{', '.join(others)}; {spikes}, no more than chance brings ({chance})"
+        return ", ".join([f"{spikes} (by chance: {chance})", *others])
+    return f"{', '.join(others)}; {spikes}, not more than expected by chance ({chance})"
 
 
 def _where(found: Sequence[RunAnalysis]) -> str:
@@ -182,24 +182,24 @@ def _where(found: Sequence[RunAnalysis]) -> str:
     if not any(a.spikes for a in found):
         return "No spikes were detected."
     leaders = Counter(e.leader for a in found for e in a.episodes or () if len(e.order) > 1)
-    said = []
+    parts = []
     if leaders:
         leader, times = leaders.most_common(1)[0]
-        said.append(f"{leader} leads {times} of {count(leaders.total(), 'episode')} of several layers")
+        parts.append(f"{leader} leads {times} of {count(leaders.total(), 'episode')} of several layers")
     if len(found) == 1:
         lag, spikes = found[0].lag, found[0].spikes or ()
         if lag is not None and lag.median_iterations is not None and lag.ci95 is not None:
-            said.append(
+            parts.append(
                 f"{lag.source} to {lag.target}: {lag.median_iterations:g} iterations ({lag.ci95[0]:g} to "
                 f"{lag.ci95[1]:g}), {lag.verdict}"
             )
         elif not leaders and spikes:
-            said.append(f"the first spike is in {spikes[0].layer} at iteration {spikes[0].onset}")
+            parts.append(f"the first spike is in {spikes[0].layer} at iteration {spikes[0].onset}")
     else:
         verdicts = Counter(a.lag.verdict for a in found if a.lag is not None)
         if verdicts:
-            said.append("first to last layer: " + ", ".join(f"{v} in {n}" for v, n in verdicts.most_common()))
-    return _sentence("; ".join(said)) if said else "Unknown."
+            parts.append("first to last layer: " + ", ".join(f"{v} in {n}" for v, n in verdicts.most_common()))
+    return _sentence("; ".join(parts)) if parts else "Unknown."
 
 
 def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
@@ -222,7 +222,7 @@ def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
     if not share:
         return f"{deepest}; {ended}."
     lost = 100 * sum(dip.area for dip in dips) / len(found)
-    return f"{deepest}; {lost:,.0f} points x iterations lost in {word}s{' a run' if len(found) > 1 else ''}; {ended}."
+    return f"{deepest}; {lost:,.0f} points x iterations lost in {word}s{' per run' if len(found) > 1 else ''}; {ended}."
 
 
 def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str]:
@@ -230,7 +230,7 @@ def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str
         metric = MetricText.of_comparison(comparison)
         final = [effect for effect in comparison.effects if effect.metric == metric.final_column]
         if not final:
-            return ["Not tested: no two runs differ in the mitigation only."]
+            return ["Not tested: no two runs differ only in the mitigation."]
         if len(final) < ONE_BY_ONE:
             return [_effect_in_words(effect, metric) for effect in final]
         sign = -1 if metric.higher else 1
@@ -246,10 +246,10 @@ def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str
             f"{verdict[0].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in rest.items()
         ]
     if not mitigations[0]:
-        return ["Not tested here: repeat the run with one thing changed and the same seed, and compare the two."]
+        return ["Not tested: repeat the run with one change and the same seed, and compare the two."]
     if mitigations[0] != "none":
-        return [f"This run has {mitigations[0]}; to see its effect, compare it with a run of the same seed without."]
-    return ["Not tested here: train the same seed with a mitigation, such as frozen-patch, and compare the two."]
+        return [f"This run uses {mitigations[0]}; to see its effect, compare it with the same seed without it."]
+    return ["Not tested: train with the same seed and a mitigation, such as frozen-patch, and compare the two."]
 
 
 def _effect_in_words(effect: Effect, metric: MetricText) -> str:
@@ -264,6 +264,6 @@ def _effect_in_words(effect: Effect, metric: MetricText) -> str:
     )
 
 
-def _sentence(said: str) -> str:
-    # A layer's name keeps its case: only plain words are raised.
-    return (said[0].upper() + said[1:] if said.startswith("first ") or said.startswith("the ") else said) + "."
+def _sentence(text: str) -> str:
+    # Capitalise plain words only: the name of a layer keeps its case.
+    return (text[0].upper() + text[1:] if text.startswith("first ") or text.startswith("the ") else text) + "."

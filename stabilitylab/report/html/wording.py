@@ -1,4 +1,4 @@
-"""What the numbers say, in plain words."""
+"""Describe the results in sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stabilitylab.report.metric import MetricText
 
 
 def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
-    """One run in a few sentences: was it unstable, where did it start, what did it cost."""
+    """Describe a run in a few sentences: was it unstable, where did it start, what did it cost."""
     if not series.iterations:
         return "Nothing is recorded yet."
     parts = []
@@ -27,8 +27,8 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
         layers = len({s.layer for s in spikes})
         parts.append(
             f"{count(len(spikes), 'gradient spike')} in {count(layers, 'layer')}; the first in {spikes[0].layer} at "
-            f"iteration {spikes[0].onset}, the largest {top.ratio:.0f} times the usual norm, in {top.layer} at "
-            f"{top.peak}."
+            f"iteration {spikes[0].onset}, the largest in {top.layer} at {top.peak}, {top.ratio:.0f} times the usual "
+            "norm."
         )
     metric = MetricText.of([found])
     if dips:
@@ -50,32 +50,32 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
 
 
 def norms_in_words(found: RunAnalysis, names: list[str]) -> str:
-    """What a reader who cannot see the chart of gradient norms misses."""
+    """Describe the chart of gradient norms for screen readers."""
     parts = []
     for name in names:
         spikes = [s for s in found.spikes or () if s.layer == name and s.kind == "spike"]
         top = largest(spikes)
-        said = f", the largest {top.ratio:.1f} times usual at iteration {top.peak}" if top else ""
-        parts.append(f"{name}: {count(len(spikes), 'spike')}{said}")
+        peak = f", the largest {top.ratio:.1f} times the usual norm at iteration {top.peak}" if top else ""
+        parts.append(f"{name}: {count(len(spikes), 'spike')}{peak}")
     return f"Line chart of gradient norms over iterations. {'; '.join(parts)}."
 
 
 def heat_in_words(found: RunAnalysis) -> str:
-    """The same for the heat map."""
+    """Describe the heat map for screen readers."""
     spikes = [s for s in found.spikes or () if s.kind == "spike"]
     shared = [e for e in found.episodes or () if len(e.order) > 1]
-    said = "Heat map of gradient norms, layers from input to output against iterations. "
-    said += f"{count(len(spikes), 'spike')} in {count(len({s.layer for s in spikes}), 'layer')}"
+    text = "Heat map of gradient norms, layers from input to output against iterations. "
+    text += f"{count(len(spikes), 'spike')} in {count(len({s.layer for s in spikes}), 'layer')}"
     if shared:
         farthest = max(shared, key=lambda e: (len(e.order), e.z))
-        said += (
-            f", {count(len(shared), 'episode')} of several layers; the farthest-reaching begins in {farthest.leader} "
-            f"at iteration {farthest.start} and takes in {len(farthest.order)} layers"
+        text += (
+            f", {count(len(shared), 'episode')} with several layers; the largest begins in {farthest.leader} "
+            f"at iteration {farthest.start} and involves {len(farthest.order)} layers"
         )
-    return said + "."
+    return text + "."
 
 
 def curves_in_words(what: str, named: list[tuple[str, float]], unit: str) -> str:
-    """The same for curves: where each ends."""
+    """Describe a chart of curves for screen readers: the final value of each."""
     ends = "; ".join(f"{name} ends at {value:.4g}{unit}" for name, value in named)
     return f"Line chart of {what} over iterations. {ends}."

@@ -1,15 +1,15 @@
-"""Figures and tables for papers: what there is. Imports no matplotlib."""
+"""The available figures for papers. Does not import matplotlib."""
 
 FIGURES = {
     "knn": "the judged metric of each run or group",
     "spikes": "gradient norms with spikes",
     "lag": "lag by layer",
     "heatmap": "all layers over iterations",
-    "compare": "runs compared",
+    "compare": "a comparison of runs",
     "lr-sensitivity": "the final value by learning rate",
 }
-"""kind -> what it shows."""
+"""kind -> description."""
 
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = {"single": 3.25, "double": 6.75}
-"""Inches: one and two columns of the usual conference sheet."""
+"""Widths in inches of one and two columns in the usual conference format."""

@@ -1,4 +1,4 @@
-"""Draws a chart onto a matplotlib axis: told apart without colour, readable at column width."""
+"""Draw a chart on a matplotlib axis, distinguishable without colour and readable at column width."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from stabilitylab.report.marks import Band, Bars, Chart, Drawing, Heat, Line, Ou
 
 DASHES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (7, 2, 1, 2)))
 SYMBOLS = ("v", "D", "s", "o", "P", "*")
-# Light to dark throughout, so that it reads in grey.
+# Monotonic in lightness, so that it is readable in greyscale.
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#fde0a8", "#f2924b", "#c43c4e", "#4a1260"])
 _COLUMNS, _BINS = 400, 500
 _WIDTHS = {"curve": 1.0, "seed": 0.4, "mean": 1.4}
 
 
 def draw(axis: Axes, chart: Chart, *, legend: Any = None, width: float = 1.0, **options: Any) -> None:
-    """The chart on ``axis``. ``legend``: where it stands, if anywhere; ``options`` go to matplotlib's legend. ``width``
-    scales the lines of curves."""
+    """Draw a chart on ``axis``. ``legend``: its location, or None; ``options`` are passed to matplotlib's legend.
+    ``width`` scales the line width of curves."""
     drawing = _Drawing(axis, chart, width)
     for mark in chart.marks:
         drawing.add(mark)
@@ -34,7 +34,7 @@ def draw(axis: Axes, chart: Chart, *, legend: Any = None, width: float = 1.0, **
     if legend is not None and drawing.handles:
         axis.legend(handles=list(drawing.handles.values()), loc=legend, **options)
     if chart.note:
-        axis.set_title("\n".join(short(said, 60) for said in chart.note), fontsize=6.5)
+        axis.set_title("\n".join(short(line, 60) for line in chart.note), fontsize=6.5)
 
 
 class _Drawing(Drawing):
@@ -80,7 +80,7 @@ class _Drawing(Drawing):
             self.axis.plot(mark.x, mark.y, "o", color=colour, ms=3)
             return
         if mark.what == "dips" and (mark.label, mark.style) in self.several:
-            return  # of several seeds there is no room for them in a column
+            return  # no room for the dips of several seeds
         size = {"spikes": 4.0, "dips": 4.5}.get(mark.what, 3.2)
         self.axis.plot(mark.x, mark.y, symbol, color=colour, ms=size, mec="white", mew=0.4, zorder=3)
 
@@ -92,7 +92,7 @@ class _Drawing(Drawing):
         self.axis.grid(visible=False)
         assert self.axis.figure is not None
         bar = self.axis.figure.colorbar(image, ax=self.axis, ticks=[0, 0.5, 1, 1.5], pad=0.01, aspect=15)
-        bar.set_label("times its usual norm")
+        bar.set_label("ratio to usual norm")
         bar.ax.set_yticklabels(["1x", "3x", "10x", "30x"])
         bar.outline.set_linewidth(0.4)
 
@@ -139,6 +139,6 @@ class _Drawing(Drawing):
 
 
 def short(name: str, most: int = 28) -> str:
-    """A name on one line of a figure."""
+    """A name on one line, truncated to ``most`` characters."""
     one_line = " ".join(name.split())
     return one_line if len(one_line) <= most else one_line[: most - 1] + "\u2026"

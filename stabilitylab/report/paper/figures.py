@@ -1,4 +1,4 @@
-"""Figures for papers: matplotlib, in column width, told apart without colour, fonts embedded."""
+"""Figures for papers with matplotlib: column width, distinguishable without colour, embedded fonts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ STYLE: dict[str, Any] = {
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.0,
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # show a dollar sign in a name literally
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.hashsalt": "stablab",
@@ -53,9 +53,9 @@ STYLE: dict[str, Any] = {
 
 
 def render(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison | None, *, width: str, form: str) -> bytes:
-    """A figure of ``kind`` as the bytes of a PDF, SVG or PNG file. Raises NoDataError."""
+    """A figure of ``kind`` as the bytes of a PDF, SVG or PNG file. Raises NoDataError if the runs lack the data."""
     with matplotlib.rc_context(cast(Any, STYLE)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the glyph is drawn as a box
         figure = KINDS[kind](list(runs), comparison, width)
         out = io.BytesIO()
         undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}[form]
@@ -99,9 +99,9 @@ def _a_row_each(
 ) -> Figure:
     for run in runs:
         if not any(len(layer.iteration) for layer in run.trained_layers):
-            raise NoDataError(f"run {run.series.run} has no gradients recorded; train with --log-grads")
+            raise NoDataError(f"run {run.series.run} has no recorded gradients; train with --log-grads")
     if len(runs) > MOST_ROWS:
-        raise NoDataError(f"{len(runs)} runs do not fit into one column: name at most {MOST_ROWS}")
+        raise NoDataError(f"{len(runs)} runs do not fit in one column; select at most {MOST_ROWS}")
     figure = _figure(width, height * len(runs))
     axes = figure.subplots(len(runs), 1, squeeze=False)[:, 0]
     for axis, run in zip(axes, runs, strict=True):
@@ -113,7 +113,7 @@ def _a_row_each(
 
 def _lag(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if len(runs) > 1:
-        raise NoDataError("the lag is drawn for one run at a time: name one")
+        raise NoDataError("the lag can be drawn for only one run; select one")
     found = runs[0].analysis
     if found.lag is None or not found.lag.lags:
         reason = found.lag.reason if found.lag is not None else "no layer has a gradient"
@@ -151,7 +151,7 @@ def _compare(runs: list[AnalysedRun], comparison: Comparison | None, width: str)
 
 def _lr_sensitivity(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if comparison is None or not several_rates(comparison.runs, MetricText.of_comparison(comparison)):
-        raise NoDataError("sensitivity to the learning rate needs runs judged by one metric at two base learning rates")
+        raise NoDataError("sensitivity to the learning rate needs runs with the same metric at two base learning rates")
     figure = _figure(width, 2.1)
     draw(figure.subplots(), charts.lr_sensitivity(comparison), legend="best")
     return figure

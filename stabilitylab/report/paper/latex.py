@@ -1,4 +1,4 @@
-"""Tables as LaTeX, for the preamble's ``\\usepackage{booktabs}``."""
+"""Tables in LaTeX. They need ``\\usepackage{booktabs}`` in the preamble."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ESCAPES = {
 
 
 def escape(value: str) -> str:
-    """A name as text: no command in it runs, no line of it ends the table."""
+    """Escape text so that it contains no LaTeX commands and no line breaks."""
     return "".join(_ESCAPES.get(character, character) for character in " ".join(value.split()))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, align: str, caption: str, label: str) -> str:
-    """A floating booktabs table. ``align`` has one letter a column; titles and cells are escaped here."""
+    """A floating booktabs table. ``align`` has one letter per column; caption, titles and cells are escaped."""
     assert all(len(row) == len(titles) == len(align) for row in rows)
     lines = [
         r"\begin{table}[t]",
@@ -41,6 +41,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _minus(cell: str) -> str:
-    """A number's sign is a minus, not a hyphen."""
+    """Typeset the signs of numbers as a minus, not a hyphen."""
     words = cell.split(" ")
     return " ".join(f"${w[0]}${w[1:]}" if w[:1] in "+-" and w[1:2].isdigit() else w for w in words)

@@ -1,4 +1,4 @@
-"""What a figure shows, as a LaTeX table: the numbers with their intervals."""
+"""The numbers of a figure with their intervals as a LaTeX table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stabilitylab.run.analysed import AnalysedRun
 
 
 def numbers_latex(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison | None) -> str:
-    """The table beside a figure of ``kind``. Raises NoDataError where the runs lack the numbers."""
+    """The table for a figure of ``kind``. Raises NoDataError if the runs lack the numbers."""
     if kind == "compare":
         if comparison is None:
             raise NoDataError("a comparison needs at least two runs")
@@ -26,7 +26,7 @@ def numbers_latex(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison
         )
         if not rows:
             raise NoDataError(
-                "sensitivity to the learning rate needs runs judged by one metric at two base learning rates"
+                "sensitivity to the learning rate needs runs with the same metric at two base learning rates"
             )
         return latex.table(titles, rows, align=align, caption=caption, label="tab:stablab-lr")
     if kind == "lag":
@@ -43,13 +43,13 @@ def _lags(run: AnalysedRun) -> str:
     first = run.analysis.lag.source if run.analysis.lag else measured[0].layer
     return latex.table(
         ("layer", "depth", "median lag", "95% interval", "matched"), rows, align="lrrrr",
-        caption=f"{run.series.run}: iterations from a spike in {first} to the matching one", label="tab:stablab-lag",
+        caption=f"{run.series.run}: iterations from a spike in {first} to the matching spike", label="tab:stablab-lag",
     )  # fmt: skip
 
 
 def _interval(row: LayerLag) -> tuple[str, str]:
     median = "" if row.median_lag is None else f"{row.median_lag:g}"
-    return median, "under 5 matches" if row.ci95 is None else f"{row.ci95[0]:g} to {row.ci95[1]:g}"
+    return median, "fewer than 5 matches" if row.ci95 is None else f"{row.ci95[0]:g} to {row.ci95[1]:g}"
 
 
 def _runs(runs: Sequence[AnalysedRun]) -> str:

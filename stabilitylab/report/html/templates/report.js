@@ -1,9 +1,9 @@
 "use strict";
-// Draws the charts in the page's colours; charts of one group zoom together, by mouse or by keys.
+// Draws the charts in the colours of the page. Charts of one group zoom together, with mouse or keyboard.
 (async () => {
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const paper = document.documentElement.classList; // holds "print" while it is printed: light, and as wide as a sheet
+  const paper = document.documentElement.classList; // has the class "print" while printing: light theme, width of the paper
   const sheet = 660;
   const onDark = () => dark.matches && !paper.contains("print");
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -14,7 +14,7 @@
 
   const lighter = { "#0072B2": "#4BA6E3", "#D55E00": "#FF8C42", "#009E73": "#2CC79B" };
 
-  // Colour names stand for the page's own colours; the darker ones are lightened on a dark page.
+  // Colour names refer to the colours of the page; dark colours are lightened in the dark theme.
   function coloured(value) {
     if (value === "ink") return variable("--ink");
     if (value === "page") return variable("--paper");
@@ -39,7 +39,7 @@
       font: { color: variable("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 } };
   }
 
-  // A heat map never has more columns than pixels: where they are pooled, the largest value stands.
+  // Limit the columns of a heat map to the number of pixels by taking the maximum of adjacent columns.
   function fitted(trace, pixels) {
     if (trace.type !== "heatmap" || trace.x.length - 1 <= pixels) return trace;
     const columns = trace.x.length - 1;
@@ -55,12 +55,12 @@
   const node = (id) => document.getElementById(id);
   const drawn = new Set();
   const visible = (id) => node(id).checkVisibility();
-  let range = null; // what the time charts show; null is everything
+  let range = null; // visible range of the time charts; null: everything
   let zooming = false;
 
   async function draw(id) {
     const wanted = layout(charts[id]);
-    // A copy: Plotly writes into what it is given.
+    // Copy, because Plotly modifies its input.
     if (charts[id].group) wanted.xaxis.range = [...(range || charts[id].layout.xaxis.range)];
     const width = paper.contains("print") ? Math.min(sheet, node(id).clientWidth || sheet) : undefined;
     const inside = Math.max(100, (width ?? node(id).clientWidth) - 160);
@@ -75,7 +75,7 @@
     document.documentElement.dataset.drawn = drawn.size;
   }
 
-  // All charts of the group show [first, last], or everything. The chart that was dragged shows it already.
+  // Show [first, last], or everything, in all charts of the group except the one that was dragged.
   async function zoom(to, done) {
     range = to;
     zooming = true;
@@ -104,7 +104,7 @@
     });
   }
 
-  // One chart, then a breath: the page answers while it draws. Folded charts wait until they are opened.
+  // Draw one chart at a time, so that the page stays responsive. Folded charts are drawn when opened.
   let queue = Promise.resolve();
   function drawAll(wanted) {
     queue = queue.then(async () => {
@@ -133,7 +133,7 @@
   for (const [name, printing] of [["beforeprint", true], ["afterprint", false]]) {
     window.addEventListener(name, () => {
       paper.toggle("print", printing);
-      drawn.forEach(draw); // at once: the printer does not wait for a queue
+      drawn.forEach(draw); // synchronously, because printing does not wait
     });
   }
   dark.addEventListener("change", () => drawAll(ids));
