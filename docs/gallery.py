@@ -1,9 +1,10 @@
-"""Makes the pictures of docs/gallery/ from real runs.
+"""Draw the figures of docs/gallery/ from real runs.
 
     python docs/gallery.py [--runs-dir DIR]
 
-Trains what is missing in DIR: the demo's two runs, and the study of Figure 5, a learned against a frozen patch
-projection with 5 seeds at 3 learning rates. Twenty minutes on two idle cores. Then draws; screenshots need Chromium.
+First trains the runs that are missing in DIR: the two runs of the demo, and the study of Figure 5, which compares a
+learned with a frozen patch projection for 5 seeds at 3 learning rates. This takes twenty minutes on two idle cores.
+The screenshots need Chromium.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def draw(runs_dir: Path) -> None:
 
 
 def small(target: Path, picture: bytes, width: int) -> None:
-    """At most ``width`` pixels wide, in 256 colours."""
+    """Save a picture in 256 colours, scaled down to at most ``width`` pixels."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Fills the command line's page with the help text of every command, as `--help` prints it."""
+"""mkdocs hook: insert the help text of every command into the command-line page."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MARKER = "<!-- commands -->"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """mkdocs calls this for each page."""
+    """Called by mkdocs for each page."""
     if page.file.src_uri != "cli.md":
         return markdown
     return markdown.replace(MARKER, "\n\n".join(sections(cli, "stablab")))
 
 
 def sections(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
-    """A heading and the help of a command, then those of its subcommands."""
+    """Yield the heading and help of a command, then those of its subcommands."""
     context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"
     if isinstance(command, click.Group):

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/analyse.md: planted series, and what the analysis finds in them.
+"""Draw the pictures of docs/analyse.md: planted series with the results of the analysis.
 
 python docs/pictures.py
 """
@@ -31,8 +31,8 @@ STYLE = {
 
 
 def planted() -> RunSeries:
-    """Spikes every 300 iterations or so that take five to eleven iterations from the first layer to the last, and an
-    accuracy curve that dips after every third."""
+    """A run with spikes about every 300 iterations, which take five to eleven iterations from the first to the last
+    layer, and an accuracy curve that dips after every third spike."""
     rng = np.random.default_rng(7)
     onsets = np.arange(350, 3800, 290) + rng.integers(-40, 40, 12)
     layers = []
