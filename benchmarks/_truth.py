@@ -1,5 +1,5 @@
-"""Generated truth for the benchmarks: noise, spikes, accuracy curves. Apart from tests/synthetic.py on purpose, with
-other shapes, so that no test tunes the analysis to what is measured here."""
+"""Synthetic data with known truth for the benchmarks: noise, spikes, accuracy curves. It deliberately differs from
+tests/synthetic.py, so that the tests do not tune the analysis to the benchmarks."""
 
 from __future__ import annotations
 

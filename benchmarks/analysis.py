@@ -1,13 +1,12 @@
-"""The whole analysis of a large run, from the store, beside a straightforward pandas version.
+"""Time and memory of the complete analysis of a large run from the store, compared with a simple pandas version.
 
     python benchmarks/analysis.py [--quick]
 
-100,000 iterations x 150 layers (15 million rows) are written to a run with planted waves. Ours: `answer_run`,
-everything (reading, spikes, calibration, episodes, lags by two estimates, dips, a row of a comparison), nothing kept
-before; then again, from the kept answer. "pandas": spikes of single values by the same two medians, written
-straightforwardly with rolling medians, and nothing else: no rows, no calibration, no lag. "pandas, trailing": less
-than that, one trailing median and one trailing spread, a single pass. Each in a process of its own, so that its memory
-is its own; they take turns, and the best of two counts.
+A run of 100,000 iterations x 150 layers (15 million rows) with planted waves is analysed. Ours: `answer_run` with
+everything (reading, spikes, calibration, episodes, lags by two estimates, dips, the row of a comparison), first without
+and then with a cached result. "pandas": spikes of single values from the same two rolling medians, without consecutive
+values, calibration and lag. "pandas, trailing": one trailing median and one trailing spread in a single pass. Each runs
+in its own process, so that memory is measured separately. They alternate, and the better of two rounds counts.
 """
 
 from __future__ import annotations
@@ -62,12 +61,12 @@ def ours(folder: str) -> str:
 
 
 def with_pandas(folder: str) -> str:
-    """The detector's definition as one would write it with pandas; no calibration, no lag, no episodes."""
+    """A direct pandas implementation of the detector's definition, without calibration, lag and episodes."""
     return _pandas(folder, _events_by_definition)
 
 
 def trailing_pandas(folder: str) -> str:
-    """Less than the definition: one pass, a trailing median alone, spikes in their own baseline's way."""
+    """A simpler detector: one pass and one trailing median, with spikes included in the baseline."""
     return _pandas(folder, _events_trailing)
 
 
@@ -87,7 +86,7 @@ def _events_trailing(x: pd.Series[float]) -> int:
 
 
 def _events_by_definition(x: pd.Series[float]) -> int:
-    """Medians of the last and of the next 200 unflagged values, the noisier of two scales, both signs, two passes."""
+    """Medians of the previous and the next 200 unflagged values, the larger of two scales, both signs, two passes."""
     flagged = pd.Series(False, index=x.index)
     for _ in range(2):
         y = x[~flagged]
@@ -123,7 +122,7 @@ def _child(work: Callable[[str], str], folder: str, out: Connection) -> None:
 
 
 def measured(work: Callable[[str], str], folder: Path) -> tuple[float, float, float, str]:
-    """Wall seconds, processor seconds, peak GB, and what came out."""
+    """Wall seconds, processor seconds, peak GB and the result."""
     here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, str(folder), there))
     process.start()
@@ -146,7 +145,7 @@ def main(iterations: int, num_layers: int, rounds: int) -> None:
             "pandas": [],
             "pandas, trailing": [],
         }
-        for _ in range(rounds):  # in turns: what else the machine does hits both
+        for _ in range(rounds):  # alternating, so that other load affects both
             for file in (run / "analysis").glob("*.json"):
                 file.unlink()
             runs["ours"].append(measured(ours, run))

@@ -2,8 +2,8 @@
 
     python benchmarks/blame.py [--batches 20] [--iterations 200] [--runs-dir DIR]
 
-Trains a small MoCo v3, SimCLR and BYOL on digits, plants one image in each of some batches, and ranks them by part and
-by novelty, in the first layer and in the last block. A batch of 64: chance ranks first one in 64.
+Trains a small MoCo v3, SimCLR and BYOL on digits, plants one image in each of several batches, and ranks the images by
+part and by novelty, in the first layer and in the last block. With a batch of 64, chance ranks it first in 1 of 64.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Comparison of mitigations: what identical groups are called, what intervals cover, how many seeds it takes.
+"""Comparison of mitigations: error rate for identical groups, coverage of intervals, number of seeds needed.
 
     python benchmarks/compare.py [--quick]
 
-Final kNN of runs paired by seed: a seed effect both runs share, and noise of their own, normal, heavy-tailed (t3)
-or skewed (log-normal). Through the public door, compare_runs.
+Simulates the final kNN of runs paired by seed: an effect of the seed shared by both runs plus independent noise, which
+is normal, heavy-tailed (t3) or skewed (log-normal). Uses the public function compare_runs.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""The spike detector on generated truth, beside other people's rules and a naive 3 sigma.
+"""The spike detector on synthetic data, compared with published rules and a naive 3-sigma rule.
 
     python benchmarks/detection.py [--quick]
 
-1. False events on noise alone, per 10,000 iterations, for rates asked of 1 and 0.1. Ours must stay within a factor 2.
-2. Recall by spike height in noise sd, widths 1 to 50, onset within 3 iterations. Every rule is given the threshold at
-   which it, too, opens one false event per 10,000 on the noise where it opens most: the rate asked for is a promise
-   for whatever noise a run has. "mad" is our score alone with such a threshold: no tail fitted, no rows.
-3. The same at 8 sd by width, and the most that any detector could find of single iterations in independent noise: the
-   likelihood ratio's share (Neyman and Pearson), told the noise's law, the height and the width.
-4. Precision and recall by ratio, x1.5 to x30, on drifting series with a warm-up and level shifts, as published.
+1. False events on pure noise, per 10,000 iterations, at target rates of 1 and 0.1. Ours must stay within a factor of 2.
+2. Recall by spike height in noise sd, for widths 1 to 50, with onsets within 3 iterations. Every rule gets the
+   threshold at which it also opens one false event per 10,000 on its worst noise, because the target rate must hold
+   for any noise. "mad" is our score with such a threshold, without a fitted tail and without consecutive values.
+3. The same at 8 sd by width, and the upper bound for single iterations in independent noise: the recall of the
+   likelihood ratio test (Neyman-Pearson), which knows the noise distribution, the height and the width.
+4. Precision and recall by ratio, x1.5 to x30, on drifting series with warmup and level shifts, with published settings.
 
-The ratio rule (a spike at least doubles the norm) is off in 1 to 3, so that the threshold stands alone.
+The ratio rule (a spike at least doubles the norm) is disabled in 1 to 3, so that only the threshold is tested.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ LEVEL = 0.05
 
 
 def events(score: np.ndarray, threshold: float) -> np.ndarray:
-    """Onsets of stretches at or above ``threshold``; gaps of up to 3 are bridged."""
+    """Onsets of runs of values at or above ``threshold``; gaps of up to 3 are bridged."""
     at = np.flatnonzero(score >= threshold)
     return at[np.diff(at, prepend=-10) > 4]
 
 
 def scores(x: np.ndarray) -> dict[str, np.ndarray]:
-    """Every rule's score of one series of log norms."""
+    """The score of every rule for one series of log norms."""
     found = {rule: published_score(np.exp(x), rule, 50)[0] for rule in RULES}
     return found | {"mad": detect(layer(x), OURS).score.astype(np.float64)}
 
@@ -80,7 +80,7 @@ def false_events(runs: int, n: int) -> bool:
 
 
 def tuned(runs: int, n: int) -> dict[str, float]:
-    """Each rule's threshold for one false event per 10,000 on its worst noise."""
+    """The threshold of each rule for one false event per 10,000 on its worst noise."""
     worst = dict.fromkeys((*RULES, "mad"), 0.0)
     for kind, phi in NOISES:
         draws = [SD * ar_noise(np.random.default_rng([2, s]), n, kind=kind, phi=phi) for s in range(runs)]
@@ -107,14 +107,14 @@ def with_spikes(
 
 
 def hits(found: Sequence[int] | np.ndarray, onsets: np.ndarray, within: int = 3) -> np.ndarray:
-    """Which of ``onsets`` have an event that opens at most ``within`` away."""
+    """A mask of the ``onsets`` with an event that opens at most ``within`` iterations away."""
     if len(found) == 0:
         return np.zeros(len(onsets), dtype=bool)
     return np.abs(np.asarray(found)[:, None] - onsets).min(axis=0) <= within
 
 
 def sign_test(other: np.ndarray, mine: np.ndarray) -> float:
-    """p of ``other`` finding more: one-sided, over the spikes that only one of the two finds."""
+    """One-sided p-value that ``other`` finds more, from the spikes that only one of the two finds."""
     theirs, ours = int((other & ~mine).sum()), int((mine & ~other).sum())
     return float(stats.binom.sf(theirs - 1, theirs + ours, 0.5)) if theirs else 1.0
 
@@ -156,7 +156,7 @@ def recall(runs: int, n: int) -> bool:
 
 
 def most_of_one(kind: str, height: float, rate: float = 1e-4) -> float:
-    """Recall of single iterations by the best test there is: where spikes are likeliest, for ``rate`` of noise."""
+    """Recall of the optimal test for single iterations (likelihood ratio) at a false-alarm rate of ``rate``."""
     grid = np.linspace(-60, 60 + height, 400_001)
     law = stats.norm() if kind == "normal" else stats.t(3, scale=1 / np.sqrt(3))
     noise, spike = law.pdf(grid), law.pdf(grid - height)
@@ -181,7 +181,7 @@ def by_width(runs: int, n: int, height: float = 8) -> None:
 
 
 def drifting(seed: int, n: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """Warm-up, cosine decay, a slow wander, three level shifts, and noise of a kind drawn anew."""
+    """A series with warmup, cosine decay, slow drift, three level shifts, and a randomly chosen kind of noise."""
     rng = np.random.default_rng([4, seed])
     kind, phi = NOISES[seed % len(NOISES)]
     t = np.arange(n)
@@ -218,7 +218,7 @@ def speed(n: int) -> None:
     x, _ = with_spikes(0, n, "normal", 0.5, 12)
     series = layer(x)
     detecting, median = [], []
-    for _ in range(3):  # interleaved: the machine's noise hits both
+    for _ in range(3):  # interleaved, so that other load affects both
         started = time.perf_counter()
         detect_spikes(series)
         detecting.append(time.perf_counter() - started)

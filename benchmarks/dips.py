@@ -1,12 +1,12 @@
-"""Dips of simulated kNN curves with binomial noise: precision and recall by depth, length and sampling.
+"""Dip detection on simulated kNN curves with binomial noise: precision and recall by depth, length and sampling.
 
     python benchmarks/dips.py [--quick]
 
-Curves of 60 to 400 evaluations that rise (fast, slowly, or hardly), level off, and are evaluated at regular or
-irregular iterations, on 200 to 10,000 images, some values missing. Dips are square or recover exponentially, 4 to 12
-standard errors deep, 3 to 20 evaluations long. A found dip is right where it overlaps a planted one. A single
-evaluation 4 standard errors down cannot be told from chance with 0.95 recall by anybody: it stands 4 +- 1 down. It is
-printed, apart.
+Curves of 60 to 400 evaluations rise (quickly, slowly or hardly) and level off. They are evaluated at regular or
+irregular iterations on 200 to 10,000 images, with some values missing. Dips are square or recover exponentially; they
+are 4 to 12 standard errors deep and 3 to 20 evaluations long. A detected dip is correct if it overlaps a planted one.
+Dips of a single evaluation are listed separately: at a depth of 4 +- 1 standard errors, no method can reach a recall of
+0.95.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LENGTHS = ((1, 1), (2, 2), (3, 5), (6, 20))
 
 
 def curve(seed: int, depth: tuple[float, float], length: tuple[int, int]) -> tuple[EvalCurve, list[tuple[int, int]]]:
-    """A curve and the first and last iteration of each planted dip."""
+    """A curve, and the first and last iteration of each planted dip."""
     rng = np.random.default_rng([5, seed])
     n = int(rng.integers(60, 401))
     gaps = np.full(n, 10) if seed % 2 else rng.integers(3, 40, n)
@@ -43,9 +43,9 @@ def curve(seed: int, depth: tuple[float, float], length: tuple[int, int]) -> tup
         error = np.sqrt(truth[at] * (1 - truth[at]) / images)
         drop = max(rng.uniform(*depth) * error, 0.012)
         shape = np.ones(width)
-        if rng.random() < 0.3 and width > 3:  # falls at once, comes back bit by bit
+        if rng.random() < 0.3 and width > 3:  # drops at once and recovers gradually
             shape = np.exp(-np.arange(width) / (width / 2.5))
-        # As the definition has it: below what was reached, however steeply the curve climbs.
+        # As in the definition: below the level reached before, however steep the curve is.
         truth[at : at + width] = np.minimum(truth[at : at + width], truth[at - 1] - drop * shape)
         places.append((int(iteration[at]), int(iteration[at + width - 1])))
         at += width + int(rng.integers(30, 80))
@@ -61,7 +61,7 @@ def overlap(dip: Dip, place: tuple[int, int], slack: int = 20) -> bool:
 
 
 def score(runs: int, depth: tuple[float, float], length: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Found, planted, right, reported."""
+    """Numbers of found, planted, correct and reported dips."""
     hits = planted = right = reported = 0
     for seed in range(runs):
         measured, places = curve(seed, depth, length)

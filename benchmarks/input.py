@@ -1,9 +1,9 @@
-"""The input pipeline for photos: processor time an image, shared memory, and the list of files.
+"""The input pipeline for photos: processor time per image, shared memory, and the list of files.
 
     python benchmarks/input.py [--quick]
 
-Ours against the transforms of MoCo v3's release, written with torchvision and Pillow as a user would: both views of a
-500 x 375 JPEG in one process, interleaved, processor time. Ours must be at least 1.2 times as fast.
+Compares our pipeline with the transforms of the MoCo v3 release in torchvision and Pillow: processor time for both
+views of a 500 x 375 JPEG, interleaved in one process. Ours must be at least 1.2 times as fast.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def speed(folder: Path, rounds: int) -> float:
         views_of_file(path, views, 224, np.random.default_rng([0, 1, 2, i]))
 
     def ours_to_float(path: Path, i: int) -> None:
-        """With the normalisation that ours leaves to the device, for a CPU training."""
+        """Our pipeline with the normalisation that it otherwise leaves to the device, as for training on the CPU."""
         pair = torch.stack(views_of_file(path, views, 224, np.random.default_rng([0, 1, 2, i])))
         (pair.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
@@ -96,7 +96,7 @@ def speed(folder: Path, rounds: int) -> float:
 
 
 def shared_memory(folder: Path, batch: int, workers: int) -> None:
-    """The most that lies in /dev/shm while a consumer is slower than the workers, and what batch 4096 would need."""
+    """Peak use of /dev/shm with a consumer slower than the workers, and the memory that a batch of 4096 needs."""
     config = resolve(
         {
             "data": {"name": f"imagefolder:{folder}", "workers": workers},
@@ -115,7 +115,7 @@ def shared_memory(folder: Path, batch: int, workers: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     for number, _ in enumerate(batches.iterate(0, 3)):
-        time.sleep(2.0 if number == 0 else 0.0)  # the workers run ahead as far as they may
+        time.sleep(2.0 if number == 0 else 0.0)  # let the workers prefetch as much as they can
     done.set()
     watcher.join()
     chunk = CHUNK * 2 * 224 * 224 * 3

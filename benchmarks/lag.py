@@ -1,12 +1,12 @@
-"""Lag: does the 95% interval cover the truth, how wide is it, and how often does chance look like a lag?
+"""Lag estimation: coverage and width of the 95% interval, and the false-positive rate for unrelated layers.
 
     python benchmarks/lag.py [--quick]
 
-Series of two layers, 6,000 iterations, AR(1) noise of normal or t3 shocks, 12 to 40 spikes in the first layer. Each
-reaches the last layer after a planted lag of -40 to +60 iterations, with a jitter of sd 0 to 5; 25% never arrive, and
-as many arise there of themselves. Ramps: spikes that take 4 to 12 iterations to rise, 0.4 times as high in the last
-layer. Unrelated: the same with no relation between the layers. Fails where an interval covers the truth in less than
-93%, or chance has p < 0.05 in more than 6.5%.
+Series of two layers over 6,000 iterations with AR(1) noise (normal or t3 shocks) and 12 to 40 spikes in the first
+layer. Each spike reaches the last layer after a planted lag of -40 to +60 iterations with a jitter of sd 0 to 5; 25%
+never arrive, and the last layer has as many spikes of its own. Ramps: spikes rise over 4 to 12 iterations and are 0.4
+times as high in the last layer. Unrelated: the same without a relation between the layers. Fails if intervals cover
+the truth in less than 93%, or p < 0.05 in more than 6.5% of unrelated pairs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COVERED, BY_CHANCE = 0.93, 0.065
 
 
 def two_layers(seed: int, *, related: bool, n: int = N) -> tuple[RunAnalysis, int]:
-    """A run with planted truth, analysed, and the lag that was planted."""
+    """The analysis of a run with planted spikes, and the planted lag."""
     rng = np.random.default_rng([20_217, seed, related])
     kind, phi = str(rng.choice(["normal", "t3"])), float(rng.choice([0.0, 0.5, 0.9]))
     first, last = (0.2 * ar_noise(rng, n, kind=kind, phi=phi) for _ in range(2))
@@ -50,7 +50,7 @@ def analyzed(first: np.ndarray, last: np.ndarray) -> RunAnalysis:
 
 
 def two_ramped_layers(seed: int, n: int = N) -> tuple[Lag, int]:
-    """Spikes of unlike heights that rise slowly: where each is timed decides the lag."""
+    """Spikes of different heights that rise slowly, so that the lag depends on how onsets are timed."""
     rng = np.random.default_rng([20_218, seed])
     kind, phi = str(rng.choice(["normal", "t3"])), float(rng.choice([0.0, 0.5, 0.9]))
     first, last = (0.2 * ar_noise(rng, n, kind=kind, phi=phi) for _ in range(2))
@@ -77,7 +77,7 @@ def ramps(runs: int) -> bool:
 
 
 def planted(runs: int) -> bool:
-    """Series are drawn until ``runs`` of them have an interval."""
+    """Draw series until ``runs`` of them have an interval."""
     lags: list[tuple[Lag, int]] = []
     while sum(x.ci95 is not None for x, _ in lags) < runs:
         found, lag = two_layers(len(lags), related=True)

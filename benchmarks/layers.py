@@ -1,13 +1,13 @@
-"""What the recorder takes for a layer, over models of timm, torchvision and transformers, held against the truth.
+"""The layers that the recorder finds in models of timm, torchvision and transformers, compared with the truth.
 
     python benchmarks/layers.py [--only NAME] [--markdown docs/layers.md]
 
-Random weights, nothing is downloaded, some minutes on one thread. For each model: the blocks that the architecture has
-(counted by the pattern of their names, written down here by hand), the layers found, those that merge two blocks or
-split one, the first and the last layer, inversions of the order against the order in which parameters are first used
-by an operation (seen by a TorchFunctionMode, not by hooks), the largest share of parameters in one layer, and the
-largest relative error of a norm against autograd. The exit code is 1 if a block is merged or split, an order inverted
-or a norm off by more than 1e-4.
+Models have random weights; nothing is downloaded. Takes some minutes on one thread. For each model it prints: the
+number of blocks (counted by the name patterns below), the number of layers, layers that merge or split blocks, the
+first and the last layer, inversions relative to the order in which operations first use the parameters (observed with
+a TorchFunctionMode, not with hooks), the largest share of parameters in one layer, and the largest relative error of a
+norm compared with autograd. The exit code is 1 if a block is merged or split, an order is inverted, or a norm is off
+by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ TEXT: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 class FirstUse(TorchFunctionMode):
-    """When each parameter is first an argument of an operation."""
+    """Records when each parameter is first used by an operation."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class FirstUse(TorchFunctionMode):
 
 
 def row(name: str, model: nn.Module, loss_of: Callable[[nn.Module], Tensor], pattern: str, folder: Path) -> list[Any]:
-    """One line of the table."""
+    """A row of the table."""
     model.train()
     truth = FirstUse(model)
     with warnings.catch_warnings(), stabilitylab.record(model, run=re.sub(r"\W", "_", name), runs_dir=folder) as rec:

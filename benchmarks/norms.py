@@ -1,9 +1,10 @@
-"""Errors and times of the recorder's L2 norm on the CPU, by size, beside torch.dot and torch.linalg.vector_norm.
+"""Error and time of the recorder's L2 norm on the CPU by size, compared with torch.dot and torch.linalg.vector_norm.
 
     python benchmarks/norms.py [--threads N] [--dtype float32] [--largest 2e8]
 
-Run it under ``ATEN_CPU_CAPABILITY=default``, ``avx2`` and without, to see what depends on the processor. Times are the
-lowest of interleaved rounds, per tensor, of as many tensors at once as make ten million entries, up to 100.
+Run it with ``ATEN_CPU_CAPABILITY=default``, ``avx2`` and unset, to see what depends on the processor. Times are per
+tensor and the minimum over interleaved rounds; each call measures tensors with ten million entries in total, at most
+100.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stabilitylab.recording.norms import Kinds, l2_norms
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 200_000_000)
 
 
-KINDS = Kinds()  # kept from one call to the next, as the recorder keeps it
+KINDS = Kinds()  # reused between calls, as in the recorder
 
 
 def by_recorder(tensors: Sequence[Tensor]) -> Tensor:
@@ -43,7 +44,7 @@ WAYS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 
 
 def exact(tensor: Tensor) -> float:
-    """In double precision, a part at a time."""
+    """The norm in double precision, computed in parts."""
     return sum(float(part.double().square().sum()) for part in tensor.split(1 << 22)) ** 0.5
 
 

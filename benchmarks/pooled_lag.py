@@ -2,10 +2,10 @@
 
     python benchmarks/pooled_lag.py [--quick]
 
-Runs of 1,200 iterations. Related: 1 to 5 spikes reach the last layer after a planted lag of 0 to 40, with a jitter of
-sd 0 to 4 and a deviation of sd 0 to 2 common to a run's spikes; each layer has as many spikes of its own. Unrelated:
-the same numbers of spikes anywhere. Fails where an interval covers in less than 93%, or chance has p < 0.05 in more
-than 6.5%, or a direction is told of unrelated layers in more.
+Runs of 1,200 iterations. Related: 1 to 5 spikes reach the last layer after a planted lag of 0 to 40 with a jitter of
+sd 0 to 4, plus a deviation of sd 0 to 2 common to the spikes of a run; each layer also has as many unrelated spikes.
+Unrelated: the same number of spikes at random positions. Fails if intervals cover the truth in less than 93%, or if
+unrelated layers have p < 0.05 or a claimed direction in more than 6.5%.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def table(draws: int) -> bool:
         for matches in MATCHES:
             rng = np.random.default_rng([17, runs, matches])
             found = [drawn(rng, runs, matches, related=True) for _ in range(draws)]
-            # A lag is told where the pairing is beyond chance: elsewhere the verdict is inconclusive.
+            # A lag is reported only if there are more matches than by chance; otherwise the verdict is inconclusive.
             told = [(x.ci95, lag) for x, lag in found if x.ci95 and x.p_value is not None and x.p_value < 0.05]
             given = np.mean([x.ci95 is not None for x, _ in found])
             covers = np.mean([low <= lag <= high for (low, high), lag in told]) if told else np.nan

@@ -1,10 +1,10 @@
-"""Other people's logs: what one plain command makes of each, and what the analysis finds.
+"""Import real logs with one command each, and analyse them.
 
     python benchmarks/real_logs.py --real DIR [--write docs/import.md]
 
-Every file and folder of DIR, README apart, is imported with `stablab import auto` into a temporary folder and analysed.
-Prints a table in Markdown; `--write` puts it into a page, between the lines `<!-- real logs -->` and `<!-- end -->`.
-Exits with 1 if an import or an analysis fails for a reason other than missing gradients.
+Every file and folder in DIR except the README is imported with `stablab import auto` into a temporary folder and
+analysed. Prints a Markdown table; `--write` inserts it into a page between the lines `<!-- real logs -->` and `<!-- end
+-->`. Exits with 1 if an import or an analysis fails for a reason other than missing gradients.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def row(path: Path, made: Imported) -> str:
-    """One line of the table."""
+    """A row of the table."""
     name = path.name + (f" ({made.run})" if made.run else "")
     counts = f"{made.format}: {made.rows:,} rows, {_layers(made)}"
     said = "; ".join(note.text for note in made.notes if note.kind in SAID)
@@ -72,7 +72,7 @@ def _count(number: int, what: str) -> str:
 
 
 def in_words(found: RunAnalysis) -> str:
-    """What the analysis of a run says, in a line."""
+    """The analysis of a run in one line."""
     parts = []
     unjudged = [note for note in found.notes if "to judge a spike" in note]
     if unjudged:

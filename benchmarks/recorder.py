@@ -1,11 +1,11 @@
-"""What recording costs: step-time ratios against the bare loop, beside other ways to log, and bytes on disk.
+"""The cost of recording: step time relative to a plain loop, compared with other loggers, and bytes on disk.
 
     python benchmarks/recorder.py [--quick] [--device cuda]
 
-Rounds are interleaved and the median over rounds is shown. Others are measured where they are installed
-(``pip install 'stabilitylab[bench]'``). Ours may cost 3% on a CPU and 1% on a GPU; time in our own call may be 1.3
-times that of the bare foreach kernels for the same signals and one copy; disk 12 bytes a layer, iteration and pair of
-norms. Above one of them the exit code is 1, but with ``--quick``.
+Rounds are interleaved and the median over rounds is shown. Other loggers are measured if they are installed (``pip
+install 'stabilitylab[bench]'``). Limits: 3% overhead on a CPU and 1% on a GPU; 1.3 times the time of the plain foreach
+kernels for the same signals plus one copy; 12 bytes on disk per layer, iteration and pair of norms. The exit code is 1
+if a limit is exceeded, except with ``--quick``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Start = tuple[str, Callable[[nn.Module, Path], contextlib.AbstractContextManager
 
 
 class Wide(nn.Module):
-    """1,000 parameter tensors, of 128 x 128 and 128."""
+    """A model with 1,000 parameter tensors of 128 x 128 and 128 entries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def vit() -> nn.Module:
 
 
 class Language(nn.Module):
-    """GPT-2 of 12 blocks of 256, on 64 tokens."""
+    """GPT-2 with 12 blocks of width 256, on 64 tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def bare(model: nn.Module, folder: Path) -> Iterator[Log]:
 
 @contextlib.contextmanager
 def ours(model: nn.Module, folder: Path) -> Iterator[Log]:
-    # The default flushes every 5 seconds of training. Here others train in between, for five times as long.
+    # The default flushes every 5 seconds. Here other loops run in between, so the interval is five times as long.
     with stabilitylab.record(model, run="ours", runs_dir=folder, granularity="param", flush_seconds=30) as rec:
         yield lambda iteration, loss: rec.step(loss=loss)
 
@@ -92,7 +92,7 @@ def six(model: nn.Module, folder: Path) -> Iterator[Log]:
 
 @contextlib.contextmanager
 def foreach(model: nn.Module, folder: Path) -> Iterator[Log]:
-    """The bare kernels for the same signals, and one copy."""
+    """The plain foreach kernels for the same signals, plus one copy."""
     parameters = list(model.parameters())
 
     def log(iteration: int, loss: Tensor) -> None:
@@ -159,7 +159,7 @@ def contestants() -> dict[str, Callable[[nn.Module, Path], contextlib.AbstractCo
 
 
 class Loop:
-    """A training loop of its own with one way to log."""
+    """A training loop with one logger."""
 
     def __init__(self, model: nn.Module, x: Tensor, start: Any, folder: Path, close: ExitStack) -> None:
         self.model, self.x = copy.deepcopy(model).to(x.device), x
@@ -169,13 +169,13 @@ class Loop:
         self.iteration = 0
 
     def run(self, steps: int) -> tuple[float, float]:
-        """Seconds a step, and of those in the call that logs."""
+        """Seconds per step, and the part of it in the logging call."""
         inside = 0.0
         started = time.perf_counter()
         for _ in range(steps):
             loss = self.model(self.x).square().mean()
             loss.backward()
-            if self.x.is_cuda:  # or the call would wait for the backward pass
+            if self.x.is_cuda:  # otherwise the call would wait for the backward pass
                 torch.cuda.synchronize()
             before = time.perf_counter()
             self.log(self.iteration, loss.detach())
@@ -197,7 +197,7 @@ def compare(title: str, model: nn.Module, x: Tensor, rounds: int, steps: int) ->
         loops = {name: Loop(model, x, start, folder, stack) for name, start in contestants().items()}
         fast = [name for name in loops if name not in SLOW]
         bare_steps = []
-        # The slow ones come last: what they leave behind (processes, caches) slows whoever comes next.
+        # Slow loggers run last, because what they leave behind (processes, caches) slows the next one.
         for turn, names in [(n, fast) for n in range(rounds + 1)] + [(n, ["bare loop", *SLOW]) for n in range(3)]:
             for name in names:
                 if name not in loops:
@@ -205,7 +205,7 @@ def compare(title: str, model: nn.Module, x: Tensor, rounds: int, steps: int) ->
                 step, inside = loops[name].run(1 if name in SLOW else steps)
                 if name == "bare loop":
                     bare_steps.append(step)
-                if turn:  # the first warms up
+                if turn:  # the first is for warmup
                     ratios.setdefault(name, []).append(step / bare_steps[-1])
                     own.setdefault(name, []).append(inside)
     tensors = sum(1 for _ in model.parameters())
@@ -220,7 +220,7 @@ def compare(title: str, model: nn.Module, x: Tensor, rounds: int, steps: int) ->
 
 
 def disk(layers: int = 152, iterations: int = 5000) -> dict[str, float]:
-    """Bytes a row of two norms takes in the finished file. The norms are noise: nothing in them can be compressed."""
+    """Bytes per row of two norms in the finished file. The norms are random, so they cannot be compressed."""
     rng = np.random.default_rng(0)
     ids = np.arange(layers)
     with tempfile.TemporaryDirectory() as temporary:

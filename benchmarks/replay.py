@@ -1,9 +1,9 @@
-"""Does a replayed iteration give the recorded gradient norms bit for bit, and what does another processor change?
+"""Are the gradient norms of replayed iterations bit-identical to the recorded ones, also on another processor?
 
     python benchmarks/replay.py [--count 20] [--iterations 200]
 
-Records a small run, replays random iterations of it from its checkpoints, and once more in a process without vector
-instructions (ATEN_CPU_CAPABILITY=default).
+Records a small run and replays random iterations from its checkpoints, first in this process and then in one without
+vector instructions (ATEN_CPU_CAPABILITY=default).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The report of a long, deep run: file size, time to build, time until Chromium answers.
+"""The report of a long run of a deep model: file size, build time, and time until Chromium responds.
 
     python benchmarks/report.py [--quick]
 
-100,000 iterations of 150 layers, spikes planted in every layer. Building is beside one rolling median over the same
-series in the same process, so that the ratio means something on any machine. In Chromium (network off), the first
-chart is up when it can be zoomed; the page is complete when the last is drawn.
+100,000 iterations of 150 layers with spikes planted in every layer. The build time is compared with one rolling median
+over the same series in the same process, so that the ratio is comparable across machines. In Chromium (without
+network), the first chart counts as ready when it can be zoomed; the page is complete when the last chart is drawn.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MEBIBYTE = 2**20
 
 
 def long_run(iterations: int, layers: int) -> AnalysedRun:
-    """Noise with a spike every 1,000 iterations in every layer, 1 iteration later a layer. Spikes are given, not
-    searched: the analysis has a benchmark of its own."""
+    """Noise with a spike every 1,000 iterations, which reaches the next layer 1 iteration later. Spikes are given, not
+    detected: analysis.py measures the analysis."""
     names = ["patch_embed", *(f"blocks.{n}" for n in range(layers - 2)), "predictor"]
     series, onsets = [], {}
     x = noise(iterations, seed=0, phi=0.5)
@@ -78,7 +78,7 @@ def main(iterations: int, layers: int) -> None:
         with tempfile.TemporaryDirectory() as folder, Browser(Path(folder) / "profile") as browser:
             file = Path(folder) / "long.html"
             file.write_text(page, encoding="utf-8")
-            browser.open(file)  # once, to warm the browser up
+            browser.open(file)  # warm up the browser
             browser.open(file)
             first, last = (
                 browser.value(f"performance.getEntriesByName('{mark}')[0].startTime / 1000")

@@ -1,11 +1,12 @@
-"""Resolution: what the lag says where not every iteration is recorded.
+"""Lag estimation if not every iteration is recorded.
 
     python benchmarks/resolution.py [--quick]
 
-Two layers, 40,000 iterations, 80 spikes that decay over 40 iterations, 3 to 12 times the usual norm in each layer by
-itself; the last layer's follow the first's after a planted lag of 0 to 60. Recorded every 1 to 50 iterations: single
-iterations, means over the step, or the maximum of each bucket. "not said": means that the log does not declare. Fails
-where an interval covers the truth in less than 93%, or a verdict claims an order of a lag below the recording step.
+Two layers over 40,000 iterations with 80 spikes that decay over 40 iterations; their heights, drawn independently in
+each layer, are 3 to 12 times the usual norm. Spikes of the last layer follow those of the first after a planted lag of
+0 to 60. Recorded every 1 to 50 iterations: single iterations, means over the step, or the maximum of each bucket. "not
+said": means that the log does not declare as such. Fails if intervals cover the truth in less than 93%, or if a
+verdict claims an order although the lag is below the recording step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COVERED = 0.93
 
 
 def two_layers(seed: int, lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """Norms (N,) of the first and the last layer."""
+    """The norms (N,) of the first and the last layer."""
     rng = np.random.default_rng([16, seed, lag])
     phi = float(rng.choice([0.0, 0.5]))
     first, last = (np.exp(0.12 * ar_noise(rng, N, phi=phi)) for _ in range(2))
@@ -45,7 +46,7 @@ def two_layers(seed: int, lag: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def recorded(x: np.ndarray, step: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of ``x`` that a log with such a step holds."""
+    """The rows of ``x`` in a log with such a step."""
     blocks = x[: len(x) // step * step].reshape(-1, step)
     value = {"sampled": blocks[:, 0], "bucket": blocks.max(1)}.get(kind, blocks.mean(1))
     return np.arange(len(blocks)) * step, value

@@ -1,12 +1,12 @@
-"""How often studies that add seeds in turn err: looks at 5, 10, 15 and 20 seeds with intervals of 99.83%,
-99.33%, 98.5% and 97.33% (`look_levels`), beside 95% at every look and beside 20 seeds at once.
+"""Error rates of sequential studies: looks at 5, 10, 15 and 20 seeds with intervals of 99.83%, 99.33%, 98.5% and 97.33%
+(`look_levels`), compared with 95% intervals at every look and with 20 seeds at a single look.
 
     python benchmarks/sequential.py [--studies 4000]
 
-Differences are in units of the smallest effect of interest, whose spread over seeds is 1 or 2 such units. The truth
-is no effect, half of the smallest, the smallest, or twice it. Errors: ``higher`` reproduced where there is no effect,
-or contradicted where there is at least the smallest; ``equal`` reproduced where there is at least the smallest, or
-contradicted where there is none. For shares the limit is 0.2.
+Differences are in units of the smallest effect of interest; their standard deviation over seeds is 1 or 2 units. The
+true effect is 0, 0.5, 1 or 2. Errors: ``higher`` is reproduced although there is no effect, or contradicted although
+the effect is at least 1; ``equal`` is reproduced although the effect is at least 1, or contradicted although there is
+none. For shares, the limit is 0.2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPREADS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]]
 
 
 def every_look(values: np.ndarray, direction: str) -> tuple[str, int]:
-    """95% at every look, without a correction."""
+    """95% intervals at every look, without correction."""
     for look in LOOKS:
         verdict = decide(values[:look], direction, 1.0).verdict
         if verdict != "inconclusive":

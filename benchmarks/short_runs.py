@@ -1,10 +1,10 @@
-"""Short runs: false events and recall where thresholds are shared by the layers of a run, beside z = 6.
+"""Short runs: false events and recall with thresholds shared by the layers of a run, compared with z = 6.
 
     python benchmarks/short_runs.py [--quick]
 
-Runs of 200 to 1,000 iterations, 11 layers, the noises of `detection.py`. Rates are per 10,000 iterations and layer,
-asked for 1. Recall: one spike of 1 to 10 iterations, 6 or 10 noise sd high, in each layer. Fails where a rate is above
-2.
+Runs of 200 to 1,000 iterations with 11 layers and the kinds of noise in `detection.py`. Rates are per 10,000
+iterations and layer; the target is 1. Recall: one spike of 1 to 10 iterations, 6 or 10 noise sd high, in each layer.
+Fails if a rate is above 2.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stable answers: how many events that are told of a run at length n are still told at 2n?
+"""Stability of results: how many events reported after n iterations are still reported after 2n?
 
     python benchmarks/survival.py [--quick] [--real DIR]
 
-Eleven layers of generated noise with planted spikes, cut at 400 to 6,400 iterations and at twice that. "settled" leaves
-out events within 200 iterations of the end, which `stablab watch` marks as provisional; "told later" counts settled
-events of the longer run that the shorter one did not have. --real: a folder of runs as Parquet (layers and
-layer_stats). Fails where less than 95% of the settled events survive from 1,600 iterations on.
+Eleven layers of synthetic noise with planted spikes, cut at 400 to 6,400 iterations and at twice that length.
+"settled" excludes events within 200 iterations of the end, which `stablab watch` marks as provisional; "told later"
+counts settled events of the longer run that were not reported in the shorter one. --real: a folder of runs as Parquet
+(layers and layer_stats). Fails if less than 95% of the settled events survive, from 1,600 iterations on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROVISIONAL = SETTINGS.window
 
 
 def generated(seed: int, n: int, kind: str, phi: float) -> list[LayerSeries]:
-    """Layers with a spike every 300 iterations, 3 to 12 noise sd high, of which all but the least double the norm."""
+    """Layers with a spike every 300 iterations, 3 to 12 noise sd high; all but the smallest double the norm."""
     rng = np.random.default_rng([6, seed])
     layers = []
     for depth in range(11):

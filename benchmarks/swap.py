@@ -1,9 +1,10 @@
-"""How often `stablab cause swap` tells a planted bad batch and a planted bad state rightly.
+"""How often `stablab cause swap` correctly identifies a planted bad batch and a planted bad state.
 
     python benchmarks/swap.py [--count 20]
 
-Small MoCo v3 runs of different seeds. Bad batch: one batch's loss counts twenty times (images alone hardly move a
-self-supervised gradient). Bad state: the blocks' weights are kicked in a checkpoint, and training resumes from it.
+Small MoCo v3 runs with different seeds. Bad batch: the loss of one batch is multiplied by twenty (images alone hardly
+change a self-supervised gradient). Bad state: the weights of the blocks are perturbed in a checkpoint, from which
+training resumes.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Our training step beside the authors': the same numbers over five steps, and the time of a step.
+"""Compare our training step with the authors': equal results over five steps, and the time per step.
 
     python benchmarks/train.py [--quick] [--device cuda] [--compile] [--official DIR]
 
-DIR is a checkout of facebookresearch/moco-v3, whose moco/builder.py makes the step; without one, a reference step in
-this file follows the paper's Algorithm 1. Neither logs anything. Both train the same encoder on the same views with
-AdamW. Ours is timed with and without recording every layer, interleaved with theirs; what counts is processor time on a
-CPU and wall time on a GPU. Ours, recording, must take at most 0.9 times theirs. ``--compile`` compiles ours.
+DIR is a checkout of facebookresearch/moco-v3, whose moco/builder.py is the reference. Without it, the reference is a
+step in this file that follows the paper's Algorithm 1. The reference does not log. Both train the same encoder on the
+same views with AdamW. Ours is timed with and without recording of all layers, interleaved with the reference, in
+processor time on a CPU and wall time on a GPU. With recording, it must take at most 0.9 times as long. ``--compile``
+compiles ours.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LR, EMA = 1e-3, 0.99
 
 
 class Reference(nn.Module):
-    """The paper's Algorithm 1, line by line: each view through each encoder on its own, EMA tensor by tensor."""
+    """The paper's Algorithm 1, line by line: a separate pass of each view through each encoder, EMA per tensor."""
 
     def __init__(self, method: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class Reference(nn.Module):
 
 
 def official(folder: Path, trainer: Trainer) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """The release's model around our encoder, with our weights; its parameters under our names."""
+    """The model of the release around our encoder, with our weights, and its parameters by our names."""
     path = folder / "moco" / "builder.py"
     spec = importlib.util.spec_from_file_location("official_builder", path) if path.is_file() else None
     if spec is None or spec.loader is None:
@@ -75,7 +76,7 @@ def official(folder: Path, trainer: Trainer) -> tuple[nn.Module, dict[str, nn.Pa
 
     def encoder(num_classes: int) -> nn.Module:
         made = copy.deepcopy(method.base_encoder)
-        made.head = nn.Linear(method.features, num_classes)  # its place is the projector's
+        made.head = nn.Linear(method.features, num_classes)  # replaced by the projector
         return made
 
     model = builder.MoCo_ViT(encoder, config.out_dim, config.hidden_dim, config.temperature)
@@ -95,7 +96,7 @@ def official(folder: Path, trainer: Trainer) -> tuple[nn.Module, dict[str, nn.Pa
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """A group of one process, which the release's loss gathers over. Without a GPU its `.cuda()` moves nothing."""
+    """A process group of size one, which the loss of the release needs. Without a GPU, its `.cuda()` does nothing."""
     for key, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29517")):
         os.environ.setdefault(key, value)
     dist.init_process_group("gloo", rank=0, world_size=1)
@@ -137,7 +138,7 @@ def our_step(trainer: Trainer, recorder: Recorder) -> Step:
 
 
 def settings(device: str, compiled: bool) -> list[Config]:
-    """The default recipe's model, and a larger one."""
+    """The model of the default recipe and a larger one."""
     large = ("vit_small", 224, 16, 128, 4096) if device == "cuda" else ("vit_tiny", 32, 4, 32, 512)
     found = []
     for arch, size, patch, batch, hidden in (("vit_nano", 16, 4, 128, 256), large):
@@ -170,7 +171,7 @@ def theirs(trainer: Trainer, folder: Path | None) -> tuple[nn.Module, dict[str, 
 
 
 def parity(config: Config, folder: Path | None) -> None:
-    """Five steps in double precision: the largest relative difference of losses, gradients and averaged weights."""
+    """The largest relative difference of losses, gradients and EMA weights over five steps in double precision."""
     trainer = Trainer(plain_of(config))
     trainer.method.double().train()
     model, named = theirs(trainer, folder)
@@ -228,7 +229,7 @@ def compare(config: Config, rounds: int, folder: Path | None) -> float:
                     step(views)
                 if not on_cpu:
                     torch.cuda.synchronize()
-                if round_number:  # the first round warms up
+                if round_number:  # the first round is for warmup
                     times[name].append((clock() - started) / steps)
     print(f"  {quiet.device}, {torch.get_num_threads()} threads, {'processor' if on_cpu else 'wall'} time")
     for name, found in times.items():
