@@ -1,4 +1,4 @@
-"""Aim: metrics as a data frame (``Run.dataframe``, ``query_metrics(...).dataframe()``) or its page exports them."""
+"""Aim: metrics from a data frame (``Run.dataframe``, ``query_metrics(...).dataframe()``) or an export of its page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One log a run. A metric's context (``subset``: ``val``) goes before its name."""
+    """One log per run. The context of a metric (``subset``: ``val``) is prefixed to its name."""
     table = open_table(path, options, "aim")
     lower = {column.lower(): column for column in reversed(table.columns)}
     name = next(lower[known] for known in _NAMES if known in lower)
@@ -45,7 +45,7 @@ def read(path: Path, options: Options) -> list[Log]:
 
 
 def _plain(name: str) -> str:
-    """``{'subset': 'val'}/loss`` -> ``val/loss``: a context written as a dictionary."""
+    """``{'subset': 'val'}/loss`` -> ``val/loss``, for contexts written as dictionaries."""
     context, slash, tail = name.partition("}/")
     if not slash or not context.startswith("{"):
         return name.removeprefix("{}/")

@@ -1,4 +1,4 @@
-"""Which series are layers, which is the total norm, the loss, the learning rate, and which are metrics."""
+"""Classifies the series of a log: layers, total norm, loss, learning rate and metrics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stabilitylab.importers.options import Metric, Options, layer_pattern
 from stabilitylab.importers.series import Log, Refused, Series, shortened
 
 GLOBAL = "global"
-"""The one layer of a run whose log holds the total gradient norm alone."""
+"""Name of the only layer of a run whose log contains just the total gradient norm."""
 
 
 @dataclass
 class Chosen:
-    """The parts of a run. ``total``: the norm over all layers. ``metrics``: evaluation curves with what the user said
-    about them. ``scalars``: everything else that is a number."""
+    """The parts of a run. ``total``: norm of the whole gradient. ``metrics``: evaluation metrics with the user's
+    options. ``scalars``: all other numeric series."""
 
     layers: list[LayerNorms] = field(default_factory=list)
     total: Series | None = None
@@ -33,7 +33,7 @@ class Chosen:
 
 
 def choose(log: Log, options: Options) -> Chosen:
-    """Sort the series of a log into the parts of a run. LogFormatError if an option names what is not there."""
+    """Assign the series of a log to the parts of a run. Raises LogFormatError if an option names a missing series."""
     rest = dict(log.series)
     _drop_axes(log, rest)
     _drop_epoch_means(log, rest)
@@ -47,15 +47,16 @@ def choose(log: Log, options: Options) -> Chosen:
     chosen.total = _one_total(log, totals, rest)
     if not chosen.layers and chosen.total is not None:
         chosen.layers = [LayerNorms(GLOBAL, chosen.total)]
-        log.note("global", f"only the total norm ({chosen.total.name}) was logged: one layer, {GLOBAL}, and no lag")
+        log.note(
+            "global",
+            f"only the total norm ({chosen.total.name}) was logged, so there is one layer, {GLOBAL}, and no lag",
+        )
     chosen.loss = _loss(rest, options)
     chosen.lr = _first(rest, names.is_learning_rate)
     chosen.epoch = _first(rest, lambda name: name.rpartition("/")[2].lower() == "epoch")
     for metric in options.metrics:
         if metric.name not in rest:
-            raise LogFormatError(
-                f"{log.path} holds no series {metric.name!r} for --metric; it holds {_names(log.series)}"
-            )
+            raise LogFormatError(f"{log.path} has no series {metric.name!r} for --metric; it has {_names(log.series)}")
         chosen.metrics.append((rest.pop(metric.name), metric))
     for name in [name for name in rest if names.is_metric(name)]:
         chosen.metrics.append((rest.pop(name), Metric(name)))
@@ -68,11 +69,11 @@ def _drop_axes(log: Log, rest: dict[str, Series]) -> None:
     for name in axes:
         del rest[name]
     if axes:
-        log.note("axes", f"{len(axes)} series against samples, tokens or time were left out ({shortened(axes)})")
+        log.note("axes", f"{len(axes)} series over samples, tokens or time were skipped ({shortened(axes)})")
 
 
 def _drop_epoch_means(log: Log, rest: dict[str, Series]) -> None:
-    """Lightning logs some values both at a step and as the mean of an epoch: the mean is no value at a step."""
+    """Drop epoch means. Lightning logs some values both per step and as the mean of an epoch."""
     means = [name for name in rest if name.endswith("_epoch") and f"{name[:-6]}_step" in rest and "grad" in name]
     for name in means:
         del rest[name]
@@ -81,7 +82,7 @@ def _drop_epoch_means(log: Log, rest: dict[str, Series]) -> None:
 def _gradients(
     log: Log, rest: dict[str, Series], options: Options
 ) -> tuple[dict[str, Series], dict[str, Series], list[Series]]:
-    """Gradient norms by layer or parameter, largest entries likewise, and series that may be the total norm."""
+    """Gradient norms and largest entries by layer or parameter, and series that may be the total norm."""
     if options.grads is not None:
         return _gradients_by_pattern(log, rest, options.grads)
     norms: dict[str, Series] = {}
@@ -112,17 +113,18 @@ def _gradients(
             norms[layer] = series
     if statistics:
         log.note(
-            "statistics", f"{len(statistics)} series of minima, maxima or means are no layers ({shortened(statistics)})"
+            "statistics",
+            f"{len(statistics)} series of minima, maxima or means are not layers ({shortened(statistics)})",
         )
     if twice:
         log.note(
-            "twice", f"{len(twice)} layers were logged under two names; the longer series stands ({shortened(twice)})"
+            "twice", f"{len(twice)} layers were logged under two names; the longer series is used ({shortened(twice)})"
         )
     return norms, maxima, _split_totals(totals, norms)
 
 
 def _split_totals(totals: list[tuple[str, Series]], norms: dict[str, Series]) -> list[Series]:
-    """Totals proper; ``LAYER/grad_norm`` of several layers, and a layer called ``norm``, go to the layers instead."""
+    """The real totals. Moves ``LAYER/grad_norm`` of several layers, and a layer called ``norm``, to the layers."""
     for section, series in list(totals):
         if norms and names.is_ambiguous_total(series.name):
             norms[series.name.rpartition("/")[2]] = series
@@ -155,12 +157,12 @@ def _gradients_by_pattern(
             norms[layer] = series
     if not norms:
         raise LogFormatError(
-            f"no series of {log.path} is a gradient norm (looked for {text}); it holds {_names(log.series)}; "
-            "say which with --grads"
+            f"no series of {log.path} is a gradient norm (looked for {text}); it has {_names(log.series)}; "
+            "choose them with --grads"
         )
     if left_out:
         log.note(
-            "statistics", f"{len(left_out)} series of minima, maxima or means are no layers ({shortened(left_out)})"
+            "statistics", f"{len(left_out)} series of minima, maxima or means are not layers ({shortened(left_out)})"
         )
     maxima = {layer: s for s in rest.values() if (layer := names.maximum_of(s.name)) in norms and layer is not None}
     used = {series.name for series in norms.values()}
@@ -168,7 +170,7 @@ def _gradients_by_pattern(
 
 
 def _one_total(log: Log, totals: list[Series], rest: dict[str, Series]) -> Series | None:
-    """The total norm before clipping, if several are there; of equals the longest. The others stay scalars."""
+    """The total norm. Of several, the one before clipping, else the longest; the others become scalars."""
     totals = [series for series in totals if len(series)]
     if not totals:
         return None
@@ -179,7 +181,7 @@ def _one_total(log: Log, totals: list[Series], rest: dict[str, Series]) -> Serie
     for series in others:
         rest[series.name] = series
     if others:
-        log.note("totals", f"{best.name} is taken as the total norm; not taken: {shortened(s.name for s in others)}")
+        log.note("totals", f"{best.name} is used as the total norm; not used: {shortened(s.name for s in others)}")
     return best
 
 
@@ -188,7 +190,7 @@ def _drop_negative(series: Series, refused: Refused) -> None:
     if negative.any():
         first = int(np.flatnonzero(negative)[0])
         where = f"{series.name} at step {series.step[first]}"
-        refused.add(where, f"{series.value[first]:g} is negative; a norm is not", int(negative.sum()))
+        refused.add(where, f"{series.value[first]:g} is negative, but a norm cannot be", int(negative.sum()))
         kept = series.take(~negative)
         series.step, series.value, series.row = kept.step, kept.value, kept.row
         series.num_samples, series.low, series.high = kept.num_samples, kept.low, kept.high
@@ -197,11 +199,11 @@ def _drop_negative(series: Series, refused: Refused) -> None:
 def _loss(rest: dict[str, Series], options: Options) -> Series | None:
     if options.loss is not None:
         if options.loss not in rest:
-            raise LogFormatError(f"no series {options.loss!r} for --loss; there are {_names(rest)}")
+            raise LogFormatError(f"no series {options.loss!r} for --loss; available: {_names(rest)}")
         return rest.pop(options.loss)
     known = [name for wanted in names.LOSSES for name in rest if name.lower() == wanted]
     if known:
-        # The first by name, unless another was recorded far more often.
+        # The first by name, unless another has far more values.
         densest = max(known, key=lambda name: len(rest[name]))
         name = known[0] if 2 * len(rest[known[0]]) >= len(rest[densest]) else densest
         return rest.pop(name)

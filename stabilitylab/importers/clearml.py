@@ -1,4 +1,4 @@
-"""ClearML: scalars as ``Task.get_reported_scalars()`` returns them, or a plot downloaded as JSON from the page."""
+"""ClearML: scalars returned by ``Task.get_reported_scalars()``, or a plot downloaded as JSON from the web page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run. A series is called ``TITLE/SERIES``; the title alone where both are the same."""
+    """One run. A series is named ``TITLE/SERIES``, or only ``TITLE`` if both are equal."""
     refused = Refused(path, options.strict)
     points = Points()
     place = 0
@@ -45,13 +45,13 @@ def read(path: Path, options: Options) -> list[Log]:
     log = Log("clearml", path)
     log.series = points.series()
     if not log.series:
-        raise LogFormatError(f"{path} holds no curve with whole steps; export scalars by iteration")
+        raise LogFormatError(f"{path} contains no curve with integer steps; export scalars by iteration")
     refused.tell(log)
     return [log]
 
 
 def _curves(value: Any, title: str = "") -> Iterator[Curve]:
-    """(name, x, y) of every curve below."""
+    """(name, x, y) of every curve in a nested value."""
     if isinstance(value, list):
         for entry in value:
             yield from _curves(entry, title)
@@ -71,7 +71,7 @@ def _curves(value: Any, title: str = "") -> Iterator[Curve]:
 
 
 def _without_twin(entry: Any, title: str) -> Iterator[Curve]:
-    """A series is keyed by its name and holds the name again: it is written once."""
+    """The curves of an entry whose key repeats its name, which is used only once."""
     if isinstance(entry, dict) and isinstance(entry.get("x"), list):
         above, _, last = title.rpartition("/")
         if entry.get("name") in (last, None):

@@ -1,4 +1,4 @@
-"""Comet: metrics as ``APIExperiment.get_metrics()`` returns them, or the archive of an offline experiment."""
+"""Comet: metrics returned by ``APIExperiment.get_metrics()``, or the archive of an offline experiment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One log an experiment. A metric's context (``train``, ``validate``) goes before its name."""
+    """One log per experiment. The context of a metric (``train``, ``validate``) is prefixed to its name."""
     sample = Sample(path)
     archived = sample.raw.startswith(b"PK")
     if sample.columns and not archived:
@@ -47,7 +47,7 @@ def read(path: Path, options: Options) -> list[Log]:
             continue
         value, step = plain_number(metric.get("metricValue")), whole_step(metric.get("step"))
         if value is None or step is None:
-            refused.add(f"entry {place} ({name})", why_no_step(metric.get("step")) if step is None else "no number")
+            refused.add(f"entry {place} ({name})", why_no_step(metric.get("step")) if step is None else "not a number")
             continue
         context = metric.get("runContext") or metric.get("context")
         if isinstance(context, str) and not name.startswith((f"{context}_", f"{context}/")):
@@ -61,13 +61,13 @@ def read(path: Path, options: Options) -> list[Log]:
         log.series = points.series()
         logs.append(log)
     if not logs:
-        raise LogFormatError(f"{path} holds no metric with a step; export metrics with their steps")
+        raise LogFormatError(f"{path} contains no metric with a step; export metrics with their steps")
     refused.tell(logs[0])
     return logs
 
 
 def _exported(value: Any, run: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(experiment, metric) of each entry, wherever lists of them are nested (by experiment, by metric)."""
+    """(experiment, metric) of each entry, in any nesting of lists (by experiment, by metric)."""
     if isinstance(value, list):
         for entry in value:
             yield from _exported(entry, run)
@@ -83,7 +83,7 @@ def _exported(value: Any, run: str = "") -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _archived(path: Path, refused: Refused) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The metrics of an offline experiment: messages, one JSON object a line."""
+    """The metrics of an offline experiment, whose messages are JSON lines."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(_MESSAGES) as file:
             for line, raw in enumerate(file, 1):

@@ -1,7 +1,7 @@
-"""Import gradient norms and scalars from the two CSV files of this package's own form.
+"""Import gradient norms and scalars from the two CSV formats of this package.
 
-A fault in them is an error that names its line. Everything is read and checked before a run is written, so a bad file
-leaves nothing behind.
+Any fault raises an error that names the line. All files are read and validated before a run is written, so an invalid
+file leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stabilitylab.importers.write import write_logs
 
 @dataclass
 class GradsTable:
-    """Columns of a grads.csv. ``layer`` (n,) indexes ``layers``; ``grad_max`` is NaN-free only where given."""
+    """Columns of a grads.csv. ``layer`` (n,) indexes ``layers``; ``grad_max`` (n,) is NaN where not given."""
 
     layers: list[str] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Scalar:
 
 
 def read_grads(path: Path) -> GradsTable:
-    """Read ``iteration,layer,grad_norm[,grad_max][,depth]``. LogFormatError names the first fault."""
+    """Read ``iteration,layer,grad_norm[,grad_max][,depth]``. Raises LogFormatError at the first fault."""
     table, index = GradsTable(), dict[str, int]()
     seen: dict[tuple[int, int], int] = {}
     given_depths = False
@@ -67,8 +67,8 @@ def read_grads(path: Path) -> GradsTable:
         first = seen.setdefault((iteration, layer), line)
         if first != line:
             raise LogFormatError(
-                f"{path}, line {line}: iteration {iteration} of layer {name!r} stands on line {first} already; "
-                "keep one of the two"
+                f"{path}, line {line}: iteration {iteration} of layer {name!r} is already on line {first}; "
+                "remove one of the two"
             )
         table.iteration.append(iteration)
         table.layer.append(layer)
@@ -80,7 +80,7 @@ def read_grads(path: Path) -> GradsTable:
 
 
 def read_scalars(path: Path) -> list[Scalar]:
-    """Read ``iteration,name,value[,num_samples]``. LogFormatError names the first fault."""
+    """Read ``iteration,name,value[,num_samples]``. Raises LogFormatError at the first fault."""
     found = []
     seen: dict[tuple[int, str], int] = {}
     for line, row in _rows(path, ("iteration", "name", "value"), ("num_samples",)):
@@ -90,8 +90,8 @@ def read_scalars(path: Path) -> list[Scalar]:
         first = seen.setdefault((iteration, name), line)
         if first != line:
             raise LogFormatError(
-                f"{path}, line {line}: {name!r} at iteration {iteration} stands on line {first} already; "
-                "keep one of the two"
+                f"{path}, line {line}: {name!r} at iteration {iteration} is already on line {first}; "
+                "remove one of the two"
             )
         samples = _whole(path, line, "num_samples", row["num_samples"]) if row.get("num_samples") else None
         value = _number(path, line, "value", row["value"])
@@ -102,11 +102,16 @@ def read_scalars(path: Path) -> list[Scalar]:
 
 
 def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: str | None = None) -> Path:
-    """Write the files as a finished run under ``runs_dir`` and return its folder. Layers take their depth from the
-    column ``depth``, else from their first appearance. Raises LogFormatError at the first fault, RunExists for a name
-    that is taken."""
+    """Write the files as a finished run below ``runs_dir`` and return its folder.
+
+    The depth of a layer comes from the column ``depth``, else from the order of first appearance.
+
+    Raises:
+        LogFormatError: at the first fault.
+        RunExists: a run with this name exists.
+    """
     log = _grads_log(grads)
-    log.may_restart = False  # each step of a layer stands once, in any order
+    log.may_restart = False  # each step of a layer occurs once, in any order
     if scalars is not None:
         found = _scalars(scalars)
         log.series.update({tag if tag not in log.series else f"{tag} (scalar)": one for tag, one in found.items()})
@@ -114,7 +119,7 @@ def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: s
 
 
 def _grads_log(path: Path) -> Log:
-    """The layers of a grads.csv. DuckDB reads it; a file with a fault is read again row by row, to name the fault."""
+    """The layers of a grads.csv, read by DuckDB. An invalid file is read again row by row to locate the fault."""
     try:
         log = _read_fast(path, ("iteration", "layer", "grad_norm"), is_layer=True)
     except LogFormatError:
@@ -167,12 +172,12 @@ def _scalars(path: Path) -> dict[str, Series]:
 
 
 def _read_fast(path: Path, needed: tuple[str, str, str], *, is_layer: bool) -> Log | None:
-    """The file through DuckDB, or None (or LogFormatError) for one that needs a closer look."""
+    """Read the file with DuckDB. Returns None or raises LogFormatError if it must be read row by row."""
     table = open_table(path, Options(strict=True), "csv")
     if not set(needed) <= set(table.columns) or table.delimiter != "," or not table.rows:
         return None
     if "depth" in table.columns and is_layer:
-        return None  # whether depths agree is checked row by row
+        return None  # the consistency of depths is checked row by row
     step, name, value = needed
     columns = LongColumns(step, name, value, is_layer=is_layer, largest="grad_max", num_samples="num_samples")
     found = long_logs(table, columns)
@@ -191,7 +196,7 @@ def _read_fast(path: Path, needed: tuple[str, str, str], *, is_layer: bool) -> L
 
 
 def _rows(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, cells by column) of each row that is not blank."""
+    """(line number, cells by column) of each non-blank row."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -201,7 +206,8 @@ def _rows(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> Ite
             missing = [name for name in needed if name not in header]
             if missing:
                 raise LogFormatError(
-                    f"{path} has no column {', '.join(missing)}; found {', '.join(header)}; needed {', '.join(needed)}"
+                    f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}; "
+                    f"needed: {', '.join(needed)}"
                 )
             twice = sorted({name for name in header if header.count(name) > 1} & {*needed, *optional})
             if twice:
@@ -237,14 +243,14 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
 def _norm(path: Path, line: int, column: str, text: str) -> float:
     value = _number(path, line, column, text)
     if value < 0:
-        raise LogFormatError(f"{path}, line {line}: {column} {text} is negative; a norm is not")
+        raise LogFormatError(f"{path}, line {line}: {column} {text} is negative, but a norm cannot be")
     return value
 
 
 def _whole(path: Path, line: int, column: str, text: str) -> int:
     value = _number(path, line, column, text)
     if not (0 <= value <= MAX_ITERATION and value == int(value)):
-        raise LogFormatError(f"{path}, line {line}: {column} {text!r} is not a whole number from 0 up")
+        raise LogFormatError(f"{path}, line {line}: {column} {text!r} is not a non-negative integer")
     return int(value)
 
 

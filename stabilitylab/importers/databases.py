@@ -1,4 +1,4 @@
-"""SQLite files of other tools, read only."""
+"""Read-only access to the SQLite files of other tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_sqlite(raw: bytes) -> bool:
 
 
 def tables_of(path: Path) -> dict[str, list[str]]:
-    """table -> its columns; empty for a file that SQLite cannot read."""
+    """table -> its columns; empty if SQLite cannot read the file."""
     try:
         with _opened(path) as con:
             found = con.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
@@ -28,7 +28,7 @@ def tables_of(path: Path) -> dict[str, list[str]]:
 
 
 def rows_of(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    """The rows of a query. LogFormatError for a file that is damaged or lacks what is asked for."""
+    """The rows of a query. Raises LogFormatError if the file is damaged or lacks a table or column."""
     try:
         with _opened(path) as con:
             return con.execute(sql).fetchall()
@@ -37,7 +37,7 @@ def rows_of(path: Path, sql: str) -> list[tuple[Any, ...]]:
 
 
 class _opened:  # noqa: N801
-    """A connection that neither writes nor makes a file, and closes."""
+    """Context manager for a connection that neither writes to nor creates the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

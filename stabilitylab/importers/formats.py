@@ -1,4 +1,4 @@
-"""What an importer of a format is, and what it is shown of a file before it reads it."""
+"""The interface of an importer, and the sample of a file by which it detects its format."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sample:
 
     @cached_property
     def lines(self) -> list[str]:
-        """Whole lines of the head that are not blank."""
+        """Complete, non-blank lines of the head."""
         lines = self.head.splitlines()
         if len(self.raw) == _HEAD_BYTES:
             lines = lines[:-1]
@@ -46,7 +46,7 @@ class Sample:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The cells of the first line, if it reads like the header of a table."""
+        """The cells of the first line if it looks like the header of a table; else empty."""
         if not self.lines or self.lines[0].lstrip().startswith(("{", "[")):
             return []
         line = self.lines[0]
@@ -55,7 +55,7 @@ class Sample:
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """The JSON objects among the first lines, one a line; empty if the first line is none."""
+        """The JSON objects in the first lines, one per line; empty if the first line is not a JSON object."""
         found = []
         for line in self.lines[:200]:
             try:
@@ -68,14 +68,15 @@ class Sample:
         return found
 
     def has(self, *names: str) -> bool:
-        """Whether a table's header holds all these columns."""
+        """Whether the header of the table contains all these columns."""
         return set(names) <= set(self.columns)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of log. ``title``: what it is, in words. ``recognises``: whether a file is one. ``read``: the runs in
-    it. ``marks``: words that such files hold, by which the nearest formats of an unknown file are found."""
+    """One log format. ``title``: a description. ``recognises(sample)``: whether a file has this format.
+    ``read(path, options)``: the logs in a file, one per run. ``marks``: strings that occur in such files, by which the
+    nearest formats of an unknown file are chosen."""
 
     name: str
     title: str
@@ -85,12 +86,12 @@ class Format:
 
 
 def delimiter_of(header: str) -> str:
-    """Comma, tab or semicolon, whichever the header has most of."""
+    """Comma, tab or semicolon, whichever is most frequent in the header."""
     return max(",\t;", key=header.count)
 
 
 def whole_json(path: Path) -> Any:
-    """A file that is one JSON value. LogFormatError if it is not."""
+    """Parse a file that is a single JSON value. Raises LogFormatError if it is not."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Histograms of gradients as norms."""
+"""Gradient norms from histograms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def histogram_norm(value: dict[str, Any] | str) -> float | None:
-    """The L2 norm of the values in a W&B histogram, from its bins: approximate. None for anything else.
+    """The approximate L2 norm of the values in a W&B histogram, from its bins. None for other values.
 
-    Within a bin the values are taken as spread evenly: their mean square is the middle squared plus width^2 / 12.
+    Values are assumed to be uniform within a bin, so their mean square is middle^2 + width^2 / 12.
     """
     if isinstance(value, str):
         if "histogram" not in value[:400] and "histogram" not in value[-400:]:
@@ -46,7 +46,7 @@ def _edges(value: dict[str, Any], bins: int) -> np.ndarray | None:
 
 
 def _parse(text: str) -> dict[str, Any] | None:
-    """A dictionary written as JSON, or as Python prints it (a CSV written from W&B's history)."""
+    """Parse a dictionary in JSON or Python syntax, as in a CSV file written from W&B's history."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Hugging Face's ``trainer_state.json``, alone or in a folder of checkpoints."""
+"""Hugging Face's ``trainer_state.json``, by itself or in a folder of checkpoints."""
 
 from __future__ import annotations
 
@@ -27,39 +27,40 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run: the history of the file, or that of the latest checkpoint in a folder."""
+    """One run: the history of the file, or of the latest checkpoint in the folder."""
     file = _latest(path) if path.is_dir() else path
     state = whole_json(file)
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
-        raise LogFormatError(f"{file} has no log_history; give the trainer_state.json of a checkpoint")
+        raise LogFormatError(f"{file} has no log_history; pass the trainer_state.json of a checkpoint")
     log = history_log([(i, r) for i, r in enumerate(history, 1) if isinstance(r, dict)], file, options, "huggingface")
     if path.is_dir() and file.parent != path:
-        log.note("checkpoint", f"taken from {file.parent.name}, the latest of {len(_states(path))} states")
+        log.note("checkpoint", f"read from {file.parent.name}, the latest of {len(_states(path))} states")
     return [log]
 
 
 def is_history(records: Sequence[dict[str, Any]]) -> bool:
-    """Whether records are the Trainer's, as ``log_history`` holds them and as people save it line by line."""
+    """Whether the records come from the Trainer's ``log_history``, possibly saved line by line."""
     return any({"epoch", "step", "learning_rate"} <= record.keys() for record in records)
 
 
 def history_log(
     history: Sequence[Record], path: Path, options: Options, format: str, refused: Refused | None = None
 ) -> Log:
-    """The Trainer's records as named series. It calls the first update step 1; predictions have no step; the last
-    record sums up the training."""
+    """The Trainer's records as named series. Its first update is step 1, predictions have no step, and the last record
+    is a summary of the training."""
     records = [(place, r) for place, r in history if not any(name in r for name in _CLOSING)]
     log = log_of_records(records, path, options, format=format, stepless_is_normal=True, refused=refused)
     log.counts_from = 1
     log.rows = "sampled"
     closing = len(history) - len(records)
     if closing:
-        log.note("closing", f"{closing} summary {'row' if closing == 1 else 'rows'} at the end of training left out")
+        log.note("closing", f"{closing} summary {'row' if closing == 1 else 'rows'} at the end of training skipped")
     loss = log.series.get("loss")
     if loss is not None and len(loss) > 1 and loss.step[1] - loss.step[0] > 1:
         log.note(
-            "means", "the loss is the mean over the updates since the row before; the gradient norm is that of the last"
+            "means",
+            "the loss is the mean over the updates since the previous row; the gradient norm is that of the last one",
         )
     return log
 
@@ -69,7 +70,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _latest(folder: Path) -> Path:
-    """The state that got furthest."""
+    """The state with the largest step."""
 
     def reached(file: Path) -> tuple[int, int]:
         number = re.fullmatch(r"checkpoint-(\d+)", file.parent.name)
@@ -78,7 +79,7 @@ def _latest(folder: Path) -> Path:
 
     states = _states(folder)
     if not states:
-        raise LogFormatError(f"{folder} holds no {STATE} and no checkpoint-*/{STATE}")
+        raise LogFormatError(f"{folder} contains no {STATE} and no checkpoint-*/{STATE}")
     return max(states, key=reached)
 
 

@@ -1,4 +1,4 @@
-"""JSON lines, one object a record, as DINO, MAE and mmengine write them; or one JSON list of records."""
+"""JSON lines, one object per record, as written by DINO, MAE and mmengine; or one JSON list of records."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options, format: str = "jsonl") -> list[Log]:
-    """One run from a file of JSON lines, a JSON list of objects, or an object of lists. NaN and Infinity, which Python
-    writes, are read."""
+    """One run from a JSON lines file, a JSON list of objects, or an object of lists. NaN and Infinity, as written by
+    Python, are accepted."""
     refused = Refused(path, options.strict)
     records = _whole(path) or list(json_lines(path, refused))
     if not records:
         why = f"; {refused.count} lines refused" if refused.count else ""
-        raise LogFormatError(f"{path} holds no JSON object a line{why}")
+        raise LogFormatError(f"{path} does not contain one JSON object per line{why}")
     if is_history([record for _, record in records[:100]]):
         return [history_log(records, path, options, format, refused)]
     return [log_of_records(records, path, options, format=format, refused=refused)]
 
 
 def _whole(path: Path) -> list[Record]:
-    """The records of a file that is one JSON value: a list of objects, or lists of equal length by name."""
+    """The records of a file with a single JSON value: a list of objects, or lists of equal length by name."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
@@ -50,5 +50,5 @@ def _whole(path: Path) -> list[Record]:
 
 
 FORMAT = Format(
-    "jsonl", "JSON lines, one object a record", recognises, read, (".jsonl", ".ndjson", "{", '"step"', '"epoch"')
+    "jsonl", "JSON lines, one object per record", recognises, read, (".jsonl", ".ndjson", "{", '"step"', '"epoch"')
 )

@@ -1,6 +1,6 @@
-"""Layers from the names of a log: their order, and parameters merged into the layers they belong to.
+"""Layers from the series names of a log: their order, and the merging of parameters into layers.
 
-A log holds no model, so names are all there is to go by. The recorder, which has the model, goes by its modules.
+A log contains no model, so only names are available. The recorder, which has the model, uses its modules instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FINAL_NORMS = re.compile(r"(final_?)?(layer_?)?norm(_f|_final)?|ln_(f|final|pos
 
 @dataclass
 class LayerNorms:
-    """A layer's gradient norm, its largest entry where that was logged, and its depth if the log says it."""
+    """Gradient norm of a layer, its largest entry if that was logged, and its depth if the log contains it."""
 
     name: str
     norm: Series
@@ -40,8 +40,8 @@ class LayerNorms:
 
 
 def layers_of_parameters(log: Log, norms: dict[str, Series], maxima: dict[str, Series]) -> list[LayerNorms]:
-    """The layers from input to output. Norms of parameters are merged into layers, as the recorder would group them;
-    what is not named like a parameter is a layer already."""
+    """The layers from input to output. Norms of parameters are merged into layers as the recorder would group them;
+    series that are not named like a parameter are layers already."""
     norms = {layer: series for layer, series in norms.items() if len(series)}
     if log.depths:
         ordered = sorted(norms, key=lambda layer: log.depths.get(layer, len(log.depths)))
@@ -61,13 +61,13 @@ def layers_of_parameters(log: Log, norms: dict[str, Series], maxima: dict[str, S
         merged[layer] = LayerNorms(layer, norm, whole)
     log.note("merged", f"{len(norms):,} parameters were merged into {len(merged)} layers (root of the sum of squares)")
     if partial:
-        log.note("partial", f"{partial:,} rows of layers lack some of their parameters and were left out")
+        log.note("partial", f"{partial:,} rows of layers were skipped because some of their parameters are missing")
     return [merged[layer] for layer in depth_order(sorted(merged) if alphabetical else list(merged))]
 
 
 def group_parameters(parameters: Sequence[str]) -> dict[str, list[str]]:
-    """layer -> its parameters, from names alone: the innermost repeated block (``layers.0.blocks.1``), and each module
-    outside any. A module that everything is in (``net`` of ``net.blocks.0``) is left out of the names."""
+    """layer -> its parameters, from names alone. A layer is the innermost repeated block (``layers.0.blocks.1``) or a
+    module outside any block. A prefix shared by all names (``net`` in ``net.blocks.0``) is removed."""
     paths = {name: _module_path(name) for name in parameters}
     modules = [path for path in paths.values() if path]
     shared = _shared(modules)
@@ -83,7 +83,7 @@ def group_parameters(parameters: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _module_path(parameter: str) -> tuple[str, ...]:
-    """The modules that lead to a parameter. Flax numbers modules with an underscore: ``layer_0/kernel``."""
+    """The module path of a parameter. Flax numbers modules with an underscore: ``layer_0/kernel``."""
     path = parameter.replace("/", ".")
     if path.rpartition(".")[2] in ("kernel", "scale", "embedding"):
         path = re.sub(r"(?<=[A-Za-z])_(\d+)(?=\.)", r".\1", path)
@@ -94,14 +94,14 @@ def _module_path(parameter: str) -> tuple[str, ...]:
 
 
 def _block(path: tuple[str, ...]) -> int:
-    """How many parts name the innermost repeated block of a path; 0 outside any."""
+    """Number of leading parts that name the innermost repeated block of a path; 0 outside of blocks."""
     numbered = [i for i, part in enumerate(path) if part.isdigit()]
     blocks = [i for i in numbered if i and _BLOCKS.fullmatch(path[i - 1])]
     return (blocks[-1] if blocks else numbered[0]) + 1 if numbered else 0
 
 
 def _shared(modules: Sequence[tuple[str, ...]]) -> int:
-    """How many leading parts all modules share, short of naming a layer."""
+    """Number of leading parts that all modules share, not counting those that name a layer."""
     if len(set(modules)) < 2:
         return 0
     shared = 0
@@ -115,8 +115,8 @@ def _shared(modules: Sequence[tuple[str, ...]]) -> int:
 
 
 def depth_order(names: Sequence[str]) -> list[str]:
-    """Layer names from input to output, as far as names tell; the order given decides the rest. What comes by the
-    alphabet has no order of its own, so there a final norm is known by its name as well."""
+    """Layer names from input to output as far as names show, else in the given order. An alphabetical order carries no
+    information, so a final norm is then recognised by its name as well."""
     alphabetical = list(names) == sorted(names)
     return sorted(natural_order(list(names)), key=lambda name: _rank(name, alphabetical))
 
@@ -140,14 +140,14 @@ def _rank(name: str, alphabetical: bool) -> int:
 
 
 def _are_parameters(names: Sequence[str]) -> bool:
-    """Whether the names are those of parameters: most end like one (``.weight``, ``/kernel``)."""
+    """Whether the names are those of parameters: most of them end in ``.weight``, ``/kernel`` or the like."""
     ends = [_PARAMETERS.fullmatch(re.split(r"[./]", name)[-1]) is not None for name in names]
     return len(ends) > 0 and sum(ends) > 0.5 * len(ends)
 
 
 def _root_of_squares(layer: str, parts: Sequence[Series]) -> tuple[Series, int]:
-    """The norm of several parameters together, at the steps at which each was logged, and how many steps that leaves
-    out."""
+    """The joint norm of several parameters at the steps at which all of them were logged, and the number of other
+    steps."""
     if len(parts) == 1:
         return parts[0], 0
     steps = parts[0].step
@@ -176,7 +176,7 @@ def _largest(layer: str, parts: Sequence[Series]) -> Series:
 
 
 def natural_order(names: list[str]) -> list[str]:
-    """Names that come by the alphabet, with ``blocks.2`` before ``blocks.10``; any other order is the log's own."""
+    """Alphabetically sorted names in natural order, with ``blocks.2`` before ``blocks.10``; any other order is kept."""
     if names != sorted(names):
         return names
     return sorted(names, key=lambda name: [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)])

@@ -1,4 +1,4 @@
-"""Lightning's CSVLogger: ``metrics.csv``, alone or in a version's folder."""
+"""Lightning's CSVLogger: ``metrics.csv``, by itself or in the folder of a version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run a ``metrics.csv``: rows hold what was logged at a step, and nothing in the other columns."""
+    """One run per ``metrics.csv``. A row contains the values logged at a step; its other cells are empty."""
     logs = []
     for file in _files(path) if path.is_dir() else [path]:
         found = wide_logs(open_table(file, options, "lightning"), options, ("step", "global_step"))

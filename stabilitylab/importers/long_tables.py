@@ -1,4 +1,4 @@
-"""Tables in which each row is one value of one series at one step, and tables with a column a series."""
+"""Long tables (each row is one value of one series at one step) and wide tables (one column per series)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _INTERNAL = re.compile(r"_.*|timestamp|time|wall_time|date(time)?|column 1|unnam
 
 @dataclass(frozen=True)
 class LongColumns:
-    """Which column of a long table holds what. ``context``: columns whose text goes before a series' name.
-    ``is_layer``: names are layers and values their norms."""
+    """The roles of the columns of a long table. ``context``: columns whose text is prefixed to the name of a series.
+    ``is_layer``: names are layers and values are their norms."""
 
     step: str
     name: str
@@ -46,7 +46,7 @@ class LongColumns:
 
 
 def long_logs(table: Table, columns: LongColumns) -> list[Log]:
-    """One log a run from a long table."""
+    """One log per run from a long table."""
     step, known = _whole_steps(table, columns.step)
     value, state = table.numbers(columns.value)
     table.refuse_text(columns.value, state)
@@ -54,7 +54,7 @@ def long_logs(table: Table, columns: LongColumns) -> list[Log]:
     del state
     code, named = table.codes([*([columns.run] if columns.run else []), *columns.context, columns.name])
     nameless = np.array([not parts[-1] for parts in named], dtype=bool)[code] if named else np.zeros(0, dtype=bool)
-    table.refuse_rows(nameless & known, columns.name, "is no name")
+    table.refuse_rows(nameless & known, columns.name, "is not a name")
     known &= ~nameless
     samples = _optional(table, columns.num_samples)
     largest = _optional(table, columns.largest)
@@ -86,7 +86,7 @@ def long_logs(table: Table, columns: LongColumns) -> list[Log]:
 
 
 def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> list[Log]:
-    """One log a run from a table with a column a series."""
+    """One log per run from a wide table."""
     step_name = _step_column(table, options, steps)
     if step_name:
         step, known = _whole_steps(table, step_name)
@@ -111,12 +111,12 @@ def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> l
                     log.series[name] = Series(name, step[rows], value[rows], rows)
     for log in logs:
         if skipped:
-            log.note("skipped", f"{len(skipped)} columns that are no numbers were skipped ({shortened(skipped)})")
+            log.note("skipped", f"{len(skipped)} non-numeric columns were skipped ({shortened(skipped)})")
         if not step_name:
-            log.note("row_numbers", "the table has no step column: its rows are numbered from 0")
+            log.note("row_numbers", "the table has no step column, so its rows are numbered from 0")
         if step_name in EPOCHS:
             log.axis = "epoch"
-            log.note("axis", "the log has no step: its axis is the epoch, so each row stands for a whole epoch")
+            log.note("axis", "the log has no step, so the axis is the epoch and each row covers a whole epoch")
         if options.grads is None:
             _plain_layers(table, log)
     _tell(table, logs)
@@ -124,7 +124,7 @@ def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> l
 
 
 def _plain_layers(table: Table, log: Log) -> None:
-    """``grad_norms.csv`` with a column a layer: the file's name says what the columns are."""
+    """Handle ``grad_norms.csv`` with one column per layer, where only the file name shows what the columns are."""
     if not re.search(r"grad", table.path.stem, re.IGNORECASE):
         return
     gradients = [n for n in log.series if names.total_section(n) is not None or names.layer_of(n) is not None]
@@ -138,7 +138,7 @@ def _plain_layers(table: Table, log: Log) -> None:
     if log.layers:
         log.note(
             "plain_layers",
-            f"{len(log.layers)} columns are taken as layers, because the file is called {table.path.name}",
+            f"{len(log.layers)} columns are treated as layers, because the file is called {table.path.name}",
         )
 
 
@@ -154,7 +154,7 @@ def _step_column(table: Table, options: Options, steps: Sequence[str]) -> str:
     if not found and not any(names.total_section(n) is not None or names.layer_of(n) for n in table.columns):
         raise LogFormatError(
             f"{table.path} has no step column (one of {', '.join(dict.fromkeys(steps))}); it has "
-            f"{shortened(table.columns, 8)}; say which with --step"
+            f"{shortened(table.columns, 8)}; choose one with --step"
         )
     return found
 
@@ -166,13 +166,13 @@ def _is_internal(name: str, options: Options) -> bool:
 
 
 def _whole_steps(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """(step int64 (rows,), where it is one). Others are refused."""
+    """Steps (rows,) int64 and a mask (rows,) of valid steps. Other rows are refused."""
     value, state = table.numbers(column)
     table.refuse_text(column, state)
     with np.errstate(invalid="ignore"):
         known = (state == 1) & (value >= 0) & (value <= MAX_ITERATION) & (value == np.floor(value))
     table.refuse_rows((state == 1) & ~known, column, f"is not a whole number from 0 to {MAX_ITERATION}")
-    table.refuse_rows(state == 0, column, "is no step")
+    table.refuse_rows(state == 0, column, "is not a step")
     return np.where(known, value, 0).astype(np.int64), known
 
 

@@ -1,4 +1,4 @@
-"""MLflow: its tracking folder (``mlruns``), the folder of one run, or its SQLite file."""
+"""MLflow: a tracking folder (``mlruns``), the folder of one run, or a SQLite file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Log, Points, Refused, plain_number, whole_step, why_no_step
 
 _INFINITE = 1.7976931348623157e308
-"""What MLflow's database holds for an infinite value."""
+"""The value that MLflow's database stores for infinity."""
 
 
 def recognises(sample: Sample) -> bool:
@@ -27,7 +27,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One log a run that is not deleted and has metrics."""
+    """One log per run with metrics that is not deleted."""
     refused = Refused(path, options.strict)
     if path.is_dir():
         logs = [_folder(path, run, refused) for run in _runs(path)]
@@ -35,13 +35,13 @@ def read(path: Path, options: Options) -> list[Log]:
         logs = _database(path, refused)
     logs = [log for log in logs if log.series]
     if not logs:
-        raise LogFormatError(f"{path} holds no run with metrics")
+        raise LogFormatError(f"{path} contains no run with metrics")
     refused.tell(logs[0])
     return logs
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The folders of runs: those with ``metrics``, at most two folders down."""
+    """The folders of runs: those with a subfolder ``metrics``, at most two levels deep."""
     for pattern in ("metrics", "*/metrics", "*/*/metrics"):
         found = sorted(m.parent for m in folder.glob(pattern) if m.is_dir() and (m.parent / "meta.yaml").is_file())
         if found:
@@ -76,7 +76,7 @@ def _folder(path: Path, run: Path, refused: Refused) -> Log:
                 why = "not `timestamp value step`" if value is None or len(cells) < 3 else why_no_step(cells[2])
                 refused.add(f"{name}, line {line}", why)
                 continue
-            points.row = int(plain_number(cells[0]) or 0)  # milliseconds: the order in which values were logged
+            points.row = int(plain_number(cells[0]) or 0)  # milliseconds, which give the order of logging
             points.add(name, step, value)
     log.series = points.series()
     return log

@@ -1,7 +1,7 @@
-"""What a series is, by its name: a layer's gradient norm, the total norm, the loss, a metric, an axis.
+"""Classification of series by name: gradient norm of a layer, total norm, loss, metric or axis.
 
-The names are those of the tools that people use: PyTorch scripts, Lightning 1.x and 2.x, Hugging Face, Megatron-LM,
-W&B's watch, OLMo, fairseq, Keras, Flax.
+Covers the names used by PyTorch scripts, Lightning 1.x and 2.x, Hugging Face, Megatron-LM, W&B's watch, OLMo, fairseq,
+Keras and Flax.
 """
 
 from __future__ import annotations
@@ -95,28 +95,32 @@ _RATES = re.compile(
 
 
 def is_axis(name: str) -> bool:
-    """Whether a series repeats another one against samples, tokens or time (Megatron's ``grad-norm vs samples``)."""
+    """Whether a series repeats another one over samples, tokens or time (Megatron's ``grad-norm vs samples``)."""
     return _AXIS.fullmatch(name) is not None
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a series is a minimum, maximum, mean or the like of gradient norms, which is no layer."""
+    """Whether a series is a statistic of gradient norms, such as a minimum or mean, and not a layer."""
     return _STATISTIC.fullmatch(name) is not None
 
 
 def total_section(name: str) -> str | None:
-    """What stands before a total norm's name, lower case (``train`` of ``train/grad_norm``); None for other series."""
+    """Lower-case prefix of a total norm (``train`` in ``train/grad_norm``); None for other series."""
     match = _TOTAL_BELOW_GRAD.fullmatch(name) or _TOTAL.fullmatch(name)
     return None if match is None else (match["section"] or "").lower()
 
 
 def is_known_section(section: str) -> bool:
-    """Whether a prefix groups series (``train``, ``optim``) rather than naming a layer."""
+    """Whether a prefix groups series (``train``, ``optim``) instead of naming a layer."""
     return all(part in _SECTIONS for part in re.split(r"[/.]", section) if part)
 
 
 def layer_of(name: str) -> str | None:
-    """The layer or parameter whose gradient norm a series is; None for other series."""
+    """The layer or parameter of a gradient-norm series; None for other series.
+
+    >>> layer_of("grad_norm/blocks.0"), layer_of("loss")
+    ('blocks.0', None)
+    """
     for pattern in (_LAYER, _LAYER_FIRST):
         match = pattern.fullmatch(name)
         if match is not None:
@@ -128,25 +132,25 @@ def layer_of(name: str) -> str | None:
 
 
 def maximum_of(name: str) -> str | None:
-    """The layer whose largest gradient entry a series is; None for other series."""
+    """The layer of a series of largest gradient entries; None for other series."""
     match = _MAX.fullmatch(name)
     return None if match is None else match["layer"]
 
 
 def is_no_layer(layer: str) -> bool:
-    """Whether the name is a statistic, a clipping threshold or the like, and not a layer."""
+    """Whether the name is that of a statistic, a clipping threshold or the like, and not of a layer."""
     word = layer.lower().replace("-", "_").replace(" ", "_")
     last = re.split(r"[/.]", word)[-1]
     return word in _NO_LAYER or last in STATISTICS or re.fullmatch(r"[pq]\d+", last) is not None
 
 
 def is_ambiguous_total(name: str) -> bool:
-    """Whether a total norm's name could as well be that of a layer called ``norm`` (``grad/norm``)."""
+    """Whether the name of a total norm could also be that of a layer called ``norm`` (``grad/norm``)."""
     return re.fullmatch(rf"(?:.*/)?{_GRAD}/norms?", name, re.IGNORECASE) is not None
 
 
 def _grad_p_norm(name: str) -> bool:
-    """Lightning 1.x's ``grad_2.0_norm_NAME_step``."""
+    """Whether the name has the form ``grad_2.0_norm_NAME_step`` of Lightning 1.x."""
     return re.search(r"grad_[\d.]+_norm_", name) is not None
 
 
@@ -155,7 +159,7 @@ def is_training_loss(name: str) -> bool:
 
 
 def is_loss(name: str) -> bool:
-    """Whether a series is some training loss."""
+    """Whether a series is any training loss."""
     return "loss" in re.split(r"[/_.\- ]", name.lower()) and not is_evaluation(name)
 
 
@@ -164,12 +168,12 @@ def is_learning_rate(name: str) -> bool:
 
 
 def is_evaluation(name: str) -> bool:
-    """Whether a series comes from an evaluation, by its name's parts (``val``, ``eval``, ``test`` ...)."""
+    """Whether a series comes from an evaluation, by the parts of its name (``val``, ``eval``, ``test`` ...)."""
     return _EVAL.search(name) is not None
 
 
 def is_metric(name: str) -> bool:
-    """Whether a series is an evaluation curve: of an evaluation, or of a measure that only evaluations have."""
+    """Whether a series is an evaluation metric, by its prefix or because only evaluations measure it."""
     if _OPERATIONAL.fullmatch(name):
         return False
     if is_evaluation(name):

@@ -1,4 +1,4 @@
-"""Neptune: the exporter's Parquet files, ``fetch_metrics`` as CSV or Parquet, and a series downloaded from the page."""
+"""Neptune: Parquet files of the exporter, ``fetch_metrics`` as CSV or Parquet, and series downloaded from its page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One log a run."""
+    """One log per run."""
     if path.is_dir():
         table = open_parquet_folder(_files(path), path, options, "neptune")
     else:
@@ -35,14 +35,15 @@ def read(path: Path, options: Options) -> list[Log]:
 
 
 def _exported(table: Table) -> list[Log]:
-    """The exporter's rows: one value of one attribute; those without a step and a number are parameters and texts."""
+    """Rows of the exporter, one value of one attribute each. Rows without step or number are parameters and texts."""
     run = next((c for c in ("run_id", "custom_run_id") if c in table.columns), None)
     table.keep(f"{table.cell('float_value')} IS NOT NULL AND {table.cell('step')} IS NOT NULL")
     return long_logs(table, LongColumns("step", "attribute_path", "float_value", run))
 
 
 def _is_fetched(columns: set[str]) -> bool:
-    """``fetch_metrics`` as a data frame: run (or experiment) and step, then a column an attribute."""
+    """Whether this is a data frame of ``fetch_metrics``: run (or experiment) and step, then one column per
+    attribute."""
     return "step" in columns and bool({"run", "experiment"} & columns) and any("/" in c for c in columns)
 
 

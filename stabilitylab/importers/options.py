@@ -1,4 +1,4 @@
-"""What a user can say about a log, and the patterns that select series by name."""
+"""User options for an import, and patterns that select series by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stabilitylab.metrics import check_goal
 
 @dataclass(frozen=True)
 class Metric:
-    """A series that the user names as an evaluation curve. ``percent``: its values are percentages."""
+    """A series that the user declares as an evaluation metric. ``percent``: whether its values are percentages."""
 
     name: str
     percent: bool | None = None
@@ -20,9 +20,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class Options:
-    """``step``: the column of the steps. ``grads``: which series are gradient norms. ``loss``: which is the training
-    loss. ``metrics``: which are evaluation curves. ``pattern``: how a line of a text log reads. ``strict``: refuse a
-    log with a row that cannot be read."""
+    """``step``: the column of steps. ``grads``: a pattern of gradient-norm series. ``loss``: the training loss.
+    ``metrics``: the evaluation metrics. ``pattern``: a regular expression for the lines of a text log. ``strict``:
+    reject a log with unreadable rows."""
 
     step: str | None = None
     grads: str | None = None
@@ -33,7 +33,7 @@ class Options:
 
 
 def parse_metric(text: str) -> Metric:
-    """``val_acc:percent:max`` -> a Metric. A colon inside the name is kept."""
+    """Parse ``val_acc:percent:max``. Colons within the name are kept."""
     percent: bool | None = None
     goal: str | None = None
     name = text
@@ -47,13 +47,13 @@ def parse_metric(text: str) -> Metric:
         else:
             goal = word
     if not name.strip():
-        raise LogFormatError(f"--metric {text!r} names no series; write NAME[:percent][:min]")
+        raise LogFormatError(f"--metric {text!r} contains no name of a series; write NAME[:percent][:min]")
     check_goal(name, goal)
     return Metric(name, percent, goal)
 
 
 def layer_pattern(text: str, option: str = "--grads") -> re.Pattern[str]:
-    """A regular expression with a group ``layer``, or a name in which ``*`` stands for the layer."""
+    """Compile a regular expression with a group ``layer``, or a name in which ``*`` stands for the layer."""
     if "(?P<" not in text and not text.endswith(")") and "(" not in text:
         head, star, tail = text.partition("*")
         layer = "(?P<layer>.+)" if star else "(?P<layer>)"

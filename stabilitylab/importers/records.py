@@ -1,4 +1,4 @@
-"""Logs of records: one dictionary a step, as W&B's history, a Trainer's state, JSON lines hold them."""
+"""Logs of records, one dictionary per step, such as W&B's history, a Trainer's state and JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Log, Points, Refused, plain_number, shortened, whole_step, why_no_step
 
 Record = tuple[int, dict[str, Any]]
-"""The line (or place) of a record, and the record."""
+"""The line (or position) of a record, and the record."""
 
 STEPS = (
     "trainer/global_step",
@@ -49,10 +49,12 @@ def log_of_records(
     refused: Refused | None = None,
     stepless_is_normal: bool = False,
 ) -> Log:
-    """Named series from records. The step is the first of ``STEPS`` that the records hold, or ``--step``; without one,
-    the epoch; without that, the records are numbered, if any of them holds a gradient norm.
+    """Named series from records.
 
-    ``stepless_is_normal``: records without a step are no faults of the file, so they are counted and not refused.
+    The step is ``--step``, else the first of ``STEPS`` in the records, else the epoch. Without any of these, the
+    records are numbered, provided that one of them has a gradient norm.
+
+    ``stepless_is_normal``: records without a step are expected, so they are counted instead of refused.
     """
     records = list(records)
     log = Log(format, path, run=run)
@@ -84,20 +86,20 @@ def log_of_records(
     log.series = points.series()
     if stepless:
         log.note(
-            "no_step", f"{len(stepless)} records without a step were left out ({shortened(dict.fromkeys(stepless))})"
+            "no_step", f"{len(stepless)} records without a step were skipped ({shortened(dict.fromkeys(stepless))})"
         )
     refused.tell(log)
     texts = [name for name in skipped if name not in log.series]
     if texts:
-        log.note("skipped", f"{len(texts)} entries that are no numbers were skipped ({shortened(texts)})")
+        log.note("skipped", f"{len(texts)} non-numeric entries were skipped ({shortened(texts)})")
     if key in EPOCHS:
         log.axis = "epoch"
-        log.note("axis", "the log has no step: its axis is the epoch, so each row stands for a whole epoch")
+        log.note("axis", "the log has no step, so the axis is the epoch and each row covers a whole epoch")
     return log
 
 
 def flat(record: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of every entry; ``{"val": {"acc": 1}}`` gives ``val.acc``."""
+    """(name, value) of every entry, flattened: ``{"val": {"acc": 1}}`` gives ``val.acc``."""
     for name, value in record.items():
         whole = f"{before}{name}"
         if isinstance(value, dict) and "_type" not in value and before.count(".") < 8:
@@ -107,7 +109,7 @@ def flat(record: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def json_lines(path: Path, refused: Refused) -> Iterator[Record]:
-    """The objects of a file of JSON lines. Lines that are none are refused."""
+    """The objects of a JSON lines file. Invalid lines are refused."""
     try:
         with path.open("rb") as file:
             for line, raw in enumerate(file, 1):
@@ -129,7 +131,7 @@ def json_lines(path: Path, refused: Refused) -> Iterator[Record]:
 
 
 def _step_key(records: Sequence[Record], options: Options, path: Path) -> str:
-    """The entry that holds the step; empty for none."""
+    """The key of the step; empty without one."""
     if options.step is not None:
         if not any(options.step in record for _, record in records):
             raise LogFormatError(f"{path} has no column {options.step!r} for --step; it has {_entries(records)}")
@@ -143,18 +145,18 @@ def _step_key(records: Sequence[Record], options: Options, path: Path) -> str:
 
 
 def _steps(records: Sequence[Record], key: str, log: Log) -> list[int | None]:
-    """The step of each record; None where it has none."""
+    """The step of each record; None if it has none."""
     if not key:
         if not any(_is_gradient(name) for _, record in records[:1000] for name, _ in flat(record)):
             raise LogFormatError(
-                f"{log.path} has no step column (one of {', '.join(dict.fromkeys(STEPS))}); say which with --step"
+                f"{log.path} has no step column (one of {', '.join(dict.fromkeys(STEPS))}); choose one with --step"
             )
-        log.note("row_numbers", "the log has no step: its rows are numbered from 0")
+        log.note("row_numbers", "the log has no step, so its rows are numbered from 0")
         return list(range(len(records)))
     steps = [whole_step(record.get(key)) for _, record in records]
     if key == "_step":
         return steps
-    # W&B writes some records without the step of the trainer: it lies between those of its neighbours.
+    # W&B writes some records without the trainer's step, which lies between those of the neighbouring records.
     known = [(whole_step(record.get("_step")), step) for (_, record), step in zip(records, steps, strict=True)]
     pairs = [(own, step) for own, step in known if own is not None and step is not None]
     holes = [
@@ -169,7 +171,7 @@ def _steps(records: Sequence[Record], key: str, log: Log) -> list[int | None]:
         assert place is not None
         after = int(np.searchsorted(own, place))
         steps[i] = int(trained[min(after, len(own) - 1)])
-    log.note("borrowed_steps", f"{len(holes)} records have no {key}: they take that of the next record that has one")
+    log.note("borrowed_steps", f"{len(holes)} records have no {key}; that of the next record with one is used")
     return steps
 
 

@@ -1,4 +1,4 @@
-"""Every format that can be imported, and the recognition of a file's format."""
+"""Registry of all import formats, and detection of the format of a file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from stabilitylab.importers.write import Imported, write_logs
 from stabilitylab.registry import Registry
 
 GENERAL = ("jsonl", "table", "text")
-"""Formats that nearly any file of their kind is: held against a file last."""
+"""General formats, which match almost any file of their kind and are therefore tried last."""
 
 
 def _check(name: str, entry: object) -> None:
     if not isinstance(entry, Format):
-        raise TypeError(f"it is not a Format but a {type(entry).__name__}")
+        raise TypeError(f"expected a Format, not a {type(entry).__name__}")
     if entry.name != name:
         raise ValueError(f"it declares the name {entry.name!r}")
 
@@ -61,8 +61,8 @@ IMPORTERS: Registry[Format] = Registry(
     group="stabilitylab.importers",
     check=_check,
 )
-"""name -> format, in the order in which a file is held against them: the special before the general.
-Folders of Trainers, MLflow and W&B may hold event files too, so those come before TensorBoard."""
+"""name -> format, in the order in which they are tried: specific formats before general ones. Folders of Trainers,
+MLflow and W&B may also contain event files, so they come before TensorBoard."""
 
 NEAREST = 3
 
@@ -70,10 +70,13 @@ NEAREST = 3
 def import_log(
     root: Path, path: Path, options: Options | None = None, *, format: str | None = None, name: str | None = None
 ) -> list[Imported]:
-    """Import a file or folder as runs below ``root``, as ``format`` or as whatever it is recognised as.
+    """Import a file or folder as runs below ``root``, as ``format`` or with the detected format.
 
-    Nothing is written unless everything could be read. Raises LogFormatError for a file of no known kind, with the
-    nearest formats, and for one that holds no run; StoreError where nothing can be written.
+    Nothing is written unless everything could be read.
+
+    Raises:
+        LogFormatError: the format is unknown (the message lists the nearest ones), or the file contains no run.
+        StoreError: the runs cannot be written.
 
     Example:
         >>> import_log(Path("runs"), Path("trainer_state.json"), name="finetune")  # doctest: +SKIP
@@ -88,12 +91,12 @@ def read_logs(path: Path, options: Options, format: Format) -> list[Log]:
         raise LogFormatError(f"cannot read {path}: No such file or directory")
     logs = format.read(path, options)
     if not logs:
-        raise LogFormatError(f"{path} holds no run of the format {format.name}; nothing was imported")
+        raise LogFormatError(f"{path} contains no run in the format {format.name}; nothing was imported")
     return logs
 
 
 def recognise(path: Path, options: Options | None = None) -> Format:
-    """The format of a file or folder. Raises LogFormatError with what it looks like and the nearest formats."""
+    """Detect the format of a file or folder. Raises LogFormatError, with the nearest formats, if it is unknown."""
     if not path.exists():
         raise LogFormatError(f"cannot read {path}: No such file or directory")
     if options is not None and options.pattern is not None:
@@ -105,16 +108,16 @@ def recognise(path: Path, options: Options | None = None) -> Format:
     if options is not None and options.step is not None and options.step in sample.columns:
         return IMPORTERS["table"]
     near = "; ".join(f"{format.name}: {format.title}" for format in nearest(sample))
-    raise LogFormatError(f"{path} is {looks_like(sample)}, and no log of a known kind. The nearest: {near}")
+    raise LogFormatError(f"{path} is {looks_like(sample)}, not a log in a known format. Nearest formats: {near}")
 
 
 def _special_first() -> list[Format]:
-    """The formats, those of other packages before the general ones."""
+    """All formats; those of plugins come before the general ones."""
     return sorted(IMPORTERS.values(), key=lambda format: format.name in GENERAL)
 
 
 def nearest(sample: Sample, count: int = NEAREST) -> Sequence[Format]:
-    """The formats whose marks a file holds most of, in its name or its beginning."""
+    """The formats with the most marks in the name or the beginning of a file."""
     inside = sample.path.name.lower() + "\n" + sample.head
     if sample.is_folder:
         inside += "\n".join(file.name for file in list(sample.path.iterdir())[:200])
@@ -126,7 +129,7 @@ def nearest(sample: Sample, count: int = NEAREST) -> Sequence[Format]:
 
 
 def looks_like(sample: Sample) -> str:
-    """What a file is, as far as its beginning tells."""
+    """A description of a file, based on its beginning."""
     if sample.is_folder:
         found = sum(1 for _ in sample.path.iterdir())
         return f"a folder of {found} entries" if found else "an empty folder"

@@ -1,8 +1,8 @@
-"""Rows that a restart superseded, and steps that were logged twice.
+"""Removal of rows that a restart superseded, and of steps that were logged twice.
 
-A run that crashed at step 600 and was resumed from a checkpoint at 500 logs 500 to 599 again. Of two values at one step
-the later one is the run's; values beyond the point that the resumed run has reached belong to no run that exists. Both
-must go, or the seam becomes a spike.
+A run that crashed at step 600 and was resumed from a checkpoint at 500 logs 500 to 599 again. Of two values at one
+step, the later one is valid. Old values beyond the last step of the resumed run are invalid too. Both must be removed,
+or the seam would look like a spike.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from stabilitylab.importers.series import Log, Series
 
 SHORTEST_ATTEMPT = 3
-"""Attempts have at least this many steps on average. Shorter ones are rows out of order, not restarts."""
+"""Attempts have at least this many steps on average. Shorter ones are unordered rows, not restarts."""
 MOST_ATTEMPTS = 100
-"""More falls than this in one series are not restarts either."""
+"""If the steps of one series decrease more often than this, the decreases are not restarts either."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class _Cut:
 
 
 def drop_superseded(log: Log) -> None:
-    """Drop what restarts superseded and all but the last value of a repeated step; sort each series by step. What was
-    dropped is noted in the log."""
+    """Drop superseded rows and all but the last value of repeated steps, and sort each series by step. Adds a note
+    about dropped rows to the log."""
     cuts = [_Cut(row, step) for row, step in log.restarts]
     if log.may_restart:
         cuts += _confirmed(log)
@@ -50,7 +50,7 @@ def drop_superseded(log: Log) -> None:
 
 
 def _confirmed(log: Log) -> list[_Cut]:
-    """Restarts that the series agree on: where most that go on after the cut go back at it."""
+    """Restarts that the series agree on: most series that continue after the cut go back at it."""
     falls = {cut for series in log.series.values() for cut in _own_cuts(series)}
     if not falls:
         return []
@@ -63,7 +63,7 @@ def _confirmed(log: Log) -> list[_Cut]:
 
 
 def _beginning(cut: _Cut, rows: np.ndarray, steps: np.ndarray) -> _Cut:
-    """The cut, moved to the first row of its step: other series may log that step a few rows before."""
+    """The cut, moved to the first row of its step: other series may log that step a few rows earlier."""
     place = int(np.searchsorted(rows, cut.row))
     while place > 0 and steps[place - 1] == cut.step:
         place -= 1
@@ -71,21 +71,21 @@ def _beginning(cut: _Cut, rows: np.ndarray, steps: np.ndarray) -> _Cut:
 
 
 def _own_cuts(series: Series) -> list[_Cut]:
-    """Where the steps of one series fall back, if it looks like attempts and not like rows out of order."""
+    """Where the steps of one series decrease, if this looks like restarts and not like unordered rows."""
     back = np.flatnonzero(np.diff(series.step) < 0) + 1
     if not 0 < len(back) <= MOST_ATTEMPTS or len(series) / (len(back) + 1) < SHORTEST_ATTEMPT:
         return []
     cuts = []
     for index, end in zip(back, [*back[1:], len(series)], strict=True):
         stale = series.step[:index][series.step[:index] >= series.step[index]]
-        # A row that only stands too early is no attempt: nothing of it is logged again.
+        # A single row that comes too early is not an attempt: none of its steps is logged again.
         if len(stale) >= SHORTEST_ATTEMPT or np.isin(stale, series.step[index:end]).any():
             cuts.append(_Cut(int(series.row[index]), int(series.step[index])))
     return cuts
 
 
 def _vote(series: Series, cut: _Cut) -> int:
-    """1 for a series that goes back at the cut, -1 for one that goes on past it, 0 for one that tells nothing."""
+    """1 if the series goes back at the cut, -1 if it continues past it, 0 if neither can be determined."""
     before, after = series.step[series.row < cut.row], series.step[series.row >= cut.row]
     if len(before) == 0 or len(after) == 0 or before.max() < cut.step:
         return 0
@@ -104,7 +104,7 @@ def _superseded(series: Series, cuts: list[_Cut]) -> np.ndarray:
 
 
 def _last_of_each_step(series: Series) -> tuple[Series, int]:
-    """The series by step, of each step the last value logged, and how many others there were."""
+    """The series sorted by step with the last value of each step, and the number of dropped values."""
     if len(series) < 2 or bool((np.diff(series.step) > 0).all()):
         return series, 0
     series = series.take(np.lexsort((series.row, series.step)))
@@ -129,7 +129,7 @@ def _tell(log: Log, cuts: list[_Cut], dropped: dict[str, tuple[int, int]], repea
         name = max(repeated, key=lambda series: repeated[series])
         log.note(
             "duplicates",
-            f"{sum(repeated.values()):,} repeated steps were dropped, the last value stands: {repeated[name]:,} of "
+            f"{sum(repeated.values()):,} repeated steps were dropped, keeping the last value: {repeated[name]:,} of "
             + name
             + (f", {len(repeated)} series in all" if len(repeated) > 1 else ""),
         )

@@ -1,4 +1,4 @@
-"""Named series: what every format is read into before anything is decided about it."""
+"""Named series, the common representation that every format is read into before it is interpreted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from stabilitylab.errors import LogFormatError
 
 MAX_ITERATION = 2**31 - 1
-"""The largest step that the store's INTEGER holds."""
+"""The largest step that fits the INTEGER column of the store."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """One thing that a reader of the run should know. It is printed and kept as an event of this kind."""
+    """A remark about the import. It is printed and stored as an event of this kind."""
 
     kind: str
     text: str
@@ -30,10 +30,10 @@ class Note:
 class Series:
     """One logged quantity.
 
-    ``step`` int64 (n,) and ``value`` float64 (n,), in the order of the log. ``row`` int64 (n,): the position in the
-    log, shared by all series of a log, so that a restart found in one series can be applied to the others. ``low`` and
-    ``high``: the smallest and the largest value of a bucket, where an export holds them. ``approximate``: the values
-    were computed from a histogram's bins.
+    ``step`` (n,) int64 and ``value`` (n,) float64: in the order of the log. ``row`` (n,) int64: position in the log, on
+    a scale shared by all series, so that a restart found in one series can be applied to the others. ``low``, ``high``:
+    smallest and largest value of a bucket, if the export contains them. ``approximate``: whether the values were
+    computed from the bins of a histogram.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Series:
         return len(self.step)
 
     def take(self, chosen: np.ndarray) -> Series:
-        """The points that ``chosen`` (a mask or indices) selects."""
+        """The points selected by ``chosen``, a mask or indices."""
         optional = {
             name: None if (values := getattr(self, name)) is None else values[chosen]
             for name in ("num_samples", "low", "high")
@@ -66,14 +66,14 @@ class Series:
 
 @dataclass
 class Log:
-    """One run of somebody's log.
+    """One run of a log.
 
-    ``format``: the importer's name. ``run``: the run's name in the log, if it has one. ``restarts``: marks of restarts
-    as (row, step): everything logged before ``row`` at ``step`` or later was superseded. ``counts_from``: the number
-    that the log gives its first update. ``may_restart``: whether steps that fall
-    back are looked at as restarts. ``axis``: what a step is, if it is no iteration. ``layers``: series -> layer,
-    where the format says it; ``maxima`` likewise for largest entries; ``depths``: layer -> depth. ``rows``: what a row
-    stands for, where the log says it: ``sampled`` (one iteration), ``mean`` or ``bucket``.
+    ``format``: name of the importer. ``run``: name of the run in the log, if any. ``restarts``: restarts as (row,
+    step): everything logged before ``row`` at ``step`` or later was superseded. ``counts_from``: the step that the log
+    assigns to the first update. ``may_restart``: whether decreasing steps may be restarts. ``axis``: the unit of a
+    step, if not iterations. ``layers``: series -> layer, if the format contains it; ``maxima``: the same for largest
+    entries; ``depths``: layer -> depth. ``rows``: what a row is, if known: ``sampled`` (one iteration), ``mean`` or
+    ``bucket``.
     """
 
     format: str
@@ -95,7 +95,7 @@ class Log:
 
 
 class Refused:
-    """Rows that cannot be read: counted, the first one named; an error at once with ``strict``."""
+    """Counts rows that cannot be read and remembers the first one. With ``strict``, the first one raises an error."""
 
     def __init__(self, path: Path, strict: bool) -> None:
         self._path, self._strict = path, strict
@@ -105,7 +105,7 @@ class Refused:
     def add(self, line: int | str, why: str, count: int = 1) -> None:
         where = f"line {line}" if isinstance(line, int) else line
         if self._strict:
-            raise LogFormatError(f"{self._path}, {where}: {why}; --strict refuses it")
+            raise LogFormatError(f"{self._path}, {where}: {why}; not allowed with --strict")
         if not self.count:
             self._first = f"{where}: {why}"
         self.count += count
@@ -117,7 +117,7 @@ class Refused:
 
 
 class Points:
-    """Collects points one at a time and turns them into series. ``row`` is raised by the reader, once a record."""
+    """Collects points one at a time and converts them to series. The reader increments ``row`` once per record."""
 
     def __init__(self) -> None:
         self.row = 0
@@ -152,7 +152,7 @@ class Points:
 
 
 def whole_step(value: Any) -> int | None:
-    """A step as an integer from 0 to MAX_ITERATION; None for anything else (text, fractions, negative numbers)."""
+    """A step as an integer from 0 to MAX_ITERATION; None for other values (text, fractions, negative numbers)."""
     number = plain_number(value)
     if number is None or not 0 <= number <= MAX_ITERATION or number != int(number):
         return None
@@ -160,7 +160,7 @@ def whole_step(value: Any) -> int | None:
 
 
 def plain_number(value: Any) -> float | None:
-    """A number; NaN and infinity written as words count. None for anything else."""
+    """A value as a number, including NaN and infinity written as words; None for other values."""
     if isinstance(value, bool) or not isinstance(value, int | float | str) or value == "":
         return None
     try:
@@ -170,14 +170,18 @@ def plain_number(value: Any) -> float | None:
 
 
 def why_no_step(value: Any) -> str:
-    """Why ``whole_step`` refused a value, for a message."""
+    """Why `whole_step` rejected a value, for a message."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "it has no step"
     return f"step {str(value)[:40]!r} is not a whole number from 0 to {MAX_ITERATION}"
 
 
 def shortened(names: Iterable[str], most: int = 3) -> str:
-    """Up to ``most`` names, then how many more there are."""
+    """Up to ``most`` names, followed by the number of further names.
+
+    >>> shortened(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more

@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet: a column a series, or a row a value."""
+"""CSV, TSV and Parquet tables: wide (one column per series) or long (one row per value)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run, or one for each value of a column ``run``. Columns such as ``layer`` or ``name`` beside a value make a
-    table with a row a value; other tables have a column a series."""
+    """One run, or one per value of a column ``run``. A table with a value column and a column such as ``layer`` or
+    ``name`` is long (one row per value); other tables are wide (one column per series)."""
     table = open_table(path, options, "table")
     columns = _long_columns(table, options)
     return long_logs(table, columns) if columns else wide_logs(table, options)

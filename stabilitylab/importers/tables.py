@@ -1,4 +1,4 @@
-"""Tables in files, read by DuckDB: CSV, TSV and Parquet, column by column."""
+"""CSV, TSV and Parquet files, read column by column with DuckDB."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ COLUMNS_AT_A_TIME = 8
 
 
 class Table:
-    """The columns of a file. ``rows``: how many rows were read. ``refused``: those that were not.
+    """The columns of a file. ``rows``: number of rows read. ``refused``: rows that could not be read.
 
-    A number comes with its state: 0 where the cell is empty, 1 for a number (NaN and infinity are numbers), 2 for text.
+    Each number has a state: 0 for an empty cell, 1 for a number (including NaN and infinity), 2 for text.
     """
 
     def __init__(self, path: Path, format: str, refused: Refused, columns: list[str], source: str) -> None:
@@ -39,7 +39,7 @@ class Table:
         self.delimiter = ","
 
     def numbers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """(value float64 (rows,), state uint8 (rows,)) of one column."""
+        """Value (rows,) float64 and state (rows,) uint8 of one column."""
         return self.many_numbers([column])[column]
 
     def many_numbers(self, columns: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -56,14 +56,15 @@ class Table:
         return {column: (found[f"v{i}"], found[f"s{i}"]) for i, column in enumerate(columns)}
 
     def codes(self, columns: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        """(code int32 (rows,), what each code stands for) of text columns together, numbered by first appearance."""
+        """Codes (rows,) int32 of the combined text columns, numbered by first appearance, and the cells of each
+        code."""
         texts = [f"coalesce({self._text(column)}, '')" for column in columns]
         joined = " || chr(31) || ".join(texts)
         kinds = self._con.execute(f"SELECT DISTINCT {joined} FROM {self._source}").fetchall()
         values = [row[0] for row in kinds]
         if not values:
             return np.zeros(0, np.int32), []
-        # An ENUM keeps the rows in their order and costs two bytes a row.
+        # An ENUM preserves the order of the rows and costs two bytes per row.
         listed = ", ".join(quote(value) for value in values)
         self._con.execute("DROP TYPE IF EXISTS listed")
         self._con.execute(f"CREATE TYPE listed AS ENUM ({listed})")
@@ -76,24 +77,24 @@ class Table:
         return place[found], [tuple(values[i].split("\x1f")) for i in order]
 
     def texts(self, column: str, most: int | None = None) -> list[str]:
-        """The cells of a column as text; '' where there is none."""
+        """The cells of a column as text; '' for empty cells."""
         limit = f" LIMIT {most}" if most is not None else ""
         rows = self._con.execute(f"SELECT coalesce({self._text(column)}, '') FROM {self._source}{limit}").fetchall()
         return [row[0] for row in rows]
 
     def looks_like_text(self, column: str) -> bool:
-        """Whether most of the first cells of a column that are not empty are no numbers."""
+        """Whether most of the first non-empty cells of a column are not numbers."""
         cells = [cell for cell in self.texts(column, 2000) if cell and cell not in _MISSING]
         return bool(cells) and sum(not _reads_as_number(cell) for cell in cells) > 0.5 * len(cells)
 
     def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows as dictionaries of text, with the line of each."""
+        """(line, row as a dictionary of text) of each row."""
         cells = [self.texts(column) for column in self.columns]
         for place, row in enumerate(zip(*cells, strict=True)):
             yield place + 2, dict(zip(self.columns, row, strict=True))
 
     def refuse_text(self, column: str, state: np.ndarray) -> None:
-        """Refuse the rows in which a column of numbers holds text."""
+        """Refuse the rows in which a numeric column contains text."""
         text = np.flatnonzero(state == 2)
         if len(text) == 0 or column in self._told:
             return
@@ -101,7 +102,7 @@ class Table:
         self.refuse_rows(state == 2, column, "is not a number")
 
     def refuse_rows(self, bad: np.ndarray, column: str, why: str) -> None:
-        """Refuse rows for what one of their cells holds, which is shown."""
+        """Refuse rows because of the content of one cell, which the message shows."""
         rows = np.flatnonzero(bad)
         if len(rows) == 0:
             return
@@ -111,7 +112,7 @@ class Table:
         self.refused.add(self.line(row), f"{column} {shown!r} {why}", len(rows))
 
     def line(self, row: int) -> int:
-        """The line of the file on which a row (from 0) ends."""
+        """The line of the file on which row ``row`` (counted from 0) ends."""
         if self.path.suffix.lower() in (".parquet", ".pq"):
             return row + 1
         with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -129,13 +130,13 @@ class Table:
             return reader.line_num
 
     def keep(self, condition: str) -> None:
-        """Read only the rows that an SQL condition on `cell`s selects."""
+        """Restrict the table to the rows that satisfy an SQL condition, in which `cell` names a column."""
         self._source = f"(SELECT * FROM {self._source} WHERE {condition})"
         count = self._con.execute(f"SELECT count(*) FROM {self._source}").fetchone()
         self.rows = 0 if count is None else int(count[0])
 
     def cell(self, column: str) -> str:
-        """A column, as SQL."""
+        """SQL expression of a column."""
         return f"c{self.columns.index(column)}"
 
     def _text(self, column: str) -> str:
@@ -149,7 +150,7 @@ class Table:
 
 
 def open_table(path: Path, options: Options, format: str) -> Table:
-    """A CSV, TSV or Parquet file. LogFormatError for a file that is none."""
+    """Open a CSV, TSV or Parquet file. Raises LogFormatError for other files."""
     refused = Refused(path, options.strict)
     if path.suffix.lower() in (".parquet", ".pq"):
         return _parquet([path], path, format, refused)
@@ -176,7 +177,7 @@ def open_table(path: Path, options: Options, format: str) -> Table:
     table.delimiter = delimiter
     con = table._con
     try:
-        # Every column is asked for: DuckDB does not look for faults in columns that a query leaves out.
+        # Select every column: DuckDB does not check columns that a query does not use.
         every = ", ".join(f"count(c{i})" for i in range(len(columns)))
         count = con.execute(f"SELECT count(*), {every} FROM {source('store_rejects=true, ')}").fetchall()[0]
         lines = _rejected(con)
@@ -184,7 +185,7 @@ def open_table(path: Path, options: Options, format: str) -> Table:
         raise LogFormatError(f"{path} is not readable as CSV: {one_line(error)[:200]}") from None
     table.rows = int(count[0])
     if any(kind == "INVALID ENCODING" for _, kind in lines):
-        # Each query must leave out the same rows, so each looks at every cell.
+        # Every query must skip the same rows, so every query reads all cells.
         cells = ", ".join(f"c{i}" for i in range(len(columns)))
         table.keep(f"hash({cells}) IS NOT NULL")
     if lines:
@@ -195,16 +196,16 @@ def open_table(path: Path, options: Options, format: str) -> Table:
 
 
 def _rejected(con: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
-    """(line, kind of fault) of the lines that DuckDB left out."""
+    """(line, kind of fault) of the lines that DuckDB rejected."""
     sql = "SELECT line, any_value(error_type::VARCHAR) FROM reject_errors GROUP BY line ORDER BY line"
     try:
         return con.execute(sql).fetchall()
-    except duckdb.CatalogException:  # the table comes with the first fault
+    except duckdb.CatalogException:  # the table exists only after the first fault
         return []
 
 
 def open_parquet_folder(files: Sequence[Path], path: Path, options: Options, format: str) -> Table:
-    """Several Parquet files with the same columns, one after the other."""
+    """Open several Parquet files with the same columns as one table."""
     return _parquet(files, path, format, Refused(path, options.strict))
 
 
@@ -224,7 +225,7 @@ def _parquet(files: Sequence[Path], path: Path, format: str, refused: Refused) -
 
 
 def _unique(columns: Sequence[str]) -> list[str]:
-    """Column names, each once; a column without a name is called by its place."""
+    """Unique column names. A column without a name is named after its position."""
     seen: dict[str, int] = {}
     found = []
     for place, column in enumerate(columns):
@@ -235,7 +236,7 @@ def _unique(columns: Sequence[str]) -> list[str]:
 
 
 def _escaped(path: Path) -> str:
-    """A path without the characters that DuckDB takes for a pattern."""
+    """A path in which the glob characters of DuckDB are escaped."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 

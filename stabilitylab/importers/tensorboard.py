@@ -1,4 +1,4 @@
-"""TensorBoard event files: scalars in every form they are written in, histograms of gradients, restarts, subfolders."""
+"""TensorBoard event files: scalars in all encodings, histograms of gradients, restarts and subfolders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HPARAMS = re.compile(r"\d{9,}(\.\d+)?")
 
 @dataclass
 class _Part:
-    """The event files of one folder: its points, what was skipped, and where a restart said it took over."""
+    """The event files of one folder: points, skipped tags, and restarts that the files declare."""
 
     folder: Path
     points: Points = field(default_factory=Points)
@@ -45,13 +45,13 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run from the event files of a folder; subfolders that are parts of it (``train``, ``validation``, those of
-    ``add_scalars`` and ``add_hparams``) are joined, other subfolders are runs of their own."""
+    """One run from the event files of a folder. Subfolders that belong to it (``train``, ``validation``, those of
+    ``add_scalars`` and ``add_hparams``) are merged; other subfolders are separate runs."""
     _require_library()
     files = [path] if path.is_file() else sorted(path.rglob("*tfevents*"))
     files = [file for file in files if file.is_file()]
     if not files:
-        raise LogFormatError(f"{path} holds no event file (*tfevents*); give TensorBoard's log folder")
+        raise LogFormatError(f"{path} contains no event file (*tfevents*); pass TensorBoard's log folder")
     refused = Refused(path, options.strict)
     parts: dict[Path, _Part] = {}
     for file in files:
@@ -78,7 +78,7 @@ def _require_library() -> None:
 
 
 def _begins(file: Path) -> tuple[int, str]:
-    """Event files in the order in which they were begun: their name holds the second."""
+    """Sort key that orders event files by their start time, which is part of their name."""
     match = re.search(r"tfevents\.(\d+)\.", file.name)
     return (int(match[1]) if match else 0, file.name)
 
@@ -99,7 +99,7 @@ def _read_file(file: Path, part: _Part, refused: Refused) -> None:
                 part.skipped[value.tag] += 1
                 continue
             if not 0 <= event.step <= MAX_ITERATION:
-                if names.is_axis(value.tag):  # counted in tokens, and left out anyway
+                if names.is_axis(value.tag):  # counted in tokens, and skipped later
                     continue
                 refused.add(f"tag {value.tag}", f"step {event.step} is not from 0 to {MAX_ITERATION}")
             elif number is not None:
@@ -122,12 +122,12 @@ def _events(file: Path, refused: Refused) -> Iterator[Any]:
                 refused.add(f"{file.name}, record {place}", "not an event")
     except LogFormatError:
         raise
-    except Exception as error:  # the library's own error for a damaged record differs by backend
+    except Exception as error:  # the error of the library for a damaged record depends on the backend
         refused.add(f"{file.name}, after record {place}", f"damaged: {str(error)[:80]}")
 
 
 def _scalar(value: Any) -> float | None:
-    """The number of a summary value, however it was written; None if it is not one number."""
+    """The number in a summary value of any encoding; None if it is not a single number."""
     kind = value.WhichOneof("value")
     if kind == "simple_value":
         return float(value.simple_value)
@@ -151,15 +151,15 @@ def _scalar(value: Any) -> float | None:
 
 
 def _histogram(value: Any) -> float | None:
-    """The L2 norm of what a histogram was made of: its sum of squares is exact. None for other values, and for the
-    newer form of histogram (buckets alone) the norm from its buckets."""
+    """The L2 norm of the values in a histogram. It is exact if the histogram contains the sum of squares, else computed
+    from its buckets (the newer encoding). None for other values."""
     if value.WhichOneof("value") != "histo":
         return None
     return float(np.sqrt(max(value.histo.sum_squares, 0.0)))
 
 
 def _runs(parts: dict[Path, _Part], home: Path) -> dict[Path, list[tuple[str, _Part]]]:
-    """The folder of each run -> the parts that are joined to it, each with the prefix of its tags."""
+    """Folder of each run -> the parts that are merged into it, each with a prefix for its tags."""
     runs: dict[Path, list[tuple[str, _Part]]] = {}
     for folder in sorted(parts, key=lambda folder: len(folder.parts)):
         part = parts[folder]
@@ -173,7 +173,7 @@ def _runs(parts: dict[Path, _Part], home: Path) -> dict[Path, list[tuple[str, _P
 
 
 def _joins(part: _Part, above: Path | None, parts: dict[Path, _Part], home: Path) -> str | None:
-    """The prefix under which a folder is part of the run above it; None if it is a run of its own."""
+    """The prefix with which a folder is merged into the run above it; None if it is a separate run."""
     name = part.folder.name
     if part.folder == home:
         return None
@@ -215,14 +215,14 @@ def _log(path: Path, main: Path, joined: list[tuple[str, _Part]]) -> Log:
         if approximate:
             log.note(
                 "histograms",
-                f"{len(approximate)} histograms of gradients: the norm is the root of their sum of squares",
+                f"{len(approximate)} histograms of gradients: the norm is the square root of their sum of squares",
             )
     if skipped:
-        log.note("skipped", f"{len(skipped)} tags that are no scalars were skipped ({shortened(sorted(skipped))})")
+        log.note("skipped", f"{len(skipped)} non-scalar tags were skipped ({shortened(sorted(skipped))})")
     files = sum(part.files for _, part in joined)
     folders = [part.folder.name for _, part in joined if part.folder != main]
     if files > 1:
-        more = f", subfolders {shortened(folders)} among them" if folders else ""
+        more = f", including the subfolders {shortened(folders)}" if folders else ""
         log.note("files", f"{files} event files were read as one run{more}")
     return log
 

@@ -1,5 +1,5 @@
-"""Text logs: Megatron-LM, llm.c, modded-nanogpt, nanoGPT, MetricLogger (DeiT, MAE, DINO), Swin, torchtitan, and any
-other through ``--pattern``."""
+"""Text logs: Megatron-LM, llm.c, modded-nanogpt, nanoGPT, MetricLogger (DeiT, MAE, DINO), Swin, torchtitan, and others
+with ``--pattern``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run. A line that names no step but an evaluation belongs to the last step before it."""
+    """One run. An evaluation line without a step belongs to the preceding step."""
     refused = Refused(path, options.strict)
     if options.pattern is not None:
         return [_read_pattern(path, options.pattern, refused)]
@@ -70,19 +70,19 @@ def read(path: Path, options: Options) -> list[Log]:
     log.series = points.series()
     log.counts_from = 1 if counts[1] > counts[0] else 0
     if not log.series:
-        raise LogFormatError(f"{path} has no line with a step and a number; say how a line reads with --pattern")
+        raise LogFormatError(f"{path} has no line with a step and a number; describe its lines with --pattern")
     if smoothed:
         log.rows = "mean"
-        log.note("means", f"{smoothed:,} lines hold medians or means over a window of iterations, not single values")
+        log.note("means", f"{smoothed:,} lines contain medians or means over a window of iterations, not single values")
     if numbered:
-        log.note("row_numbers", "the lines name no step: those with a gradient norm are numbered from 0")
+        log.note("row_numbers", "the lines contain no step, so those with a gradient norm are numbered from 0")
     refused.tell(log)
     return [log]
 
 
 def _read_pattern(path: Path, text: str, refused: Refused) -> Log:
-    """Lines in which a regular expression is found. Its groups: ``step``; ``name`` (or ``layer``) with ``value`` (or
-    ``norm``); or one group a series, called like it."""
+    """Lines that match a regular expression. Its groups are ``step``, and either ``name`` (or ``layer``) with ``value``
+    (or ``norm``), or one group per series with the name of the series."""
     try:
         pattern = re.compile(text)
     except re.error as error:
@@ -90,7 +90,7 @@ def _read_pattern(path: Path, text: str, refused: Refused) -> Log:
     groups = set(pattern.groupindex)
     if "step" not in groups or len(groups) < 2:
         raise LogFormatError(
-            f"--pattern {text!r} needs the group (?P<step>...) and one a series, e.g. (?P<grad_norm>...)"
+            f"--pattern {text!r} needs the group (?P<step>...) and one group per series, such as (?P<grad_norm>...)"
         )
     named = next((name for name in ("name", "layer") if name in groups), None)
     valued = next((name for name in ("value", "norm", "grad_norm") if name in groups), None)
@@ -127,7 +127,7 @@ def _read_pattern(path: Path, text: str, refused: Refused) -> Log:
 
 
 def _lines(path: Path, refused: Refused) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers. Progress bars write many over one another in one line."""
+    """The numbered lines of a file. Carriage returns of progress bars split a line into several."""
     try:
         with path.open("rb") as file:
             for line, raw in enumerate(file, 1):

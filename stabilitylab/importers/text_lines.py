@@ -1,4 +1,4 @@
-"""One line of a training log: its step and its numbers, whichever trainer wrote it."""
+"""Parsing of one line of a training log: its step and its numbers, for many trainers."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _NO_SERIES = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """What a line says. ``step``: None where it names none. ``counts_from``: what its trainer calls the first update.
-    ``smoothed``: its numbers are medians or means over a window."""
+    """A parsed line. ``step``: None if the line has none. ``counts_from``: the step that the trainer assigns to the
+    first update. ``smoothed``: whether the numbers are medians or means over a window."""
 
     step: int | None
     values: dict[str, float]
@@ -59,7 +59,7 @@ class Line:
 
 
 def parse_line(text: str) -> Line | None:
-    """The step and the numbers of a line; None for a line without numbers of a series."""
+    """Parse the step and the numbers of a line. None for a line without values of a series."""
     text = _ANSI.sub("", text).strip()
     if not any(c.isdigit() for c in text) and "nan" not in text.lower():
         return None
@@ -111,7 +111,7 @@ def _name(name: str) -> str:
 
 
 def _dictionary(text: str) -> dict[str, float] | None:
-    """The numbers of a line that is, or ends in, a dictionary as Python or JSON writes it; None for other lines."""
+    """The numbers of a line that is, or ends with, a dictionary in Python or JSON syntax; None for other lines."""
     start = text.find("{")
     if start < 0 or not text.endswith("}"):
         return None

@@ -1,4 +1,4 @@
-"""trackio: a project's SQLite file, or the Parquet file it exports."""
+"""trackio: the SQLite file of a project, or the Parquet file that it exports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One log a run of the project."""
+    """One log per run of the project."""
     if path.is_dir():
         return [log for file in _databases(path) for log in read(file, options)]
     if path.suffix.lower() == ".parquet":
@@ -48,7 +48,7 @@ def read(path: Path, options: Options) -> list[Log]:
         if isinstance(record, dict):
             runs.setdefault((str(own), str(name)), []).append((place, {**record, "step": step}))
     if not runs:
-        raise LogFormatError(f"{path} holds no run")
+        raise LogFormatError(f"{path} contains no run")
     one = Options(**{**vars(options), "step": "step"})
     logs = [
         log_of_records(records, path, one, format="trackio", run=name, refused=Refused(path, options.strict))

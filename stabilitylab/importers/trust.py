@@ -1,4 +1,4 @@
-"""What the reader of an imported run cannot trust, or should know: found in the numbers themselves."""
+"""Checks of imported data: notes about limitations and oddities of the numbers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from stabilitylab.importers.series import Log, Series, shortened
 from stabilitylab.metrics import scale_of
 
 CAP_SHARE = 0.05
-"""From this share of values at the maximum on, and CAP_COUNT of them, a norm counts as cut off there."""
+"""A norm counts as clipped if at least this share of its values, and at least CAP_COUNT, equal the maximum."""
 CAP_COUNT = 10
 MOST_EVENTS = 50
-"""Up to this many gaps or non-finite stretches get an event each; the rest are counted."""
+"""Up to this many gaps or non-finite periods get an event each; further ones are only counted."""
 
 
 def examine(log: Log, chosen: Chosen) -> None:
@@ -31,8 +31,8 @@ def examine(log: Log, chosen: Chosen) -> None:
     if buckets:
         log.note(
             "buckets",
-            f"{len(buckets)} series hold a minimum and a maximum for each row: the export groups several steps into "
-            f"one row ({shortened(s.name for s in buckets)}); of gradient norms the maximum is kept",
+            f"{len(buckets)} series have a minimum and a maximum per row: the export groups several steps into one row "
+            f"({shortened(s.name for s in buckets)}); the maximum is used for gradient norms",
         )
     _percent(log, chosen)
 
@@ -46,7 +46,7 @@ def _recording_step(log: Log, norms: list[Series]) -> None:
     unit = log.axis or "iteration"
     text = f"a row every {usual} {unit}s" if usual > 1 else f"a row every {unit}"
     if usual > 1:
-        text += f": nothing shorter than {usual} {unit}s can be told"
+        text += f": events shorter than {usual} {unit}s cannot be resolved"
     spread = np.unique(between)
     if len(spread) > 1 and (between != usual).mean() > 0.1:
         text += f"; the distance varies from {spread[0]} to {spread[-1]}"
@@ -89,7 +89,7 @@ def _approximate(log: Log, norms: list[Series]) -> None:
     if approximate:
         log.note(
             "approximate",
-            f"the norms of {len(approximate)} layers are approximate: they come from the bins of histograms "
+            f"the norms of {len(approximate)} layers are approximate: they were computed from histogram bins "
             f"({shortened(approximate)})",
         )
 
@@ -103,13 +103,13 @@ def _cap(log: Log, series: Series) -> None:
     if CAP_COUNT <= at_top < len(finite) and at_top >= CAP_SHARE * len(finite):
         log.note(
             "clipped",
-            f"{series.name} stands at {top:g} in {at_top:,} of {len(finite):,} rows and never above: it was logged "
-            "after clipping, so the height of spikes is lost",
+            f"{series.name} is {top:g} in {at_top:,} of {len(finite):,} rows and never higher: it was logged after "
+            "clipping, so the height of spikes is lost",
         )
 
 
 def is_percent(series: Series) -> bool:
-    """Whether an accuracy or error rate is given in percent: it reaches above 1 and stays within 100."""
+    """Whether an accuracy or error rate is in percent: its maximum is above 1 and at most 100."""
     finite = series.value[np.isfinite(series.value)]
     return len(finite) > 0 and scale_of(series.name, finite) == "percent"
 

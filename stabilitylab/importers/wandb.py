@@ -1,4 +1,4 @@
-"""Weights & Biases: CSV from the page, history as CSV or JSON lines, offline runs."""
+"""Weights & Biases: CSV from the web page, history as CSV or JSON lines, offline runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, options: Options) -> list[Log]:
-    """One run, or one a run of a page's CSV, or one an offline run of a folder."""
+    """One log, or one per run in a CSV from the page, or one per offline run in a folder."""
     if path.is_dir():
         return [read_offline(file, options) for file in sorted(offline_files(path))]
     if path.suffix == ".wandb":
@@ -50,7 +50,7 @@ def _is_page(columns: list[str]) -> bool:
 
 
 def _history(path: Path, table: Table, options: Options) -> Log:
-    """A data frame of ``run.history()``, written as CSV."""
+    """Read a data frame of ``run.history()`` that was saved as CSV."""
     histograms = [name for name in table.columns if table.looks_like_text(name)]
     if histograms or options.step is None:
         text = {name: table.texts(name) for name in histograms}
@@ -58,7 +58,7 @@ def _history(path: Path, table: Table, options: Options) -> Log:
         if step is None:
             raise LogFormatError(
                 f"{path} has no step column (one of {', '.join(STEPS)}); it has {', '.join(table.columns[:8])}; "
-                "say which with --step"
+                "choose one with --step"
             )
         if any("histogram" in cell for cells in text.values() for cell in cells[:50]):
             return log_of_records(table.records(), path, options, format="wandb", refused=table.refused)
@@ -66,7 +66,7 @@ def _history(path: Path, table: Table, options: Options) -> Log:
 
 
 def _page(path: Path, table: Table, options: Options) -> list[Log]:
-    """The CSV that a chart's menu exports: the axis first, then ``RUN - SERIES`` with its minimum and maximum."""
+    """Read the CSV export of a chart: first the axis, then ``RUN - SERIES`` with its minimum and maximum."""
     axis = table.columns[0]
     runs: dict[str, dict[str, str]] = {}
     for column in table.columns[1:]:
@@ -96,16 +96,16 @@ def _page(path: Path, table: Table, options: Options) -> list[Log]:
                 )  # fmt: skip
         table.refused.tell(log)
         if not log.series:
-            raise LogFormatError(f"{path} holds no numbers of {run}; export the chart with its step")
+            raise LogFormatError(f"{path} contains no numbers of {run}; export the chart with its step")
         logs.append(log)
     if not logs:
-        raise LogFormatError(f"{path} holds no column of a run; export the chart with its step")
+        raise LogFormatError(f"{path} contains no column of a run; export the chart with its step")
     return logs
 
 
 def _axis(path: Path, table: Table, axis: str, own: str | None, options: Options) -> tuple[str, np.ndarray, np.ndarray]:
-    """The column of the steps, the steps int64 (n,), and where they are known. A time or a fraction is no step: then
-    the run's own ``_step`` column is used."""
+    """The column of the steps, the steps (n,) int64, and a mask (n,) of known steps. If the axis is a time or a
+    fraction, the ``_step`` column of the run is used instead."""
     choices = [options.step] if options.step else [axis] + ([own] if own else [])
     for column in choices:
         if column not in table.columns:
@@ -121,8 +121,8 @@ def _axis(path: Path, table: Table, axis: str, own: str | None, options: Options
             table.refuse_text(column, state)
             return column, np.where(known, value, 0).astype(np.int64), known
     raise LogFormatError(
-        f"{path}: the axis {axis!r} is no step, and there is no column RUN - _step; export the chart with Step on its "
-        "x axis"
+        f"{path}: the axis {axis!r} is not a step, and there is no column RUN - _step; export the chart with Step as "
+        "its x axis"
     )
 
 

@@ -1,4 +1,4 @@
-"""W&B's offline runs: ``run-ID.wandb``, a log of protocol buffers. The messages are read with wandb's own classes."""
+"""Offline runs of W&B: ``run-ID.wandb``, a log of protocol buffers, which are parsed with wandb's own classes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def offline_files(folder: Path) -> Iterator[Path]:
-    """The offline runs of a ``wandb`` folder or of the folder of one run; ``latest-run`` is a link to one of them."""
+    """The offline runs in a ``wandb`` folder or in the folder of one run. Skips the link ``latest-run``."""
     for pattern in ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb"):
         yield from (file for file in folder.glob(pattern) if not file.parent.is_symlink())
 
 
 def read_offline(path: Path, options: Options) -> Log:
-    """An offline run. A file that was torn when its run was killed gives what it holds."""
+    """Read an offline run. From a truncated file of a killed run, all complete records are read."""
     try:
         from wandb.proto import wandb_internal_pb2 as messages
     except ImportError:
@@ -42,7 +42,7 @@ def read_offline(path: Path, options: Options) -> Log:
         try:
             record.ParseFromString(raw)
         except DecodeError:
-            refused.add(f"record {place}", "not a record of W&B")
+            refused.add(f"record {place}", "not a W&B record")
             continue
         kind = record.WhichOneof("record_type")
         if kind == "run" and record.run.display_name:
@@ -53,13 +53,13 @@ def read_offline(path: Path, options: Options) -> Log:
             records.append((place, _items(record.history)))
     log = log_of_records(records, path, options, format="wandb", run=run, refused=refused)
     if not ended:
-        log.note("unfinished", "the file has no end: its run was killed, or is still being written")
+        log.note("unfinished", "the file has no final record: the run was killed or is still running")
     log.series = dict(sorted(log.series.items()))  # wandb writes the entries of a step in any order
     return log
 
 
 def _items(history: Any) -> dict[str, Any]:
-    """The record of one step. What was logged as a dictionary, histograms among it, is written a leaf at a time."""
+    """The record of one step. Nested dictionaries, including histograms, are stored leaf by leaf and are rebuilt."""
     found: dict[str, Any] = {}
     for item in history.item:
         keys = [item.key] if item.key else list(item.nested_key)
@@ -79,14 +79,14 @@ def _items(history: Any) -> dict[str, Any]:
 
 
 def _messages(path: Path, refused: Refused) -> Iterator[bytes]:
-    """The messages of the file. The frame is LevelDB's log format: blocks of 32 KiB, in which a message is one record
-    or several. Wandb's own reader of it was removed from its Python package."""
+    """The messages of the file, which has LevelDB's log format: blocks of 32 KiB, in which a message is one or several
+    records. The Python package of wandb no longer contains a reader for it."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
     if data[:4] != b":W&B":
-        raise LogFormatError(f"{path} is not an offline run of W&B")
+        raise LogFormatError(f"{path} is not a W&B offline run")
     place = _FILE_HEADER
     parts: list[bytes] = []
     while place + _RECORD.size <= len(data):
@@ -100,10 +100,10 @@ def _messages(path: Path, refused: Refused) -> Iterator[bytes]:
             continue
         start = place + _RECORD.size
         if kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST) or length > left - _RECORD.size:
-            refused.add(f"byte {place}", "damaged; what follows cannot be read")
+            refused.add(f"byte {place}", "damaged; the rest of the file cannot be read")
             return
         if start + length > len(data):
-            refused.add(f"byte {place}", "the last record is torn, as a killed run leaves it")
+            refused.add(f"byte {place}", "the last record is incomplete, as after a killed run")
             return
         parts = [data[start : start + length]] if kind in (_WHOLE, _FIRST) else [*parts, data[start : start + length]]
         if kind in (_WHOLE, _LAST):

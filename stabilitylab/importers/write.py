@@ -1,4 +1,4 @@
-"""Named series become a run: the one function behind every importer."""
+"""Writes named series as a run; every importer uses this."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS_AT_A_TIME = 500_000
 
 @dataclass(frozen=True)
 class Imported:
-    """A run that was imported: its folder, what was taken as what, and what the reader should know."""
+    """An imported run: its folder, the roles of its series, and notes."""
 
     path: Path
     format: str
@@ -41,8 +41,13 @@ class Imported:
 
 
 def write_logs(root: Path, logs: Sequence[Log], options: Options, name: str | None = None) -> list[Imported]:
-    """Write each log as a finished run below ``root``: all of them, or none if one fails. ``name``: of a single run;
-    several runs are called ``name-RUN``. Raises LogFormatError for a log that makes no run."""
+    """Write each log as a finished run below ``root``; none is written if one fails.
+
+    ``name``: name of a single run; several runs are called ``name-RUN``.
+
+    Raises:
+        LogFormatError: a log cannot be written as a run.
+    """
     prepared = [(log, _prepare(log, options)) for log in logs]
     runs = [_whole(log, chosen, _name_of(name, log, place, len(logs))) for place, (log, chosen) in enumerate(prepared)]
     paths = write_runs_whole(root, runs)
@@ -67,19 +72,19 @@ def _prepare(log: Log, options: Options) -> Chosen:
     drop_superseded(log)
     chosen = choose(log, options)
     if not chosen.layers and not chosen.metrics and chosen.loss is None and not chosen.scalars:
-        raise LogFormatError(f"{log.path} holds no numbers by step; nothing was imported")
+        raise LogFormatError(f"{log.path} contains no numbers with steps; nothing was imported")
     if len(chosen.layers) > MAX_LAYERS:
-        raise LogFormatError(f"{len(chosen.layers):,} layers; a run holds up to {MAX_LAYERS:,}: name fewer as layers")
+        raise LogFormatError(f"{len(chosen.layers):,} layers; a run can have up to {MAX_LAYERS:,}: choose fewer layers")
     if not chosen.layers:
-        log.note("no_gradients", "no series is a gradient norm: spikes and lags are not judged; name them with --grads")
+        log.note("no_gradients", "no series is a gradient norm: spikes and lags are not judged; set them with --grads")
     _count_from_zero(log, chosen)
     examine(log, chosen)
     return chosen
 
 
 def _count_from_zero(log: Log, chosen: Chosen) -> None:
-    """Where every update is logged and the first is called 1, it is iteration 0. An evaluation's step is the number of
-    updates made before it, which is an iteration already."""
+    """If every update is logged and the first is step 1, shift it to iteration 0. The step of an evaluation is the
+    number of updates before it, so it is not shifted."""
     norms = [layer.norm for layer in chosen.layers]
     if not log.counts_from or not norms:
         return
@@ -91,7 +96,7 @@ def _count_from_zero(log: Log, chosen: Chosen) -> None:
     for series in {id(series): series for series in training if series is not None}.values():
         series.step = np.maximum(series.step - log.counts_from, 0)
     log.note(
-        "counts_from", f"the log calls its first update step {log.counts_from}: iteration = step - {log.counts_from}"
+        "counts_from", f"the first update of the log is step {log.counts_from}, so iteration = step - {log.counts_from}"
     )
 
 
@@ -131,7 +136,7 @@ def _iterations(chosen: Chosen) -> int:
 
 
 def _all_series(chosen: Chosen) -> Iterator[tuple[Series, bool]]:
-    """Every series, and whether its steps count as iterations of the run."""
+    """(series, whether its steps are iterations of the run) of every series."""
     for layer in chosen.layers:
         yield layer.norm, True
     for series in (chosen.total, chosen.loss, chosen.lr, chosen.epoch):
@@ -170,7 +175,7 @@ def _metric_columns(metric: Series, name: str) -> dict[str, Any]:
 
 
 def _at(steps: np.ndarray, series: Series) -> np.ma.MaskedArray[Any, Any]:
-    """The values of a series at ``steps`` (sorted), masked where it has none."""
+    """The values of a series at the sorted ``steps``, masked where it has none."""
     place = np.searchsorted(series.step, steps)
     inside = place < len(series)
     there = np.zeros(len(steps), dtype=bool)
@@ -181,7 +186,7 @@ def _at(steps: np.ndarray, series: Series) -> np.ma.MaskedArray[Any, Any]:
 
 
 def _append(writer: RunWriter, table: str, columns: dict[str, Any]) -> None:
-    """Hand rows over a part at a time, so that memory does not hold them twice."""
+    """Append rows in parts, so that they are not in memory twice."""
     count = len(columns["iteration"]) if columns else 0
     for start in range(0, count, ROWS_AT_A_TIME):
         part = slice(start, start + ROWS_AT_A_TIME)

@@ -61,20 +61,20 @@ HEADER = "iteration,layer,grad_norm\n"
         (HEADER, "{} has a header and no rows"),
         (
             "step,layer,grad_norm\n0,a,1\n",
-            "{} has no column iteration; found step, layer, grad_norm; needed iteration, layer, grad_norm",
+            "{} has no column iteration; it has step, layer, grad_norm; needed: iteration, layer, grad_norm",
         ),
         (HEADER + "0,a,1\n\n1,a,big\n", "{}, line 4: grad_norm 'big' is not a number"),
         (HEADER + "0,a,1\n1,a,\n", "{}, line 3: grad_norm '' is not a number"),
         (HEADER + '0,"a\nb",1\n1,"a\nb",big\n', "{}, line 5: grad_norm 'big' is not a number"),
-        (HEADER + "0,a,-1\n", "{}, line 2: grad_norm -1 is negative; a norm is not"),
-        (HEADER + "-1,a,1\n", "{}, line 2: iteration '-1' is not a whole number from 0 up"),
-        (HEADER + "0.5,a,1\n", "{}, line 2: iteration '0.5' is not a whole number from 0 up"),
-        (HEADER + "nan,a,1\n", "{}, line 2: iteration 'nan' is not a whole number from 0 up"),
+        (HEADER + "0,a,-1\n", "{}, line 2: grad_norm -1 is negative, but a norm cannot be"),
+        (HEADER + "-1,a,1\n", "{}, line 2: iteration '-1' is not a non-negative integer"),
+        (HEADER + "0.5,a,1\n", "{}, line 2: iteration '0.5' is not a non-negative integer"),
+        (HEADER + "nan,a,1\n", "{}, line 2: iteration 'nan' is not a non-negative integer"),
         (HEADER + "0,,1\n", "{}, line 2: the layer has no name"),
         (HEADER + "0,a,1,2\n", "{}, line 2: 4 cells, but the header has 3"),
         (
             HEADER + "0,a,1\n1,a,1\n0,a,2\n",
-            "{}, line 4: iteration 0 of layer 'a' stands on line 2 already; keep one of the two",
+            "{}, line 4: iteration 0 of layer 'a' is already on line 2; remove one of the two",
         ),
         ("iteration,layer,grad_norm,depth\n0,a,1,0\n1,a,1,3\n", "{}, line 3: layer 'a' has depth 3 here and 0 before"),
         (
@@ -96,7 +96,7 @@ def test_faults_of_scalars(tmp_path: Path) -> None:
     with pytest.raises(LogFormatError, match="line 2: knn_top1 75 is not a fraction between 0 and 1"):
         read_scalars(path)
     write(path, "iteration,name,value\n0,x,1\n0,x,2\n")
-    with pytest.raises(LogFormatError, match="line 3: 'x' at iteration 0 stands on line 2 already"):
+    with pytest.raises(LogFormatError, match="line 3: 'x' at iteration 0 is already on line 2"):
         read_scalars(path)
 
 

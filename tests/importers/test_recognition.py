@@ -62,8 +62,8 @@ def test_an_unknown_file_is_refused_with_the_nearest_formats(
         bring(tmp_path / "runs", path)
     message = str(caught.value)
     assert f"{path} is {looks}" in message or (looks == "JSON" and "no step column" in message)
-    if "The nearest:" in message:
-        named = [part.split(":")[0] for part in message.partition("The nearest: ")[2].split("; ")]
+    if "Nearest formats:" in message:
+        named = [part.split(":")[0] for part in message.partition("Nearest formats: ")[2].split("; ")]
         assert len(named) == 3
         assert set(named) <= set(IMPORTERS)
         assert nearest in (*named, "")
@@ -72,7 +72,7 @@ def test_an_unknown_file_is_refused_with_the_nearest_formats(
 
 def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    with pytest.raises(LogFormatError, match="is an empty folder, and no log of a known kind"):
+    with pytest.raises(LogFormatError, match="is an empty folder, not a log in a known format"):
         bring(tmp_path / "runs", tmp_path / "logs")
 
 
@@ -84,7 +84,7 @@ def test_rows_that_cannot_be_read_are_counted_and_the_first_is_named(tmp_path: P
     said = events_of(made.path)["refused_rows"]
     assert said[0] == "5 rows were refused, the first (line 3: too few cells)"
     assert said[1].startswith("1 row was refused (grad_norm at step 6: -1 is negative")
-    with pytest.raises(LogFormatError, match="line 3: too few cells; --strict refuses it"):
+    with pytest.raises(LogFormatError, match="line 3: too few cells; not allowed with --strict"):
         bring(tmp_path / "runs", path, Options(strict=True))
     lines = text(tmp_path / "log.jsonl", '{"step": 0, "grad_norm": 1}\n{oops\n{"step": 1, "grad_norm": NaN}\n[1]\n')
     made = bring(tmp_path / "runs", lines)
@@ -117,8 +117,8 @@ def test_the_options(tmp_path: Path) -> None:
         (Options(grads="grad/(.+)"), "needs a group named layer"),
         (Options(grads="("), "is not a valid regular expression"),
         (Options(step="tick"), "has no column 'tick' for --step"),
-        (Options(loss="cost"), "no series 'cost' for --loss; there are"),
-        (Options(metrics=(Metric("acc"),)), "holds no series 'acc' for --metric"),
+        (Options(loss="cost"), "no series 'cost' for --loss; available:"),
+        (Options(metrics=(Metric("acc"),)), "has no series 'acc' for --metric"),
         (Options(pattern="("), "is not a valid regular expression"),
         (Options(pattern="a(?P<step>.)"), "needs the group"),
         (Options(pattern="zz(?P<step>.)(?P<a>.)"), "matches no line"),
@@ -135,7 +135,7 @@ def test_metrics_are_parsed() -> None:
     assert parse_metric("val/acc") == Metric("val/acc")
     assert parse_metric("a:b:percent") == Metric("a:b", True)
     assert parse_metric("x:min:percent") == Metric("x", True, "min")
-    with pytest.raises(LogFormatError, match="names no series"):
+    with pytest.raises(LogFormatError, match="contains no name of a series"):
         parse_metric(" :min")
 
 
@@ -169,7 +169,7 @@ def test_a_page_with_another_axis_takes_the_runs_own_steps(axis: str, tmp_path: 
     path = text(tmp_path / "c.csv", f"{axis},r - _step,r - _step__MIN,r - _step__MAX,r - grad_norm\n{rows}")
     assert_holds(bring(tmp_path / "runs", path).path, {"global": np.arange(10) + 1.0})
     path = text(tmp_path / "c.csv", f"{axis},r - grad_norm\n0.5,1\n1.5,2\n")
-    with pytest.raises(LogFormatError, match="is no step, and there is no column RUN - _step"):
+    with pytest.raises(LogFormatError, match="is not a step, and there is no column RUN - _step"):
         bring(tmp_path / "runs", path)
 
 
@@ -207,8 +207,8 @@ def test_what_cannot_be_trusted_is_kept(tmp_path: Path) -> None:
     rows = "".join(f"{t},{norm[t // 10]},{60 + t / 100}\n" for t in steps)
     made = bring(tmp_path / "runs", text(tmp_path / "log.csv", f"step,grad_norm,val_acc\n{rows}"))
     said = events_of(made.path)
-    assert said["recording_step"] == ["a row every 10 iterations: nothing shorter than 10 iterations can be told"]
+    assert said["recording_step"] == ["a row every 10 iterations: events shorter than 10 iterations cannot be resolved"]
     assert said["gap"] == ["nothing was recorded between iteration 990 and 1200"]
     assert said["nonfinite"] == ["the norm of 1 of 1 layers is NaN or infinite at 400"]
-    assert "stands at 1 in " in said["clipped"][0]
+    assert " is 1 in " in said["clipped"][0]
     assert said["percent"] == ["val_acc: in percent, kept as logged"]
