@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from stabilitylab.analysis.results import RunAnalysis, Spike
@@ -61,6 +62,36 @@ def link_sentence(found: RunAnalysis) -> str:
     return (
         f"{link.num_linked} of {count(link.num_dips, 'dip')} {'follows' if link.num_linked == 1 else 'follow'} a "
         f"spike; chance gives {link.expected_by_chance:.1f} (p = {link.p_value:.2g})."
+    )
+
+
+def collapse_sentence(found: RunAnalysis) -> str:
+    """Whether the features collapsed, from when on, and by which signs; what was not measured is not judged."""
+    collapse = found.collapse
+    if collapse is None:
+        return ""
+    if collapse.verdict == "not judged":
+        return f"Collapse is not judged: {collapse.reason}."
+    if collapse.verdict == "not":
+        return f"No collapse ({collapse.reason})."
+    verdict = "Collapsed" if collapse.verdict == "collapsed" else "Partly collapsed"
+    return f"{verdict} from iteration {collapse.iteration} on: {collapse.reason}."
+
+
+def factor_text(factor: float) -> str:
+    """A factor of growth, or of shrinking: ``439x``, ``1/12``."""
+    return f"{factor:.3g}x" if factor >= 1 else f"1/{1 / factor:.3g}"
+
+
+def drift_sentence(found: RunAnalysis) -> str:
+    """How many norms drift, and the one that changes most; empty where none does or none was judged."""
+    if not found.drifts:
+        return ""
+    most = max(found.drifts, key=lambda drift: abs(math.log(drift.factor)))
+    layers = len({drift.layer for drift in found.drifts})
+    return (
+        f"The gradient norm drifts in {count(layers, 'layer')}; most in {most.layer}, from {most.before:.3g} to "
+        f"{most.after:.3g} ({factor_text(most.factor)}) over iterations {most.start:,} to {most.end:,}."
     )
 
 

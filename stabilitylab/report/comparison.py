@@ -10,6 +10,7 @@ from pathlib import Path
 from stabilitylab.comparison.results import Comparison, RunSummary
 from stabilitylab.report.charts import several_rates
 from stabilitylab.report.definitions import definitions
+from stabilitylab.report.html.states import pooled_rows
 from stabilitylab.report.html.tables import effect_rows, rate_rows, run_rows, run_titles
 from stabilitylab.report.metric import MetricText
 from stabilitylab.report.paper import latex
@@ -41,6 +42,7 @@ def comparison_tables(comparison: Comparison, by: str = "mitigation") -> list[Ta
         ),
         rates_table(comparison.runs, metric),
         losses_table(comparison, by),
+        lags_table(comparison, by),
         ("The runs", titles, runs, "llrrrrrrl"),
     ]  # fmt: skip
     return [table for table in tables if table[2]]
@@ -61,6 +63,17 @@ def losses_table(comparison: Comparison, by: str = "mitigation") -> Table:
     points = ", in points" if metric.metric.share else ""
     caption = f"Final {metric.short} lost relative to the best learning rate{points}, mean over learning rates"
     return caption, (by, "points lost" if points else "lost", "95% interval", "seeds"), rows, "lrrr"
+
+
+def lags_table(comparison: Comparison, by: str = "mitigation") -> Table:
+    """The lag of each group, pooled over its runs."""
+    rows: list[tuple[str, ...]] = [
+        (row["group"], row["source"], row["target"], row["lag"], row["interval"], row["p"], row["matches"],
+         row["verdict"])
+        for row in pooled_rows(comparison.lags)
+    ]  # fmt: skip
+    titles = (by, "from", "to", "median lag", "95% interval", "p", "matched spikes", "verdict")
+    return "Lag pooled over the runs of a group, interval by resampling runs", titles, rows, "lllrrrll"
 
 
 def rates_table(summaries: Sequence[RunSummary], metric: MetricText) -> Table:

@@ -37,6 +37,17 @@ DEFINITIONS = (
         "evaluations are judged together. The standard error is binomial if the number of samples is known; otherwise "
         "it is estimated from the noise of the curve. Area: depth times iterations.",
     ),
+    (
+        "drift",
+        "A layer's gradient norm grows or shrinks by a factor of 10 or more over a stretch much longer than a spike: "
+        "medians of up to 60 blocks of time, without a jump from one block to the next.",
+    ),
+    (
+        "collapse",
+        "Features that no longer differ, judged at the end of the record: their spread (below 0.08 of that of features "
+        "that point everywhere alike), their effective rank (below 1.2), a loss at its chance level, an accuracy below "
+        "a quarter of its best. What was not measured is not judged.",
+    ),
     ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
     (
         "effect",

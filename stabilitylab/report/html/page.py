@@ -20,7 +20,7 @@ from stabilitylab.comparison.results import Comparison
 from stabilitylab.report import charts as charted
 from stabilitylab.report.charts import several_rates
 from stabilitylab.report.definitions import definitions
-from stabilitylab.report.html import tables, verdict, wording
+from stabilitylab.report.html import states, tables, verdict, wording
 from stabilitylab.report.html.caused import caused
 from stabilitylab.report.html.draw import plotly_figure
 from stabilitylab.report.marks import Chart
@@ -66,6 +66,7 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
         run_rows=tables.run_rows(summaries, [run.status for run in runs], metric) if len(runs) > OPEN_UP_TO else [],
         folded=len(runs) > OPEN_UP_TO,
         effects=tables.effect_rows(comparison) if comparison else [],
+        pooled=states.pooled_rows(comparison.lags) if comparison else [],
         warnings=list(dict.fromkeys(e.warning for e in comparison.effects if e.warning)) if comparison else [],
         comparison=comparison,
         difference_titles=titles,
@@ -156,6 +157,11 @@ def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
         "accounts": run.accounts[:MOST_ACCOUNTS],
         "more_accounts": max(len(run.accounts) - MOST_ACCOUNTS, 0),
         "dips": tables.dip_rows(found),
+        "drift_sentence": sentences.drift_sentence(found),
+        "drifts": states.drift_rows(found),
+        "more_drifts": max(len(found.drifts or ()) - states.MOST_DRIFTS, 0),
+        "collapse_sentence": sentences.collapse_sentence(found),
+        "signs": states.sign_rows(found.collapse),
         "events": [e for e in run.events if e[1] not in ("checkpoint",)],
         "provenance": run.provenance,
         "caused": caused(run),

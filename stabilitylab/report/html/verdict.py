@@ -7,40 +7,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabilitylab.analysis.results import RunAnalysis, RunSeries, chance_of
+from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.analysis.sentences import count
 from stabilitylab.comparison.arms import Arm
 from stabilitylab.comparison.results import Comparison, Effect
+from stabilitylab.report.html.instability import (
+    broken,
+    collapsed,
+    expected_by_chance,
+    growing,
+    spikes_beyond_chance,
+    states,
+    unstable,
+)
 from stabilitylab.report.metric import MetricText
 
 Run = tuple[RunSeries, RunAnalysis]
 
 
-MORE_THAN_CHANCE = 0.01
-"""The p-value below which the number of spikes counts as more than expected by chance."""
 ONE_BY_ONE = 4
 """Up to this many groups get a line each; beyond it, a summary plus outliers. The tables below have the rest."""
-
-
-def unstable(found: RunAnalysis) -> bool:
-    """Whether a run has a dip, a non-finite gradient, or more spikes than expected by chance."""
-    return bool(found.dips) or _broken(found) or _spikes_beyond_chance([found])
-
-
-def _broken(found: RunAnalysis) -> bool:
-    """Whether any gradient was not finite."""
-    return any(spike.kind == "nonfinite" for spike in found.spikes or ())
-
-
-def _spikes_beyond_chance(found: Sequence[RunAnalysis]) -> bool:
-    """Whether the runs together have more spikes than expected by chance; False if the chance level is unknown."""
-    judged = [analysis for analysis in found if analysis.false_alarms]
-    spikes = sum(sum(spike.kind == "spike" for spike in a.spikes or ()) for a in judged)
-    return chance_of(spikes, _expected_by_chance(judged)) < MORE_THAN_CHANCE
-
-
-def _expected_by_chance(found: Sequence[RunAnalysis]) -> float:
-    return sum(a.false_alarms.expected for a in found if a.false_alarms)
 
 
 def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
@@ -84,14 +70,19 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
         return "Nothing is recorded yet"
     if not any(len(layer.iteration) for layer in series.layers):
         return "No gradients recorded"
+    if not unstable(found) and growing([found]):
+        grows = states([found])[-1]
+        return f"No spikes or dips beyond chance, but {grows}"
     if not unstable(found):
         return "No instability beyond chance" if found.spikes else "No instability found"
     lag = found.lag
-    leads = lag is not None and lag.verdict == "first leads" and _spikes_beyond_chance([found])
+    leads = lag is not None and lag.verdict == "first leads" and spikes_beyond_chance([found])
     if leads and lag is not None and lag.median_iterations is not None:
         return (
             f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
         )
+    if collapsed(found) and found.collapse is not None:
+        return f"Collapsed at iteration {found.collapse.iteration}: {_signs([found])}"
     return f"Unstable: {_signs([found])}"
 
 
@@ -162,16 +153,17 @@ def _how_unstable(found: Sequence[RunAnalysis]) -> str:
 
 def _signs(found: Sequence[RunAnalysis]) -> str:
     """Numbers of spikes, dips and runs with non-finite gradients. Spikes come first only if they exceed chance."""
-    broken = sum(map(_broken, found))
+    nonfinite = sum(map(broken, found))
     judged = [a for a in found if a.dips is not None]
     dips = MetricText.of(found).dips(sum(len(a.dips or ()) for a in judged))
     others = [dips if judged else "dips not judged"]
-    others += [f"gradients not finite in {count(broken, 'run')}"] if broken else []
+    others += [f"gradients not finite in {count(nonfinite, 'run')}"] if nonfinite else []
+    others += states(found)
     if all(analysis.spikes is None or not analysis.layers for analysis in found):
         return ", ".join(["no gradients recorded", *others])
     spikes = count(sum(spike.kind == "spike" for a in found for spike in a.spikes or ()), "spike")
-    chance = f"{_expected_by_chance(found):.2g}"
-    if _spikes_beyond_chance(found) or spikes == "0 spikes":
+    chance = f"{expected_by_chance(found):.2g}"
+    if spikes_beyond_chance(found) or spikes == "0 spikes":
         return ", ".join([f"{spikes} (by chance: {chance})", *others])
     return f"{', '.join(others)}; {spikes}, not more than expected by chance ({chance})"
 

@@ -1,0 +1,112 @@
+"""Small real trainings that `real_noise.py` and `collapse.py` judge: which, and how each is made.
+
+    python benchmarks/_trained.py DIR --fashion FOLDER [--only TEXT] [--list]
+
+Healthy: MoCo v3 on two data sets and three batch sizes, 2,000 iterations, two seeds of each; SimCLR and BYOL on digits,
+four seeds each. Collapsing: MoCo v3 at a weight decay of 3, SimCLR at rates that are raised until its features are
+gone, BYOL without predictor. A run that DIR already holds is not trained again. About a minute a run, on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+SMALL = (
+    "model.img_size=8", "model.patch_size=2", "model.num_heads=2", "model.embed_dim=16", "model.depth=3",
+    "method.hidden_dim=64", "method.out_dim=32", "eval.knn_bank=1000", "eval.knn_queries=300",
+    "optim.warmup_iterations=100",
+)  # fmt: skip
+EVERYWHERE = (
+    "train.device=cpu", "train.checkpoint_every=0", "optim.schedule=constant", "method.ema_schedule=constant",
+)  # fmt: skip
+SAFE_RATE = 0.008
+"""Base learning rate of the healthy runs: lr = base_lr x batch_size / 256."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """``healthy``: what is expected of it. ``data``: a name, without its folder."""
+
+    name: str
+    healthy: bool
+    method: str = "mocov3"
+    data: str = "digits"
+    batch: int = 64
+    seed: int = 0
+    iterations: int = 600
+    base_lr: float = SAFE_RATE
+    settings: tuple[str, ...] = SMALL
+
+    def arguments(self, fashion: str) -> list[str]:
+        """What `stablab` is called with; ``fashion``: the folder of Fashion-MNIST."""
+        data = f"fashion-mnist:{fashion}" if self.data == "fashion" else self.data
+        chosen = {
+            "method": self.method, "data": data, "batch-size": self.batch, "seed": self.seed,
+            "iterations": self.iterations, "base-lr": self.base_lr, "name": self.name,
+        }  # fmt: skip
+        flags = [text for key, value in chosen.items() for text in (f"--{key}", str(value))]
+        sets = [text for value in (*EVERYWHERE, *self.settings) for text in ("--set", value)]
+        return ["train", "--log-grads", *flags, *sets]
+
+
+RARELY = (*SMALL, "eval.knn_every=100")
+OFTEN = (*SMALL, "eval.knn_every=20")
+NAMED = (
+    "model.img_size=12", "model.patch_size=4", "model.num_heads=4", "model.embed_dim=64", "model.depth=4",
+    "optim.weight_decay=3", "optim.warmup_iterations=100", "eval.knn_every=20",
+)  # fmt: skip
+TRAININGS = (
+    *(
+        Training(f"healthy-{data}-{batch}-{seed}", True, "mocov3", data, batch, seed, 2000, SAFE_RATE, RARELY)
+        for seed in (0, 1)
+        for data in ("digits", "fashion")
+        for batch in (32, 64, 128)
+    ),
+    *(
+        Training(f"healthy-{method}-{seed}", True, method, seed=seed, settings=OFTEN)
+        for method in ("simclr", "byol")
+        for seed in range(4)
+    ),
+    # The run of the issue: kNN falls from 0.85 to 0.10.
+    Training("collapse-named", False, batch=128, iterations=1770, base_lr=0.06, settings=NAMED),
+    *(
+        Training(f"collapse-decay-{seed}", False, seed=seed, base_lr=0.3, settings=(*OFTEN, "optim.weight_decay=3"))
+        for seed in range(3)
+    ),
+    *(
+        Training(f"collapse-simclr-{rate:g}-{seed}", False, "simclr", seed=seed, base_lr=rate, settings=OFTEN)
+        for rate in (0.5, 2, 8)
+        for seed in range(2)
+    ),
+    *(
+        Training(f"collapse-byol-{seed}", False, "byol", seed=seed, settings=(*OFTEN, "method.predictor=false"))
+        for seed in range(3)
+    ),
+)
+
+
+def train(training: Training, folder: Path, fashion: str) -> None:
+    from stabilitylab.cli import cli
+
+    cli.main([*training.arguments(fashion), "--runs-dir", str(folder)], standalone_mode=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the runs live")
+    parser.add_argument("--fashion", default="", help="the folder of Fashion-MNIST")
+    parser.add_argument("--only", default="", help="only runs whose name contains this")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    given = parser.parse_args()
+    for one in TRAININGS:
+        if given.only not in one.name or (one.data == "fashion" and not (given.fashion or given.list)):
+            continue
+        if given.list or (given.folder / one.name).exists():
+            print(one.name, "" if given.list else "is there")
+        else:
+            train(one, given.folder, given.fashion)

@@ -1,0 +1,65 @@
+"""What lasts, in a report: norms that drift, features that collapse; and lags pooled over runs. Rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stabilitylab.analysis.collapse import Collapse, Sign
+from stabilitylab.analysis.results import RunAnalysis
+from stabilitylab.analysis.sentences import factor_text
+from stabilitylab.comparison.pooled import PooledLag
+
+MOST_DRIFTS = 40
+
+
+def drift_rows(found: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, str]]:
+    """One row a drift, by start."""
+    return [
+        {
+            "layer": drift.layer,
+            "start": f"{drift.start:,}",
+            "end": f"{drift.end:,}",
+            "before": f"{drift.before:.3g}",
+            "after": f"{drift.after:.3g}",
+            "factor": factor_text(drift.factor),
+            "slope": f"{drift.slope:+.2g} ({drift.ci95[0]:+.2g} to {drift.ci95[1]:+.2g})",
+        }
+        for drift in (found.drifts or ())[:most]
+    ]
+
+
+def sign_rows(collapse: Collapse | None) -> list[dict[str, str]]:
+    """One row a sign of collapse: its state, its value at the end, and what that is held against."""
+    return [] if collapse is None else [_sign(sign) for sign in collapse.signs]
+
+
+def _sign(sign: Sign) -> dict[str, str]:
+    states = {"gone": "at chance" if sign.name == "loss" else "gone", "low": "low", "healthy": "healthy"}
+    return {
+        "sign": sign.name.replace("_", " "),
+        "state": states.get(sign.state, f"not judged: {sign.reason}"),
+        "since": "" if sign.since is None else f"{sign.since:,}",
+        "value": "" if sign.value is None else f"{sign.value:.3g}",
+        "healthy": "" if sign.healthy is None else f"{sign.healthy:.3g}",
+    }
+
+
+def pooled_rows(lags: Sequence[PooledLag]) -> list[dict[str, str]]:
+    """One row a group and layer."""
+    rows = []
+    for lag in lags:
+        told = lag.median_iterations is not None and lag.ci95 is not None
+        rows.append(
+            {
+                "group": lag.group,
+                "source": lag.source,
+                "target": lag.target,
+                "lag": f"{lag.median_iterations:g}" if told else "",
+                "interval": f"{lag.ci95[0]:g} to {lag.ci95[1]:g}" if told and lag.ci95 else "",
+                "p": "" if lag.p_value is None else f"{lag.p_value:.2g}",
+                "matches": f"{lag.num_matched} in {lag.num_runs} of {lag.num_given} runs",
+                "verdict": lag.verdict,
+                "reason": lag.reason,
+            }
+        )
+    return rows
