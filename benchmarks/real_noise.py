@@ -4,8 +4,8 @@
 
 DIR holds the healthy runs that `_trained.py` makes (``healthy-...``), or runs exported as Parquet. In a healthy run
 every event is a false one, a hard batch among them. The runs of even seeds chose the rule ("fit"), those of odd seeds
-did not ("confirm"). Rates are per 10,000 iterations and layer, where 1 is asked for; p is that of so many events or more,
-if chance opened them at that rate.
+did not ("confirm"). Rates are per 10,000 iterations and layer, where 1 is asked for; p is that of so many events or
+more, if chance opened them at that rate.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def totals(name: str, runs: Sequence[Run]) -> None:
     natures = Counter(spike.nature for spike in spikes)
     chance = float(stats.poisson.sf(len(spikes) - 1, values / 10_000))
     kinds = f"{natures['one batch']} / {natures['short']} / {natures['lasting']}"
-    print(
-        f"{name:<34}{values:>9,}{len(spikes):>8}{values / 10_000:>9.1f}{rate(len(spikes), values):>8}{chance:>9.2g}  {kinds}"
-    )
+    allowed = values / 10_000
+    print(f"{name:<34}{values:>9,}{len(spikes):>8}{allowed:>9.1f}{rate(len(spikes), values):>8}{chance:>9.2g}  {kinds}")
 
 
 def by_layer(runs: Sequence[Run]) -> None:
