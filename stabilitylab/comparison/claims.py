@@ -16,6 +16,7 @@ import numpy as np
 
 from stabilitylab.comparison.decisions import DIRECTIONS, LEVEL, decide, decide_share, look_levels
 from stabilitylab.comparison.paired import mean_interval
+from stabilitylab.comparison.pooled_claims import POOLED, decide_pooled
 
 SHARES = ("diverged", "dead")
 """Metrics that are 0 or 1 in every run. A claim about a single group is about the share of runs with 1."""
@@ -64,6 +65,8 @@ class Claim:
             )
         if not 0 < claim.smallest < math.inf:
             raise ValueError(f"claim {claim.text!r}: smallest {claim.smallest!r} is not a positive number")
+        if claim.metric == POOLED and claim.baseline:
+            raise ValueError(f"claim {claim.text!r}: {POOLED} is about one group of runs; leave out baseline")
         if claim.is_share and (claim.direction == "equal" or claim.smallest >= 1):
             raise ValueError(f"claim {claim.text!r}: a share must be higher or lower than a limit between 0 and 1")
         return claim
@@ -103,6 +106,8 @@ def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdi
     The verdict is ``dead``, whatever the interval, if a group does not train: more than a fifth of its runs end below
     the accuracy of the untrained encoder.
     """
+    if claim.metric == POOLED:
+        return _judge_pooled(claim, rows, looks)
     if not looks:
         return _judge(claim, rows, LEVEL)
     seeds, levels = _seeds(claim, rows), look_levels(len(looks))
@@ -117,6 +122,21 @@ def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdi
         if found.verdict != "inconclusive":
             break
     return found
+
+
+def _judge_pooled(claim: Claim, rows: Sequence[Row], looks: Sequence[int]) -> Verdict:
+    """By the interval over runs. Where seeds are added in turn it decides once, when all are there: its level is that
+    of a single look."""
+    chosen = [row for row in rows if matches(row, claim.where) and matches(row, claim.treated)]
+    seeds = len({_text(row.get("train.seed")) for row in chosen})
+    if looks and seeds < looks[-1]:
+        few = f"{seeds} of {looks[-1]} seeds: a pooled lag is decided when all are there"
+        return Verdict(claim, "inconclusive", few, None, None, seeds)
+    verdict, reason, median, interval = decide_pooled(chosen, claim.direction, claim.smallest)
+    dead = _dead_group(claim, rows)
+    if dead:
+        verdict, reason = "dead", dead
+    return Verdict(claim, verdict, reason, median, interval, seeds, interval)
 
 
 def _seeds(claim: Claim, rows: Sequence[Row]) -> list[str]:

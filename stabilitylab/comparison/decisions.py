@@ -43,11 +43,13 @@ def decide(values: np.ndarray, direction: str, smallest: float, level: float = L
     interval = mean_interval(values, level)
     if interval is None:  # e.g. no run of either group has a dip, which proves nothing
         return Decision("inconclusive", f"all {n} seeds differ by the same amount, so there is no interval", mean, None)
-    if direction == "equal":
-        verdict, reason = _equal(interval, smallest)
-    else:
-        verdict, reason = _one_sided(interval, direction, smallest)
+    verdict, reason = decide_interval(interval, direction, smallest)
     return Decision(verdict, reason, mean, interval)
+
+
+def decide_interval(interval: tuple[float, float], direction: str, smallest: float) -> tuple[str, str]:
+    """Verdict and reason by an interval, whatever gave it; see `decide`."""
+    return _equal(interval, smallest) if direction == "equal" else _one_sided(interval, direction, smallest)
 
 
 def _equal(interval: tuple[float, float], smallest: float) -> tuple[str, str]:

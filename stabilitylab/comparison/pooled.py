@@ -82,6 +82,12 @@ def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag,
     return tuple(found)
 
 
+def pooled_between(runs: Sequence[RunAnalysis], target: str) -> PooledLag | None:
+    """The pooled lag of runs of one setting from their first layer to ``target``; None with fewer than two runs, or
+    where no run has a spike there."""
+    return next((lag for lag in pooled_lags({"": runs}) if lag.target == target), None)
+
+
 def by_mitigation(runs: Iterable[tuple[str, RunAnalysis]]) -> tuple[PooledLag, ...]:
     """`pooled_lags` of runs given as (group, analysis)."""
     groups: dict[str, list[RunAnalysis]] = {}

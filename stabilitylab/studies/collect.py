@@ -17,6 +17,8 @@ import numpy as np
 from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.comparison.claims import Verdict, judge
 from stabilitylab.comparison.effects import METRIC
+from stabilitylab.comparison.pooled import pooled_between
+from stabilitylab.comparison.pooled_claims import pooled_columns
 from stabilitylab.errors import ConfigError
 from stabilitylab.report.writing import write_whole
 from stabilitylab.run.loading import load_run
@@ -40,10 +42,14 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
     Raises ConfigError if no run is finished."""
     rows, meta = [], []
     keys = sorted({key for run in study.runs for key in run.axes} | {"train.seed", "mitigation"})
+    settings: dict[str, list[tuple[dict[str, Any], RunAnalysis]]] = {}
     for run in finished_runs(study, root):
-        row, about = _row(run, root / run.name, keys)
+        row, about, analysis = _row(run, root / run.name, keys)
         rows.append(row)
         meta.append(about)
+        settings.setdefault(str([row[key] for key in keys if key != "train.seed"]), []).append((row, analysis))
+    for alike in settings.values():
+        _add_pooled(alike)
     if not rows:
         raise ConfigError(f"study {study.name}: no run in {root} is finished; train them with stablab study")
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +70,16 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
     return rows
 
 
-def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _add_pooled(alike: Sequence[tuple[dict[str, Any], RunAnalysis]]) -> None:
+    """The lag of the last block behind the first layer, pooled over the runs of one setting, in each of their rows."""
+    analyses = [analysis for _, analysis in alike]
+    blocks = _block_names(analyses[0])
+    pooled = pooled_between(analyses, blocks[-1]) if blocks else None
+    for row, _ in alike:
+        row |= {key: _short(value) for key, value in pooled_columns(pooled).items()}
+
+
+def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], RunAnalysis]:
     found = load_run(run_dir)
     series, analysis, config = found.series, found.analysis, run.config
     with open_run(run_dir) as reader:
@@ -83,7 +98,7 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         "lag_matched": analysis.lag.num_matched if analysis.lag else 0,
     }
     metrics |= _blocks(analysis)
-    return row | {key: _short(value) for key, value in metrics.items()}, meta
+    return row | {key: _short(value) for key, value in metrics.items()}, meta, analysis
 
 
 _BLOCK = re.compile(r"(^|\.)\d+$")
@@ -92,7 +107,7 @@ _BLOCK = re.compile(r"(^|\.)\d+$")
 def _blocks(analysis: RunAnalysis) -> dict[str, Any]:
     """Spikes of the first block, which is comparable between frozen and learned projections, and the lag of the last
     block behind the first layer, because heads often do not spike at all."""
-    blocks = [name for name, _ in analysis.layers if _BLOCK.search(name)]
+    blocks = _block_names(analysis)
     lags = {lag.layer: lag for lag in analysis.propagation or ()}
     last = lags.get(blocks[-1]) if blocks else None
     return {
@@ -100,6 +115,10 @@ def _blocks(analysis: RunAnalysis) -> dict[str, Any]:
         "lag_last_block": last.median_lag if last else None,
         "lag_last_block_matched": last.num_matched if last else 0,
     }
+
+
+def _block_names(analysis: RunAnalysis) -> list[str]:
+    return [name for name, _ in analysis.layers if _BLOCK.search(name)]
 
 
 LEVEL_OVER = 9

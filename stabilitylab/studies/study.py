@@ -32,7 +32,7 @@ from stabilitylab.errors import ConfigError
 NO_METRICS = ("run", "mitigation", "seed", "base_lr", "metric", "goal", "scale")
 COUNTS = (
     "iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched", "knn_untrained", "dead",
-    "spikes_first_block", "lag_last_block", "lag_last_block_matched",
+    "spikes_first_block", "lag_last_block", "lag_last_block_matched", "pooled_lag",
 )  # fmt: skip
 METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
 """The metrics that a claim can use: columns of ``runs.csv``."""

@@ -186,6 +186,32 @@ def test_the_summary_tells_of_blocks_what_was_planted(tmp_path: Path) -> None:
     assert row["knn_untrained"] is row["dead"] is None  # no accuracy was recorded
 
 
+def test_the_lag_is_pooled_over_the_runs_of_a_setting(tmp_path: Path) -> None:
+    """Three runs of one setting: every row has the same pooled lag, that of the last block, 10 iterations behind."""
+    claim = """
+[[claim]]
+text = "The last block follows"
+metric = "pooled_lag"
+treated = { mitigation = "none" }
+direction = "higher"
+smallest = 2
+"""
+    study = load_study(study_file(tmp_path, TINY + claim + "[grid]\nseed = [0, 1, 2]\n"))
+    for seed, run in enumerate(study.runs):
+        planted_grads_csv(tmp_path / f"grads{seed}.csv", lag=20, seed=seed)
+        where = ["--name", run.name, "--runs-dir", str(tmp_path / "runs")]
+        done = CliRunner().invoke(cli, ["import", "csv", "--grads", str(tmp_path / f"grads{seed}.csv"), *where])
+        assert done.exit_code == 0, done.output
+    write_summary(study, tmp_path / "runs", tmp_path / "out")
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["pooled_lag"] for row in rows}) == 1
+    assert abs(float(rows[0]["pooled_lag"]) - 10) <= 1
+    assert float(rows[0]["pooled_lag_low"]) <= 10 <= float(rows[0]["pooled_lag_high"])
+    assert rows[0]["pooled_lag_runs"] == "3"
+    assert [v.verdict for v in verdicts(study, rows)] == ["reproduced"]
+
+
 SEQUENTIAL = """
 [sequential]
 first = 3
