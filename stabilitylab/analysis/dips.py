@@ -38,7 +38,8 @@ NOISE_OVER = 41
 SHORT = 4.0
 """A noise estimate from n evaluations is multiplied by 1 + SHORT / n."""
 LINK_WINDOW = 100
-"""A dip is linked to a spike if it starts at most this many iterations after the onset of the spike."""
+"""A dip is linked to a spike if it can have begun at most this many iterations after the onset of the spike. Where it
+began between two evaluations is not known."""
 
 
 def find_dips(
@@ -92,6 +93,8 @@ def find_dips(
                 depth=depth,
                 z=float(depth / error[trough]),
                 area=_area(iteration[start : stop + 1], lost),
+                began_after=int(iteration[start - 1]) if start else None,
+                down_until=int(iteration[stop - 1]),
             )
         )
         i = free = stop
@@ -170,9 +173,8 @@ def link_dips(
     num_linked = sum(_preceding(dip, spikes, link_window) is not None for dip in dips)
     if not dips or not spikes or span < 2:
         return DipLink(len(dips), num_linked, None, None)
-    starts = np.array([dip.start for dip in dips])
-    low = np.maximum(starts - link_window, first)
-    high = np.maximum([dip.trough for dip in dips], starts)
+    low = np.maximum(np.array([dip.earliest for dip in dips]) - link_window, first)
+    high = np.array([max(dip.trough, dip.start) for dip in dips])
     onsets = np.array([spike.onset for spike in spikes])
     # For each dip, the shifts that move some spike into its range form intervals on a circle. The number of linked dips
     # changes only at interval ends, so the cost depends on the number of spikes and dips, not of iterations.
@@ -244,7 +246,7 @@ def _area(iteration: np.ndarray, lost: np.ndarray) -> float:
 
 
 def _preceding(dip: Dip, spikes: Sequence[Spike], window: int) -> Spike | None:
-    before = [s for s in spikes if dip.start - window <= s.onset <= max(dip.trough, dip.start)]
+    before = [s for s in spikes if dip.earliest - window <= s.onset <= max(dip.trough, dip.start)]
     return max(before, key=lambda spike: spike.onset, default=None)
 
 

@@ -113,7 +113,8 @@ def _cost(dip: Dip, since: int, found: RunAnalysis) -> str:
         worst = "lowest" if down else "highest"
         return f"{name} was {falling} since {dip.start}; it {lost} {size} ({worst} at {dip.trough}) and {back}."
     verb, worst = ("fell", "lowest") if down else ("rose", "highest")
-    return f"{name} {verb} by {size} from {dip.start} ({worst} at {dip.trough}) and {back}."
+    when = f"from {dip.start}" if dip.earliest == dip.start else f"between {dip.began_after} and {dip.start}"
+    return f"{name} {verb} by {size} {when} ({worst} at {dip.trough}) and {back}."
 
 
 def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:

@@ -66,6 +66,10 @@ class Dip:
     ``start``, ``trough``: iterations. ``recovered``: iteration of the recovery; None if the run ended first. ``depth``:
     a fraction for accuracies (also if recorded in percent), a difference for losses, a difference of logarithms for
     perplexities. ``z``: depth in standard errors. ``area``: depth x iterations.
+
+    ``start`` is the first evaluation in the dip: it began after ``began_after``, the evaluation before (None if there is
+    none). It ended after ``down_until``, the last evaluation in the dip, and by ``recovered``. A spike between
+    ``began_after`` and ``start`` may have come before the dip began or after.
     """
 
     start: int
@@ -75,6 +79,18 @@ class Dip:
     z: float
     area: float
     after_spike: SpikeRef | None = None
+    began_after: int | None = None
+    down_until: int | None = None
+
+    @property
+    def earliest(self) -> int:
+        """The first iteration at which it can have begun."""
+        return self.start if self.began_after is None else min(self.began_after + 1, self.start)
+
+    @property
+    def order_known(self) -> bool:
+        """Whether the spike it is linked to opened before the dip can have begun."""
+        return self.after_spike is not None and self.after_spike.onset <= self.earliest
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,10 +120,16 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
         why = "" if metric.chosen == "asked for" else f", chosen as {metric.chosen}"
         say(f"  judged by {metric_label(metric.name)} ({better} is better{why}); --metric NAME judges another")
     if dips:
+        step = found.resolution.eval_step if found.resolution is not None else None
+        if step is not None and step > 1:
+            say(
+                f"  evaluated every {step} iterations: each began up to {step} before its start, shorter ones go unseen"
+            )
         say(f"  {'start':>8}{'trough':>8}{'recovered':>11}{'depth':>8}{'z':>7}  after spike")
     for dip in dips:
         recovered = "not yet" if dip.recovered is None else str(dip.recovered)
         after = "" if dip.after_spike is None else f"{dip.after_spike.layer} at {dip.after_spike.onset}"
+        after += "" if dip.after_spike is None or dip.order_known else " (which came first is not resolvable)"
         say(f"  {dip.start:>8}{dip.trough:>8}{recovered:>11}{dip.depth:>8.3f}{dip.z:>7.1f}  {after}")
     link = found.dip_link
     if link is not None and link.num_dips and link.expected_by_chance is not None:

@@ -58,6 +58,25 @@ def test_a_dip_names_the_spike_before_it() -> None:
     assert [d.after_spike.onset if d.after_spike else None for d in dips] == [960, None]
 
 
+@pytest.mark.parametrize("step", [1, 10, 100, 400])
+def test_between_two_evaluations_nobody_knows(step: int) -> None:
+    """The dip begins at 1,205 and ends at 2,195; spikes open 2 iterations before it, or 5 after it began."""
+    at = np.arange(0, 6000, step)
+    value = np.where((at >= 1205) & (at < 2195), 0.5, 0.8)
+    curve = EvalCurve(at, value, np.full(len(at), 1000))
+    (dip,) = find_dips(curve)
+    assert dip.began_after is not None
+    assert dip.down_until is not None
+    assert dip.recovered is not None
+    assert dip.began_after < 1205 <= dip.start <= dip.began_after + step
+    assert dip.down_until < 2195 <= dip.recovered <= dip.down_until + step
+    before, after = (find_dips(curve, spikes_at([onset]))[0] for onset in (1203, 1210))
+    # The order is claimed only where an evaluation lies between the spike and the dip.
+    assert before.order_known == (step == 1)
+    assert not after.order_known
+    assert find_dips(curve, spikes_at([1205 - step - LINK_WINDOW - 1]))[0].after_spike is None
+
+
 def test_the_chance_level_of_the_link_against_plain_shifting() -> None:
     n = 2000
     dips = find_dips(accuracy_curve(n, seed=2, dips=[(600, 100, 0.2), (1200, 100, 0.2)]))
@@ -66,7 +85,7 @@ def test_the_chance_level_of_the_link_against_plain_shifting() -> None:
     counts = []
     for shift in range(n):
         moved = [(o + shift) % n for o in onsets]
-        counts.append(sum(any(d.start - LINK_WINDOW <= o <= d.trough for o in moved) for d in dips))
+        counts.append(sum(any(d.earliest - LINK_WINDOW <= o <= d.trough for o in moved) for d in dips))
     assert (link.num_dips, link.num_linked) == (2, 2)
     assert link.expected_by_chance == pytest.approx(np.mean(counts))
     assert link.p_value == pytest.approx(np.mean(np.array(counts) >= 2))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stabilitylab.analysis.results import RunAnalysis, RunSeries
+from stabilitylab.analysis.results import Dip, RunAnalysis, RunSeries
 from stabilitylab.analysis.sentences import largest
 from stabilitylab.comparison.arms import lr_label, mitigation_label
 from stabilitylab.comparison.results import Comparison, Effect, RunSummary
@@ -110,15 +110,30 @@ def dip_rows(found: RunAnalysis) -> list[dict[str, str]]:
     """One row per dip."""
     return [
         {
-            "start": str(d.start),
+            "start": str(d.start) if d.earliest == d.start else f"{d.began_after} to {d.start}",
             "trough": str(d.trough),
-            "recovered": "not yet" if d.recovered is None else str(d.recovered),
+            "recovered": _recovered(d),
             "depth": f"{100 * d.depth:.1f}",
             "z": f"{d.z:.1f}",
-            "after": f"{d.after_spike.layer} at {d.after_spike.onset}" if d.after_spike else "",
+            "after": _after(d),
         }
         for d in found.dips or ()
     ]
+
+
+def _recovered(dip: Dip) -> str:
+    if dip.recovered is None:
+        return "not yet"
+    between = dip.down_until is not None and dip.down_until + 1 < dip.recovered
+    return f"{dip.down_until} to {dip.recovered}" if between else str(dip.recovered)
+
+
+def _after(dip: Dip) -> str:
+    """The spike it is linked to, and whether the evaluations leave open which came first."""
+    if dip.after_spike is None:
+        return ""
+    unknown = "" if dip.order_known else " (which came first is not resolvable)"
+    return f"{dip.after_spike.layer} at {dip.after_spike.onset}{unknown}"
 
 
 def episode_rows(found: RunAnalysis, most: int = 40) -> list[dict[str, str]]:
