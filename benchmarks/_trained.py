@@ -2,9 +2,10 @@
 
     python benchmarks/_trained.py DIR --fashion FOLDER [--only TEXT] [--list]
 
-Healthy: MoCo v3 on two data sets and three batch sizes, 2,000 iterations, two seeds of each; SimCLR and BYOL on digits,
-four seeds each. Collapsing: MoCo v3 at a weight decay of 3, SimCLR at rates that are raised until its features are
-gone, BYOL without predictor. A run that DIR already holds is not trained again. Half a minute a run, on one core.
+Healthy: MoCo v3 on two data sets and three batch sizes, two seeds of each, 20,000 iterations in all; SimCLR and BYOL on
+digits, four seeds each. Collapsing: MoCo v3 at a weight decay of 3, SimCLR at rates that are raised until its features
+are gone, BYOL without predictor. Unstable: MoCo v3 at a high rate, with every signal that may warn of its spikes. A run
+that DIR already holds is not trained again. Half a minute a run, on one core.
 """
 
 from __future__ import annotations
@@ -57,16 +58,20 @@ class Training:
 
 RARELY = (*SMALL, "eval.knn_every=100")
 OFTEN = (*SMALL, "eval.knn_every=20")
+SIGNALS = (
+    'record.signals=["grad_norm", "weight_norm", "update_ratio", "adam_rms", "attention_max", "attention_entropy", '
+    '"grad_cosine"]'
+)
 NAMED = (
     "model.img_size=12", "model.patch_size=4", "model.num_heads=4", "model.embed_dim=64", "model.depth=4",
     "optim.weight_decay=3", "optim.warmup_iterations=100", "eval.knn_every=20",
 )  # fmt: skip
 TRAININGS = (
     *(
-        Training(f"healthy-{data}-{batch}-{seed}", True, "mocov3", data, batch, seed, 2000, SAFE_RATE, RARELY)
+        Training(f"healthy-{data}-{batch}-{seed}", True, "mocov3", data, batch, seed, length, SAFE_RATE, RARELY)
         for seed in (0, 1)
         for data in ("digits", "fashion")
-        for batch in (32, 64, 128)
+        for batch, length in ((32, 2000), (64, 1500), (128, 1500))
     ),
     *(
         Training(f"healthy-{method}-{seed}", True, method, seed=seed, settings=OFTEN)
@@ -82,6 +87,11 @@ TRAININGS = (
     *(
         Training(f"collapse-simclr-{rate:g}-{seed}", False, "simclr", seed=seed, base_lr=rate, settings=OFTEN)
         for rate in (0.5, 2, 8)
+        for seed in range(2)
+    ),
+    # Spikes in numbers, for `early_warning.py`: its rate is 15 times that of the healthy runs.
+    *(
+        Training(f"unstable-{seed}", False, seed=seed, iterations=3000, base_lr=0.12, settings=(*RARELY, SIGNALS))
         for seed in range(2)
     ),
     *(

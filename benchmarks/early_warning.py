@@ -1,0 +1,106 @@
+"""Early warning: which recorded signal rises before a layer's spikes, in real runs and by chance.
+
+    python benchmarks/early_warning.py --real DIR
+
+DIR holds runs exported as Parquet (layers, layer_stats). Public reports claim that the norm of the update leads the
+gradient's spikes, in the lower layers above all: `update_norm` here is update_ratio x weight_norm. A spike is warned of
+where an alarm opens in its layer at most 20 iterations before. Printed: the pairs of signal and layer that hold after
+Holm's correction, and for each signal all layers together, those of the lower half and those of the upper half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.survival import real
+from stabilitylab.analysis.detection.settings import SpikeSettings
+from stabilitylab.analysis.detection.spikes import detect, shared_by
+from stabilitylab.analysis.early_warning import early_warning
+from stabilitylab.analysis.series import LayerSeries
+from stabilitylab.analysis.timeline import Timeline
+from stabilitylab.analysis.warning_table import best_warning, warning_table
+
+SIGNALS = {
+    "update_norm": "update_ratio * weight_norm", "update_ratio": "update_ratio", "adam_rms": "adam_rms",
+    "weight_norm": "weight_norm", "attention_max": "attention_max", "activation_max": "activation_max",
+}  # fmt: skip
+
+
+class Exported:
+    """The signals of a run exported as Parquet, as `warning_table` wants them."""
+
+    names = tuple(SIGNALS)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.con = folder, duckdb.connect()
+
+    def load(self, signal: str, layers: Sequence[str]) -> list[LayerSeries]:
+        found = []
+        for name in layers:
+            rows = self.con.execute(
+                f"SELECT iteration::BIGINT AS i, ({SIGNALS[signal]})::DOUBLE AS x FROM "
+                f"'{self.folder}/layer_stats.parquet' JOIN '{self.folder}/layers.parquet' USING (layer_id) "
+                f"WHERE name = ? AND ({SIGNALS[signal]}) IS NOT NULL ORDER BY iteration",
+                [name],
+            ).fetchnumpy()
+            if len(rows["i"]):
+                found.append(LayerSeries(name, 0, np.asarray(rows["i"]), np.asarray(rows["x"])))
+        return found
+
+
+def judge(folder: Path) -> None:
+    layers = [layer for layer in real(folder) if layer.trainable and len(layer.iteration)]
+    settings = SpikeSettings()
+    shared = shared_by(layers, settings)
+    spikes = sorted((s for layer in layers for s in detect(layer, settings, shared).spikes), key=lambda s: s.onset)
+    lines = {layer.name: Timeline.of(layer.iteration) for layer in layers}
+    source = Exported(folder)
+    names = [layer.name for layer in sorted(layers, key=lambda layer: layer.depth)]
+    print(f"\n{folder.name}: {len(spikes)} spikes in {len(names)} layers")
+    head = f"{'signal':<16}{'layers':<20}{'spikes':>7}{'warned':>8}{'share':>7}{'chance':>8}{'p':>8}{'p Holm':>8}"
+    print(f"{head}{'lead':>6}  {'interval':<12}{'false per 10k':>13}")
+    n = max(int(layer.iteration[-1]) for layer in layers) + 1
+    for signal in source.names:
+        series = source.load(signal, names)
+        half = len(names) // 2
+        for which, some in (("all", names), ("lower half", names[:half]), ("upper half", names[half:])):
+            own = [one for one in series if one.name in some]
+            if own:
+                found = early_warning(signal, own, spikes, num_iterations=n, settings=settings, timelines=lines)
+                line(signal, which, found)
+    table, left = warning_table(source, spikes, lines, settings)
+    sure = [row for row in table if row.p_holm is not None and row.p_holm < 0.05]
+    print(f"pairs of signal and layer: {len(table)}; beyond chance after correction: {len(sure)}. {left}")
+    for row in sorted(sure, key=lambda row: -(row.hit_rate or 0)):
+        line(row.signal, row.layer, row)
+    best = best_warning(table)
+    print(f"best: {best.signal} in {best.layer}" if best else "best: none holds")
+
+
+def line(signal: str, which: str, found) -> None:  # type: ignore[no-untyped-def]
+    if found.hit_rate is None:
+        print(f"{signal:<16}{which:<20}{found.num_spikes:>7}  {found.reason}")
+        return
+    lead = "" if found.median_lead is None else f"{found.median_lead:g}"
+    between = "" if found.lead_ci95 is None else f"{found.lead_ci95[0]:g} to {found.lead_ci95[1]:g}"
+    holm = "" if found.p_holm is None else f"{found.p_holm:.3f}"
+    print(
+        f"{signal:<16}{which:<20}{found.num_spikes:>7}{found.num_warned:>8}{found.hit_rate:>7.2f}"
+        f"{found.hit_rate_by_chance:>8.2f}{found.p_value:>8.3f}{holm:>8}{lead:>6}  {between:<12}{found.false_per_10k:>13.1f}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="a folder of runs as Parquet")
+    for folder in sorted(parser.parse_args().real.iterdir()):
+        if (folder / "layers.parquet").exists():
+            judge(folder)
