@@ -94,7 +94,8 @@ def line(signal: str, which: str, found) -> None:  # type: ignore[no-untyped-def
     holm = "" if found.p_holm is None else f"{found.p_holm:.3f}"
     print(
         f"{signal:<16}{which:<20}{found.num_spikes:>7}{found.num_warned:>8}{found.hit_rate:>7.2f}"
-        f"{found.hit_rate_by_chance:>8.2f}{found.p_value:>8.3f}{holm:>8}{lead:>6}  {between:<12}{found.false_per_10k:>13.1f}"
+        f"{found.hit_rate_by_chance:>8.2f}{found.p_value:>8.3f}{holm:>8}{lead:>6}  {between:<12}"
+        f"{found.false_per_10k:>13.1f}"
     )
 
 

@@ -16,6 +16,9 @@ from stabilitylab.analysis.series import LayerSeries
 ROWS = ("sampled", "mean", "bucket")
 REGULAR_SHARE = 0.99
 """A series is regular if at least this share of its gaps equals the step."""
+MEANS_WIDER = 1.5
+"""Extra uncertainty of an onset in rows that are means, where the first row to reach half the height depends on how the
+event is spread over the rows."""
 CHANGING = 0.2
 """The step is changing if the median step of this share of the series differs between its start and its end."""
 WIDTHS = (1, 2, 5, 10, 20, 50, 100)
@@ -29,6 +32,7 @@ class Resolution:
     ``changing``, or ``unknown`` with fewer than two rows. ``rows``: what a row is: ``sampled``, ``mean``, ``bucket``,
     or ``unknown`` if the log does not say. ``seen``: pairs of a spike's width in iterations and the probability that a
     row falls within it. ``eval_step``: iterations between two evaluations; None with fewer than two.
+    ``mostly``: 95% of the rows are at most this many iterations after the row before.
     """
 
     step: int
@@ -38,6 +42,14 @@ class Resolution:
     rows: str
     seen: tuple[tuple[int, float], ...] = ()
     eval_step: int | None = None
+    mostly: int = 1
+
+    @property
+    def open_by(self) -> float:
+        """Iterations by which an event of any layer may have begun before the row that shows it, in 95% of the rows."""
+        if self.mostly <= 1:
+            return 0.0
+        return self.mostly * (MEANS_WIDER if self.rows == "mean" else 1.0)
 
     @property
     def every_iteration(self) -> bool:
@@ -100,4 +112,5 @@ def resolution_of(
     # Means and maxima cover all iterations of a step, so no spike falls between rows.
     whole = stand in ("mean", "bucket")
     seen = tuple((w, 1.0 if whole else float(np.minimum(w, gaps).sum() / gaps.sum())) for w in widths)
-    return Resolution(step, int(gaps.min()), int(gaps.max()), spacing, stand, seen, eval_step)
+    mostly = int(np.percentile(gaps, 95, method="inverted_cdf"))
+    return Resolution(step, int(gaps.min()), int(gaps.max()), spacing, stand, seen, eval_step, mostly)

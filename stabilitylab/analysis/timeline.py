@@ -10,13 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabilitylab.analysis.resolution import recording_steps
+from stabilitylab.analysis.resolution import MEANS_WIDER, recording_steps
 
 LONGEST_GAP = 200
 """Longest gap on the clock, in iterations; two recording steps if that is longer."""
-MEANS_WIDER = 1.5
-"""Extra uncertainty of an onset in rows that are means, where the first row to reach half the height depends on how the
-event is spread over the rows."""
 
 
 @dataclass(frozen=True, slots=True)

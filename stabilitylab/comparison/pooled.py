@@ -50,12 +50,18 @@ class PooledLag:
 
 @dataclass(frozen=True, slots=True)
 class RunOnsets:
-    """Onsets of one run: ``source`` (a,), ``target`` (b,). ``iterations``, ``step``: its length and recording step."""
+    """Onsets of one run: ``source`` (a,), ``target`` (b,). ``iterations``, ``step``: its length and recording step.
+    ``open_by``: iterations by which each onset may be early; None means a step, if it is longer than one iteration."""
 
     source: np.ndarray
     target: np.ndarray
     iterations: int
     step: int = 1
+    open_by: float | None = None
+
+    @property
+    def widens_by(self) -> float:
+        return (self.step if self.step > 1 else 0.0) if self.open_by is None else self.open_by
 
 
 def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag, ...]:
@@ -137,7 +143,7 @@ def pool_lag(
             f"{matched} matches in {with_match} of {len(runs)} runs; at least {MIN_MATCHES} in {MIN_RUNS} runs are "
             "needed",
         )
-    open_by = [np.full(len(own), run.step if run.step > 1 else 0.0) for own, run in zip(lags, runs, strict=True)]
+    open_by = [np.full(len(own), run.widens_by) for own, run in zip(lags, runs, strict=True)]
     shown = _interval(lags, seed)
     low = _interval([own - wide for own, wide in zip(lags, open_by, strict=True)], seed)[0]
     high = _interval([own + wide for own, wide in zip(lags, open_by, strict=True)], seed)[1]
@@ -150,7 +156,9 @@ def _onsets(run: RunAnalysis, source: str, target: str) -> RunOnsets:
     def of(layer: str) -> np.ndarray:
         return np.unique(np.array([s.onset for s in run.spikes or () if s.layer == layer], dtype=np.int64))
 
-    return RunOnsets(of(source), of(target), run.iterations, run.resolution.step if run.resolution else 1)
+    known = run.resolution
+    step, open_by = (known.step, known.open_by) if known is not None else (1, None)
+    return RunOnsets(of(source), of(target), run.iterations, step, open_by)
 
 
 def _interval(lags: Sequence[np.ndarray], seed: int) -> tuple[float, float]:

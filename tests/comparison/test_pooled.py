@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,4 +67,28 @@ def test_groups_of_analysed_runs() -> None:
     last = next(row for row in rows if row.target == "predictor")
     assert last.verdict == "first leads"
     assert last.ci95 is not None
+    assert last.ci95[0] <= 20 <= last.ci95[1]
+
+
+@pytest.mark.parametrize("rows", ["sampled", "mean"])
+def test_steps_that_vary_and_means_widen_the_pool(rows: str) -> None:
+    """Each run is recorded every 4 iterations for half its length and every 12 from there: 12 is what an event leaves
+    open, 18 where rows are means."""
+    analyses = []
+    for seed in range(6):
+        series = planted_run(seed=seed, n=6000, count=8, lag=20).series
+        at = np.concatenate([np.arange(0, 3000, 4), np.arange(3000, 6000, 12)])
+        layers = []
+        for layer in series.layers:
+            norm = layer.grad_norm[at]
+            if rows == "mean":
+                norm = np.add.reduceat(layer.grad_norm, at) / np.diff(np.append(at, 6000))
+            layers.append(replace(layer, iteration=at, grad_norm=norm))
+        analyses.append(analyze_run(replace(series, layers=tuple(layers), rows=rows)))
+    resolution = analyses[0].resolution
+    assert resolution is not None
+    assert (resolution.spacing, resolution.mostly) == ("changing", 12)
+    last = next(row for row in pooled_lags({"g": analyses}) if row.target == "predictor")
+    assert last.ci95 is not None
+    assert last.ci95[1] - last.ci95[0] >= (24 if rows == "sampled" else 36)
     assert last.ci95[0] <= 20 <= last.ci95[1]

@@ -1,0 +1,46 @@
+"""docs/schema.json is what the code gives, and what the code answers is what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from docs.schema import PATH, build
+from stabilitylab.analysis.pipeline import analyze_run
+from stabilitylab.analysis.results import SCHEMA_VERSION, RunSeries, plain
+from stabilitylab.comparison.pooled import by_mitigation
+from tests.report.pages import compared_runs, comparison_of
+from tests.synthetic import planted_run
+
+
+def check(answer: dict[str, Any]) -> None:
+    jsonschema.validate(json.loads(json.dumps(answer, allow_nan=False)), build(strict=True))
+
+
+def test_the_file_is_current() -> None:
+    assert json.loads(PATH.read_text(encoding="utf-8")) == build(), "run: python docs/schema.py"
+
+
+def test_answers_follow_it_and_nothing_else_does() -> None:
+    answer = analyze_run(planted_run().series).to_dict()
+    check(answer)
+    check(analyze_run(RunSeries("empty", 0, ())).to_dict())
+    check(analyze_run(planted_run().series).only(spikes=True, lag=False, dips=False).to_dict())
+    for wrong in (
+        answer | {"new_key": 1},
+        answer | {"iterations": "many"},
+        {k: v for k, v in answer.items() if k != "run"},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            check(wrong)
+
+
+def test_comparisons_follow_it() -> None:
+    runs = compared_runs(seeds=3, rates=(0.1,))
+    lags = by_mitigation((run.summary.mitigation, run.analysis) for run in runs)
+    whole = {"schema": SCHEMA_VERSION, "by": "mitigation"} | replace(comparison_of(runs), lags=lags).to_dict()
+    check(plain(whole | {"power": [{"effect_size": 1.0, "seeds": 3, "power": 0.1}]}))
