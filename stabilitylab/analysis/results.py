@@ -67,8 +67,8 @@ class Dip:
     a fraction for accuracies (also if recorded in percent), a difference for losses, a difference of logarithms for
     perplexities. ``z``: depth in standard errors. ``area``: depth x iterations.
 
-    ``start`` is the first evaluation in the dip: it began after ``began_after``, the evaluation before (None if there is
-    none). It ended after ``down_until``, the last evaluation in the dip, and by ``recovered``. A spike between
+    ``start`` is the first evaluation in the dip: it began after ``began_after``, the evaluation before (None if there
+    is none). It ended after ``down_until``, the last evaluation in the dip, and by ``recovered``. A spike between
     ``began_after`` and ``start`` may have come before the dip began or after.
     """
 
