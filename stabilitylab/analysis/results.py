@@ -10,9 +10,10 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stabilitylab.analysis.collapse import Collapse
+from stabilitylab.analysis.collapse import Collapse as Collapse
+from stabilitylab.analysis.collapse import Sign as Sign
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.drift import Drift
+from stabilitylab.analysis.drift import Drift as Drift
 from stabilitylab.analysis.events import CrossLag as CrossLag
 from stabilitylab.analysis.events import Episode as Episode
 from stabilitylab.analysis.events import FalseAlarms as FalseAlarms

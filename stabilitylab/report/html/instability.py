@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stabilitylab.analysis.drift import Drift
-from stabilitylab.analysis.results import RunAnalysis, chance_of
+from stabilitylab.analysis.results import Drift, RunAnalysis, chance_of
 from stabilitylab.analysis.sentences import count, factor_text
 
 MORE_THAN_CHANCE = 0.01

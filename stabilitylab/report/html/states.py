@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stabilitylab.analysis.collapse import Collapse, Sign
-from stabilitylab.analysis.results import RunAnalysis
+from stabilitylab.analysis.results import Collapse, RunAnalysis, Sign
 from stabilitylab.analysis.sentences import factor_text
 from stabilitylab.comparison.pooled import PooledLag
 
