@@ -109,12 +109,12 @@ def load_fashion_mnist(folder: str) -> ImageData:
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         found = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
         if not found:
-            raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; give the folder of the IDX files")
+            raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; pass the folder of the IDX files")
         array = read_idx(found[0])
         images = stem.endswith("idx3")
         if array.ndim != (3 if images else 1) or (not images and len(array) != len(parts[-1])):
             what = "images" if images else f"labels of {len(parts[-1])} images"
-            raise ConfigError(f"{found[0]} does not hold {what}: its shape is {array.shape}")
+            raise ConfigError(f"{found[0]} does not contain {what}: its shape is {array.shape}")
         parts.append(torch.from_numpy(array.copy()))
     return _in_memory(parts[0][:, None], parts[1].long(), parts[2][:, None], parts[3].long())
 
@@ -165,7 +165,7 @@ def load_torchvision(name: str, folder: str) -> ImageData:
             split = {"split": "train" if train else "test"} if name == "stl10" else {"train": train}
             found = make(root, download=False, **split)
         except RuntimeError:
-            raise ConfigError(f"{root} does not hold {name} in torchvision's layout; download it there first") from None
+            raise ConfigError(f"{root} does not contain {name} in torchvision's layout; download it first") from None
         images = torch.from_numpy(np.asarray(found.data))
         images = images if name == "stl10" else images.permute(0, 3, 1, 2).contiguous()
         labels = found.labels if name == "stl10" else found.targets
@@ -190,7 +190,7 @@ def _folder(kind: str, folder: str) -> Path:
     if not folder:
         raise ConfigError(f"data {kind} needs a folder: --data {kind}:DIR")
     if not Path(folder).is_dir():
-        raise ConfigError(f"data folder {folder} does not exist; give the folder that holds {kind}")
+        raise ConfigError(f"data folder {folder} does not exist; pass the folder that contains {kind}")
     return Path(folder)
 
 

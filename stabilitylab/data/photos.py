@@ -60,7 +60,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError("its values do not fit in 16 bits; convert it to 8 or 16 bits")
         image = Image.fromarray((values // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("it holds floating-point values of unknown range; convert it to 8 or 16 bits")
+        raise ValueError("it contains floating-point values of unknown range; convert it to 8 or 16 bits")
     return image.convert("RGB")
 
 

@@ -29,7 +29,7 @@ def require_reading(sql: str) -> None:
     except duckdb.Error as error:
         raise StoreError(f"SQL: {one_line(error)}") from None
     if len(statements) != 1:
-        raise StoreError(f"SQL: give one statement, not {len(statements)}")
+        raise StoreError(f"SQL: expected one statement, got {len(statements)}")
     kind = statements[0].type
     if kind == duckdb.StatementType.SELECT:
         return

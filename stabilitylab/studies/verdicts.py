@@ -24,21 +24,22 @@ _HEAD = """# The paper's claims, put to the test
 
 _RULES = """## The claims
 
-At small scale: scikit-learn's digits at 12 x 12 or 16 x 16, a ViT of width 32 or 64 and depth 4, 300 to 600 iterations
-(`experiments/recipes/`). It says what happens there, not on ImageNet; the studies in `experiments/paper/` were not run.
-`stablab claims` rebuilds this page from the `runs.csv` beside it. Each claim stands in its study's file, with its
-metric, direction and smallest effect of interest, stated before its study was run, with three exceptions: learning
-rates were chosen with pilot runs of seed 0; figure 5's claim was split into one a learning rate while its first runs
-trained; and SwAV's six runs were made again, after a first recipe for small images with which it hardly learned (+8.1
-[-0.4, 16.5] there).
+The studies are small: scikit-learn's digits at 12 x 12 or 16 x 16, a ViT of width 32 or 64 and depth 4, 300 to 600
+iterations (`experiments/recipes/`). The results apply to this scale, not to ImageNet; the studies in
+`experiments/paper/` have not been run. `stablab claims` rebuilds this page from the `runs.csv` files in this folder.
+The study files state each claim with its metric, direction and smallest effect of interest. These were fixed before the
+study was run, with three exceptions: learning rates were chosen in pilot runs with seed 0; the claim of figure 5 was
+split into one per learning rate while its first runs trained; and the six runs of SwAV were repeated, because SwAV
+hardly learned with the first recipe for small images (+8.1 [-0.4, 16.5]).
 
-A claim is **reproduced** where the interval of the difference over seeds lies on the claimed side of 0 and reaches the
-smallest effect of interest, **contradicted** where it excludes such an effect, else **inconclusive**. A claimed absence
-is reproduced where such an effect is excluded, contradicted where all of the interval is that large. It is **dead**
-where more than a fifth of the runs of a group end below the kNN accuracy of their untrained encoder (64 to 80% by seed
-and width): such training does not work at all, so it decides nothing about instability. Intervals have a level of 95%,
-or the higher one that is given where seeds were added until the interval decided. Differences in accuracy and depth are
-in points, areas in fractions x iterations. Each interval stands for itself: no correction runs over the claims.
+A claim is **reproduced** if the interval of the difference over seeds is on the claimed side of 0 and reaches the
+smallest effect of interest, **contradicted** if the interval excludes such an effect, and otherwise **inconclusive**. A
+claim that there is no effect is reproduced if the interval excludes an effect of this size, and contradicted if the
+whole interval is at least that large. A claim is **dead** if more than a fifth of the runs of a group end below the kNN
+accuracy of their untrained encoder (64 to 80%, depending on seed and width): training that does not work says nothing
+about instability. Intervals have a level of 95%, or the stated higher level if seeds were added until the claim was
+decided. Differences in accuracy and depth are in points, areas in fractions x iterations. There is no correction for
+the number of claims.
 """
 
 

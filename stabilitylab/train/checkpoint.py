@@ -58,7 +58,7 @@ def restore_checkpoint(
         if names is not None:
             carry_optimizer(state["optimizer"], names[0], optimizer, names[1])
         elif was != type(optimizer).__name__:  # torch would load it and fail at the first update
-            raise ValueError(f"it holds the state of {was}")
+            raise ValueError(f"it contains the state of {was}")
         else:
             optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:

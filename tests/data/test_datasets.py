@@ -52,7 +52,7 @@ def test_cifar10_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
 def test_a_folder_without_the_data_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"does not hold {name} in torchvision's layout"):
+    with pytest.raises(ConfigError, match=f"does not contain {name} in torchvision's layout"):
         load_data(resolve({"data": {"name": f"{name}:{tmp_path}"}}).data)
 
 

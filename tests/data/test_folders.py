@@ -51,10 +51,10 @@ def test_a_cut_idx_file_is_named(fashion: Path) -> None:
 def test_files_in_each_others_place_are_named(fashion: Path) -> None:
     labels = fashion / "t10k-labels-idx1-ubyte"
     write_idx(labels, np.arange(7))
-    with pytest.raises(ConfigError, match=r"t10k-labels-idx1-ubyte does not hold labels of 10 images: its shape is"):
+    with pytest.raises(ConfigError, match=r"t10k-labels-idx1-ubyte does not contain labels of 10 images: its shape is"):
         load_data(resolve({"data": {"name": f"fashion-mnist:{fashion}"}}).data)
     (fashion / "t10k-images-idx3-ubyte").write_bytes(labels.read_bytes())
-    with pytest.raises(ConfigError, match=r"t10k-images-idx3-ubyte does not hold images"):
+    with pytest.raises(ConfigError, match=r"t10k-images-idx3-ubyte does not contain images"):
         load_data(resolve({"data": {"name": f"fashion-mnist:{fashion}"}}).data)
 
 

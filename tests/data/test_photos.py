@@ -141,7 +141,7 @@ def test_a_grey_image_of_16_bits_keeps_its_contrast(tmp_path: Path) -> None:
     assert read.shape == (64, 64, 3)
     assert np.array_equal(read[..., 0], values // 257)
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ConfigError, match=r"float\.tif: it holds floating-point values"):
+    with pytest.raises(ConfigError, match=r"float\.tif: it contains floating-point values"):
         read_photo(tmp_path / "float.tif")
 
 
