@@ -1,4 +1,4 @@
-"""One thread a process: tests run side by side (``-n auto``), and on one thread a run is repeatable to the bit."""
+"""One thread per process: tests run in parallel (``-n auto``), and with one thread a run is bit-reproducible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code in docs/ runs as it stands there, and its pictures exist.
+"""The code in docs/ runs exactly as printed, and its pictures exist.
 
 A page's ```python blocks share one namespace, the lines `$ stablab ...` of its ```console blocks run through the
 command line, its ```toml blocks are parsed: all in order, in one empty folder. A page with

@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed as they stand there, in a package of their own."""
+"""The recipes in CONTRIBUTING.md work exactly as printed, in a separate package."""
 
 from __future__ import annotations
 

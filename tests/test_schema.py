@@ -1,4 +1,4 @@
-"""docs/schema.json is what the code gives, and what the code answers is what it says."""
+"""docs/schema.json matches the code, and the output of the code matches the schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drift by planted truth: growth and shrinkage told with factor and stretch, jumps and zero starts not."""
+"""Drift with planted truth: growth and shrinkage are reported with factor and period, jumps and zero starts are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are first and last: a planted lag of 3 is found whatever stands before and behind them."""
+"""Which layers are first and last: a planted lag of 3 is found regardless of the layers around them."""
 
 from __future__ import annotations
 

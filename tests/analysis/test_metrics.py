@@ -1,4 +1,4 @@
-"""One curve under many names gives the same dips; goals, scales and defaults are told from names."""
+"""One curve under many names gives the same dips; goals, scales and defaults are inferred from names."""
 
 from __future__ import annotations
 

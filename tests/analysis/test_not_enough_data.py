@@ -1,4 +1,4 @@
-"""Series that cannot be judged: each is named, with the reason, and no number is made up."""
+"""Series that cannot be judged: each is listed with the reason, and no number is invented."""
 
 from __future__ import annotations
 

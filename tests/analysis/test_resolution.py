@@ -1,4 +1,4 @@
-"""What a record with a step shows: intervals that hold the truth, and no order that the step cannot show."""
+"""Recording only every n-th iteration: intervals contain the truth, and no order finer than the step is claimed."""
 
 from __future__ import annotations
 

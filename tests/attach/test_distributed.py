@@ -1,4 +1,4 @@
-"""Several processes: sharded and averaged gradients are measured as the whole ones, and nobody waits for the dead."""
+"""Several processes: sharded and averaged gradients have the right norms, and no process waits for a dead one."""
 
 from __future__ import annotations
 

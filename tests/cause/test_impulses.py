@@ -1,4 +1,4 @@
-"""Kicks: none gives exactly nothing; one in a known network arrives where the mathematics says; any loop."""
+"""Impulses: a zero kick has no effect at all; a kick in a known network arrives where predicted; any loop works."""
 
 from __future__ import annotations
 

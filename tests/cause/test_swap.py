@@ -1,4 +1,4 @@
-"""Data or state: planted bad batches and planted bad states are told apart."""
+"""Data or state: planted bad batches and planted bad states are distinguished."""
 
 from __future__ import annotations
 

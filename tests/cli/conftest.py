@@ -1,4 +1,4 @@
-"""The command line as a user runs it: a process of its own, an empty folder, its own runs."""
+"""The command line as a user runs it: a separate process, an empty folder, separate runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A claim's verdict against intervals worked out by hand, and its pairing against planted effects."""
+"""The verdict of a claim against intervals calculated by hand, and its pairing against planted effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions against intervals worked out independently, and the error rates of adding seeds in turn."""
+"""Decisions against independently calculated intervals, and the error rates of sequential studies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos from files: the law of torchvision's transforms, 8 bits, 16-bit files, and the compact list of files."""
+"""Photos from files: distributions as in torchvision, 8-bit and 16-bit files, and the compact file list."""
 
 from __future__ import annotations
 

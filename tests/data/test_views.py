@@ -91,7 +91,7 @@ def test_crop_boxes_follow_torchvisions_law(sides: tuple[int, int], crop: tuple[
 
 
 def test_crops_of_a_photo_are_as_large_as_torchvisions() -> None:
-    """A box that does not fit is drawn anew. Clamped to the image instead, 12% of the crops pass 0.8, not 6%."""
+    """A box that does not fit is redrawn. If it were clamped, 12% of the crops would exceed 0.8, not 6%."""
     boxes = crop_boxes(40_000, (375, 500), View(), generator())
     area = (boxes[:, 2] * boxes[:, 3] / (375 * 500)).double()
     assert area.mean().item() == pytest.approx(0.435, abs=0.005)

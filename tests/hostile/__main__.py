@@ -1,8 +1,8 @@
-"""Mutated inputs and kills, and what came of them, as two tables.
+"""Run commands on mutated inputs and kill commands, and print the outcomes as two tables.
 
     python -m tests.hostile [--inputs 3000] [--kills 300] [--seed 0] [--only KIND]
 
-Exits with 1 where there is a fault. CI runs a few hundred of each; the defaults take half an hour on two cores.
+Exits with 1 if there is a fault. CI runs a few hundred of each; the defaults take half an hour on two cores.
 """
 
 from __future__ import annotations

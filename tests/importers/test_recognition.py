@@ -1,4 +1,4 @@
-"""``stablab import auto``: what it says, what it refuses, and what the options do."""
+"""``stablab import auto``: its messages, the inputs it refuses, and its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page without a browser: what it says, what it escapes, what it never fetches."""
+"""The page without a browser: its text, its escaping, and that it fetches nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report speaks of the metric that the run has, and of no other."""
+"""A report names the metric of the run and no other."""
 
 from __future__ import annotations
 

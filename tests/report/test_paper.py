@@ -1,4 +1,4 @@
-"""Figures and tables for papers: what is in the file, and that nothing is lost, cut or told by colour alone."""
+"""Figures and tables for papers: their content; nothing is lost, cut off or shown only by colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small runs, written through the public door."""
+"""Small runs, written through the public API."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A disk that refuses must not end the training, and a loss is never silent."""
+"""A full disk must not stop training, and lost rows are always reported."""
 
 import errno
 import subprocess

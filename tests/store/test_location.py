@@ -1,4 +1,4 @@
-"""Names of runs: claimed once, found again, and the nearest one told."""
+"""Names of runs: reserved only once, found again, and similar names suggested."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Readers beside a writer, and SQL that may only read."""
+"""Readers concurrent with a writer, and read-only SQL."""
 
 import subprocess
 import sys

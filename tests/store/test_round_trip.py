@@ -1,4 +1,4 @@
-"""What goes in through the public door comes out of it."""
+"""Rows written through the public API are read back unchanged."""
 
 import time
 from pathlib import Path

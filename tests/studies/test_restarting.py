@@ -1,4 +1,4 @@
-"""What a study finds in place of a run it wants to train, and that it deletes none of it."""
+"""A study finds existing folders in place of a run, and deletes none of them."""
 
 from __future__ import annotations
 

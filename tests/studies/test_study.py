@@ -1,4 +1,4 @@
-"""A study: its plan, its runs, what a kill costs, and its summary."""
+"""A study: its plan, its runs, what is lost when it is killed, and its summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twenty iterations on the CPU against a committed trace, and what a run must hold."""
+"""Twenty iterations on the CPU against a committed trace, and the content of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scheduler's signal ends a training with a checkpoint, and the requeued command resumes it: the same run."""
+"""A scheduler's signal stops training with a checkpoint, and the requeued command resumes the same run."""
 
 from __future__ import annotations
 

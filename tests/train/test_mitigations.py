@@ -1,4 +1,4 @@
-"""Each mitigation does exactly what it says and nothing else."""
+"""Each mitigation does exactly what is documented and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe through the public door, and the draw of labels."""
+"""The probe through the public API, and the sampling of labels."""
 
 from __future__ import annotations
 

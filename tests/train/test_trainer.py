@@ -1,4 +1,4 @@
-"""What the loop does when something goes wrong, and options that change how a step is computed."""
+"""Failures in the training loop, and options that change how a step is computed."""
 
 from __future__ import annotations
 

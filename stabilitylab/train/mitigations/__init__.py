@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from stabilitylab.config import Config
 from stabilitylab.errors import ConfigError
 from stabilitylab.registry import Registry
-from stabilitylab.train.mitigations.stages import Given, Mitigation, check_mitigation, loaded
+from stabilitylab.train.mitigations.stages import Mitigation, ParsedMitigation, check_mitigation, loaded
 
-__all__ = ["MITIGATIONS", "Given", "Mitigation", "configured", "describe_mitigations", "parse_mitigations"]
+__all__ = ["MITIGATIONS", "Mitigation", "ParsedMitigation", "configured", "describe_mitigations", "parse_mitigations"]
 
 _HERE = "stabilitylab.train.mitigations."
 
@@ -94,10 +94,10 @@ def describe_mitigations() -> str:
     return ", ".join(f"{name}:{entry.value}" if entry and entry.value else name for name, entry in entries)
 
 
-def parse_mitigations(names: Iterable[str]) -> list[Given]:
+def parse_mitigations(names: Iterable[str]) -> list[ParsedMitigation]:
     """Parse names such as ``["frozen-patch", "clip-patch:0.01"]``; ``none`` is skipped. Raises ConfigError for an
     unknown name, a missing or superfluous value, or a duplicate."""
-    parsed: list[Given] = []
+    parsed: list[ParsedMitigation] = []
     for text in names:
         if text == "none":
             continue
@@ -108,7 +108,7 @@ def parse_mitigations(names: Iterable[str]) -> list[Given]:
             raise ConfigError(f"mitigation {text!r} must be written {form}")
         if any(given.name == name for given in parsed):
             raise ConfigError(f"mitigation {name!r} is given twice")
-        parsed.append(Given(text, name, entry, _positive(text, raw) if colon else None))
+        parsed.append(ParsedMitigation(text, name, entry, _positive(text, raw) if colon else None))
     return parsed
 
 

@@ -55,7 +55,7 @@ def loaded(entry: Mitigation) -> Mitigation:
 
 
 @dataclass(frozen=True)
-class Given:
+class ParsedMitigation:
     """A mitigation with its value, parsed from the text in a configuration."""
 
     text: str
