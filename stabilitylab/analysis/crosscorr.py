@@ -47,11 +47,14 @@ def cross_lags(
         same = layer.iteration is line.rows or np.array_equal(layer.iteration, line.rows)
         return on_grid(line.clock if same else line.times(layer.iteration), score, step, length)
 
-    wider = float(step) * (1 + line.means / 2) if step > 1 else 0.0
     steps = max(window // step, 1)
-    correlator = CrossCorrelator(excess(layers[0], scores[0]), window=steps, step=step, wider=wider)
+    correlator = CrossCorrelator(excess(layers[0], scores[0]), window=steps, step=step)
+
+    def lag_of(layer: LayerSeries, score: np.ndarray, other: Timeline) -> CrossLag | None:
+        return correlator.lag_of(excess(layer, score), wider=max(line.open_by, other.open_by, step if step > 1 else 0))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        lags = pool.map(lambda layer, score: correlator.lag_of(excess(layer, score)), layers[1:], scores[1:])
+        lags = pool.map(lag_of, layers[1:], scores[1:], timelines[1:])
         return dict(zip([layer.name for layer in layers[1:]], lags, strict=True))
 
 
@@ -66,12 +69,11 @@ def on_grid(time: np.ndarray, score: np.ndarray, step: int, length: int) -> np.n
 class CrossCorrelator:
     """Correlates other layers with one layer, whose Fourier transforms are cached.
 
-    ``excess`` (n,): returned by `on_grid`. ``window``: largest lag, in grid cells of ``step`` iterations. ``wider``:
-    iterations added to either side of the interval, for the time between recorded rows.
+    ``excess`` (n,): returned by `on_grid`. ``window``: largest lag, in grid cells of ``step`` iterations.
     """
 
-    def __init__(self, excess: np.ndarray, *, window: int, step: int = 1, wider: float = 0.0) -> None:
-        self.window, self.step, self.wider = window, step, wider
+    def __init__(self, excess: np.ndarray, *, window: int, step: int = 1) -> None:
+        self.window, self.step = window, step
         self.smooth = max(SMOOTH // step, 1)
         self.n = len(excess)
         self.blocks = min(self.n // max(BLOCK_WINDOWS * window, 1), MAX_BLOCKS)
@@ -88,8 +90,11 @@ class CrossCorrelator:
     def _enough(self) -> bool:
         return self.blocks >= MIN_BLOCKS and self.power > 0
 
-    def lag_of(self, excess: np.ndarray, *, seed: int = 0) -> CrossLag | None:
-        """Lag of ``excess`` (n,) behind this layer, in iterations. None with too few blocks or without any excess."""
+    def lag_of(self, excess: np.ndarray, *, wider: float = 0.0, seed: int = 0) -> CrossLag | None:
+        """Lag of ``excess`` (n,) behind this layer, in iterations. None with too few blocks or without any excess.
+
+        ``wider``: iterations added to either side of the interval, for the time between recorded rows.
+        """
         if not self._enough() or not excess.any():
             return None
         other = excess - excess.mean()
@@ -107,7 +112,7 @@ class CrossCorrelator:
         low, high = np.percentile(self._resampled(other, seed), [2.5, 97.5], method="inverted_cdf")
         return CrossLag(
             lag=float(self.step * (best - window)),
-            ci95=(float(self.step * low) - self.wider, float(self.step * high) + self.wider),
+            ci95=(float(self.step * low) - wider, float(self.step * high) + wider),
             correlation=float(near.max() / scale),
             p_value=float(p_value),
         )

@@ -50,7 +50,7 @@ def early_warning(
     if not num_spikes or not num_alarms:
         what = f"{signal} raised no alarm" if num_spikes else f"no spike in a layer with recorded {signal}"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, num_alarms, reason=what)
-    step = max((line.step for name, line in (timelines or {}).items() if name in alarms), default=1)
+    step = max((line.mostly for name, line in (timelines or {}).items() if name in alarms), default=1)
     if 2 * step > horizon:
         why = f"not resolvable: rows are {step} iterations apart, and the horizon is {horizon} iterations"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, 0, reason=why)

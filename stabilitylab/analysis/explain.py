@@ -49,7 +49,7 @@ def explain_episodes(
         dips = _dips_after(episode, found)
         parts = [
             f"Episode {number}, iterations {episode.start} to {episode.end}.",
-            _rise(episode, found.resolution.step if found.resolution else 1),
+            _rise(episode, found.resolution.mostly if found.resolution else 1),
             _spread(episode, found),
             *(_cost(dip, episode.start, found) for dip in dips),
         ]

@@ -65,7 +65,7 @@ def measure_lag(
     """
     a, b = _onsets(from_spikes), _onsets(to_spikes)
     rows = timelines or (Timeline.of(np.arange(0)), Timeline.of(np.arange(0)))
-    step = max(line.step for line in rows)
+    step = max(line.mostly for line in rows)
     reach = Reach.of(step, num_iterations, window)
 
     def undecided(reason: str, matched: int = 0) -> Lag:
@@ -148,7 +148,7 @@ def propagation(
     for name, depth in layers:
         onsets = _onsets(by_layer.get(name, []))
         line = (timelines or {}).get(name, dense)
-        step = max(start.step, line.step)
+        step = max(start.mostly, line.mostly)
         reach = Reach.of(step, num_iterations, window)
         one, other = match_pairs(first, onsets, reach)
         lags = (onsets[other] - first[one]).astype(np.float64)

@@ -75,7 +75,7 @@ def analyze_run(
         notes += ends.notes
         on_path = [clean[i] for i in ends.path]
         source, target = clean[ends.first], clean[ends.last]
-        window = Reach.of(resolution.step, series.iterations).window
+        window = Reach.of(resolution.mostly, series.iterations).window
         lines = [timelines[layer.name] for layer in on_path]
         cross = cross_lags(on_path, [detections[i].score for i in ends.path], lines, window)
         measured = measure_lag(
@@ -132,7 +132,7 @@ def analyze_run(
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
         spikes=tuple(found) if spikes else None,
         false_alarms=chance_level(clean, detections, settings) if spikes else None,
-        episodes=find_episodes(found, num_layers=len(clean), gap=gap, step=step) if spikes else None,
+        episodes=find_episodes(found, num_layers=len(clean), gap=gap, step=resolution.mostly) if spikes else None,
         lag=measured,
         propagation=travels,
         dips=dipped,

@@ -20,7 +20,7 @@ MEANS_WIDER = 1.5
 """Extra uncertainty of an onset in rows that are means, where the first row to reach half the height depends on how the
 event is spread over the rows."""
 CHANGING = 0.2
-"""The step is changing if the median step of this share of the series differs between its start and its end."""
+"""The step is changing if the median step of this share of the recorded time differs between its start and its end."""
 WIDTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -57,8 +57,9 @@ class Resolution:
 
     def in_words(self) -> str:
         """The resolution as one line of text; empty if every iteration is recorded."""
-        if self.spacing == "unknown" or self.step <= 1:
+        if self.spacing == "unknown" or self.mostly <= 1:
             return ""
+        every = f"{self.step}" if self.spacing == "regular" else f"{self.smallest} to {self.mostly}"
         spaced = {"regular": "", "irregular": " (irregularly)", "changing": " (the step changes)"}[self.spacing]
         stand = {
             "mean": f"; rows are means, which reduce a spike of one iteration to 1/{self.step} of its height",
@@ -69,9 +70,12 @@ class Resolution:
         odds = [(width, p) for width, p in self.seen if p < 1]
         shown = ", ".join(f"{p:.0%} for width {width}" for width, p in odds[:3])
         missed = f"; shorter spikes may be missed (probability of recording one: {shown})" if odds else ""
-        return (
-            f"recorded every {self.step} iterations{spaced}{stand}{missed}; lags below {self.step} are not resolvable"
-        )
+        return f"recorded every {every} iterations{spaced}{stand}{missed}; lags below {self.mostly} are not resolvable"
+
+
+def mostly(gaps: np.ndarray) -> int:
+    """The gap (n,) between rows that 95% of them do not exceed; 1 without any."""
+    return max(int(np.percentile(gaps, 95, method="inverted_cdf")), 1) if len(gaps) else 1
 
 
 def recording_steps(iteration: np.ndarray) -> np.ndarray:
@@ -100,8 +104,10 @@ def resolution_of(
     if len(gaps) == 0:
         return Resolution(1, 1, 1, "unknown", stand, eval_step=eval_step)
     step = max(int(np.median(gaps)), 1)
-    part = max(int(CHANGING * len(gaps)), 1)
-    head, tail = float(np.median(gaps[:part])), float(np.median(gaps[-part:]))
+    part = CHANGING * float(gaps.sum())
+    elapsed = np.cumsum(gaps)
+    head = float(np.median(gaps[elapsed <= max(part, gaps[0])]))
+    tail = float(np.median(gaps[elapsed > min(elapsed[-1] - part, elapsed[-1] - 1)]))
     if (gaps == step).mean() >= REGULAR_SHARE:
         spacing = "regular"
     else:
@@ -112,5 +118,4 @@ def resolution_of(
     # Means and maxima cover all iterations of a step, so no spike falls between rows.
     whole = stand in ("mean", "bucket")
     seen = tuple((w, 1.0 if whole else float(np.minimum(w, gaps).sum() / gaps.sum())) for w in widths)
-    mostly = int(np.percentile(gaps, 95, method="inverted_cdf"))
-    return Resolution(step, int(gaps.min()), int(gaps.max()), spacing, stand, seen, eval_step, mostly)
+    return Resolution(step, int(gaps.min()), int(gaps.max()), spacing, stand, seen, eval_step, mostly(gaps))

@@ -76,8 +76,8 @@ def _row(
     signal: str, series: LayerSeries, spikes: Sequence[Spike], line: Timeline, settings: SpikeSettings, horizon: int
 ) -> EarlyWarning:
     nothing = EarlyWarning(signal, horizon, len(spikes), 0, 0, 0, layer=series.name)
-    if 2 * line.step > horizon:
-        why = f"not resolvable: rows are {line.step} iterations apart, and the horizon is {horizon} iterations"
+    if 2 * line.mostly > horizon:
+        why = f"not resolvable: rows are {line.mostly} iterations apart, and the horizon is {horizon} iterations"
         return replace(nothing, reason=why)
     if len(spikes) < MIN_MATCHES:
         return replace(nothing, reason=f"not enough data: {len(spikes)} spikes; at least {MIN_MATCHES} are needed")
@@ -94,7 +94,7 @@ def _row(
     interval = None
     if len(leads) >= MIN_MATCHES:
         low, high = median_interval(leads)
-        wider = line.step if line.step > 1 else 0
+        wider = line.mostly if line.mostly > 1 else 0
         interval = (low - wider, high + wider)
     return replace(
         nothing,

@@ -157,7 +157,7 @@ def _onsets(run: RunAnalysis, source: str, target: str) -> RunOnsets:
         return np.unique(np.array([s.onset for s in run.spikes or () if s.layer == layer], dtype=np.int64))
 
     known = run.resolution
-    step, open_by = (known.step, known.open_by) if known is not None else (1, None)
+    step, open_by = (known.mostly, known.open_by) if known is not None else (1, None)
     return RunOnsets(of(source), of(target), run.iterations, step, open_by)
 
 

@@ -36,6 +36,11 @@ def two_layers(lag: int, seed: int = 0) -> list[np.ndarray]:
     return layers
 
 
+def run(*layers: tuple[np.ndarray, np.ndarray]) -> RunSeries:
+    series = tuple(LayerSeries(f"l{depth}", depth, *rows) for depth, rows in enumerate(layers))
+    return RunSeries("r", N, series)
+
+
 def analysed(lag: int, step: int, *, mean: bool = False, keep: np.ndarray | None = None) -> RunAnalysis:
     layers = []
     for depth, x in enumerate(two_layers(lag)):
@@ -159,3 +164,23 @@ def test_covered_counts_integers_once() -> None:
         high = low + rng.integers(-2, 20, 6)
         expected = {i for a, b in zip(low.tolist(), high.tolist(), strict=True) for i in range(a, b + 1) if 0 <= i < 50}
         assert covered(low, high, 0, 50) == len(expected)
+
+
+def test_a_step_that_changes_and_layers_recorded_apart() -> None:
+    """Every 2nd iteration, then every 25th: no order within 25 is claimed. One layer every iteration, the other every
+    10th: the interval of the cross-correlation is as wide as the coarser one, too."""
+    first, last = two_layers(6)
+    at = np.concatenate([np.arange(0, N // 2, 2), np.arange(N // 2, N, 25)])
+    found = analyze_run(run((at, first[at]), (at, last[at])))
+    assert found.resolution is not None
+    assert (found.resolution.spacing, found.resolution.mostly) == ("changing", 25)
+    assert any("recorded every 2 to 25 iterations" in note for note in found.notes)
+    assert found.lag is not None
+    assert found.lag.resolution == 25
+    assert found.lag.verdict in ("not resolvable", "first leads")
+    every, tenth = np.arange(N), np.arange(0, N, 10)
+    apart = analyze_run(run((every, first), (tenth, last[tenth]))).lag
+    assert apart is not None
+    for interval in (apart.ci95, apart.cross.ci95 if apart.cross else None):
+        assert interval is not None
+        assert interval[0] <= 6 <= interval[1]
