@@ -39,14 +39,14 @@ DEFINITIONS = (
     ),
     (
         "drift",
-        "A layer's gradient norm grows or shrinks by a factor of 10 or more over a stretch much longer than a spike: "
-        "medians of up to 60 blocks of time, without a jump from one block to the next.",
+        "The gradient norm of a layer grows or shrinks by a factor of at least 10 over a period much longer than a "
+        "spike. It is measured by the medians of up to 60 blocks of time, without a jump between adjacent blocks.",
     ),
     (
         "collapse",
-        "Features that no longer differ, judged at the end of the record: their spread (below 0.08 of that of features "
-        "that point everywhere alike), their effective rank (below 1.2), a loss at its chance level, an accuracy below "
-        "a quarter of its best. What was not measured is not judged.",
+        "The features of different images are nearly equal at the end of the run. The signs are: a spread below 0.08 "
+        "of that of uniformly distributed features, an effective rank below 1.2, a loss at its chance level, and an "
+        "accuracy below a quarter of its best. A sign that was not measured is not judged.",
     ),
     ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
     (

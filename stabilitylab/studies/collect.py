@@ -71,7 +71,7 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
 
 
 def _add_pooled(alike: Sequence[tuple[dict[str, Any], RunAnalysis]]) -> None:
-    """The lag of the last block behind the first layer, pooled over the runs of one setting, in each of their rows."""
+    """Add the lag of the last block behind the first layer, pooled over the runs of one setting, to their rows."""
     analyses = [analysis for _, analysis in alike]
     blocks = _block_names(analyses[0])
     pooled = pooled_between(analyses, blocks[-1]) if blocks else None

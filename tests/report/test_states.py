@@ -43,7 +43,7 @@ def series(*, grows: float = 1.0, collapses_at: int | None = None) -> RunSeries:
 def test_a_growing_norm_is_told_on_the_first_screen_and_in_numbers() -> None:
     page = said(render_report([report_run(series(grows=200.0))], None))
     assert re.search(
-        r"No spikes or dips beyond chance, but the norm of 1 layer grows, by up to \d+x \(patch_embed\)", page
+        r"No spikes or dips beyond chance, but the norm of 1 layer grows by up to \d+x \(patch_embed\)", page
     )
     factor = float(re.search(r"patch_embed, from \S+ to \S+ \((\d+)x\) over iterations", page)[1])  # type: ignore[index]
     assert 150 < factor < 260

@@ -1,4 +1,4 @@
-"""What lasts, in a report: norms that drift, features that collapse; and lags pooled over runs. Rows of text."""
+"""The rows of the report's tables of drifts, signs of collapse and pooled lags, as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_DRIFTS = 40
 
 
 def drift_rows(found: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, str]]:
-    """One row a drift, by start."""
+    """One row per drift, sorted by start."""
     return [
         {
             "layer": drift.layer,
@@ -28,7 +28,7 @@ def drift_rows(found: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, st
 
 
 def sign_rows(collapse: Collapse | None) -> list[dict[str, str]]:
-    """One row a sign of collapse: its state, its value at the end, and what that is held against."""
+    """One row per sign of collapse: its state, its final value and the reference value."""
     return [] if collapse is None else [_sign(sign) for sign in collapse.signs]
 
 
@@ -44,17 +44,17 @@ def _sign(sign: Sign) -> dict[str, str]:
 
 
 def pooled_rows(lags: Sequence[PooledLag]) -> list[dict[str, str]]:
-    """One row a group and layer."""
+    """One row per group and layer."""
     rows = []
     for lag in lags:
-        told = lag.median_iterations is not None and lag.ci95 is not None
+        known = lag.median_iterations is not None and lag.ci95 is not None
         rows.append(
             {
                 "group": lag.group,
                 "source": lag.source,
                 "target": lag.target,
-                "lag": f"{lag.median_iterations:g}" if told else "",
-                "interval": f"{lag.ci95[0]:g} to {lag.ci95[1]:g}" if told and lag.ci95 else "",
+                "lag": f"{lag.median_iterations:g}" if known else "",
+                "interval": f"{lag.ci95[0]:g} to {lag.ci95[1]:g}" if known and lag.ci95 else "",
                 "p": "" if lag.p_value is None else f"{lag.p_value:.2g}",
                 "matches": f"{lag.num_matched} in {lag.num_runs} of {lag.num_given} runs",
                 "verdict": lag.verdict,

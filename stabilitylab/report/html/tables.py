@@ -129,10 +129,10 @@ def _recovered(dip: Dip) -> str:
 
 
 def _after(dip: Dip) -> str:
-    """The spike it is linked to, and whether the evaluations leave open which came first."""
+    """The spike that the dip is linked to, and whether the evaluations determine which came first."""
     if dip.after_spike is None:
         return ""
-    unknown = "" if dip.order_known else " (which came first is not resolvable)"
+    unknown = "" if dip.order_known else " (the order cannot be resolved)"
     return f"{dip.after_spike.layer} at {dip.after_spike.onset}{unknown}"
 
 
