@@ -113,11 +113,10 @@ def choose_metric(
             return metric_of(metric, block_means(loss), goal)
         known = [*evals, *([TRAINING_LOSS] if loss is not None and TRAINING_LOSS not in evals else [])]
         raise NoDataError(f"no metric {metric!r} was recorded; available: {', '.join(known) or 'none'}")
-    ranks = {name: _rank(name, curve) for name, curve in evals.items() if np.isfinite(curve.value).sum() >= MIN_VALUES}
-    judgeable = {name: rank for name, rank in ranks.items() if rank is not None}
-    if judgeable:
-        best = min(judgeable, key=lambda name: (judgeable[name], name))
-        return metric_of(best, evals[best], goal, chosen=_RULES[judgeable[best]])
+    goals = {name: c.goal for name, c in evals.items() if np.isfinite(c.value).sum() >= MIN_VALUES}
+    best = default_metric(goals)
+    if best is not None:
+        return metric_of(best, evals[best], goal, chosen=_RULES[_rank(best, goals[best])])
     if loss is not None and np.isfinite(loss.value).sum() >= MIN_VALUES:
         return metric_of(TRAINING_LOSS, block_means(loss), goal, chosen="no evaluation was recorded")
     have = [f"{name} ({int(np.isfinite(curve.value).sum())})" for name, curve in evals.items()]
@@ -130,16 +129,19 @@ _RULES = (
 )  # fmt: skip
 
 
-def _rank(name: str, curve: EvalCurve) -> int | None:
-    """Position in the order of defaults; None for a curve whose goal is unknown."""
-    goal = curve.goal or goal_of(name)
-    if goal is None:
-        return None
+def default_metric(goals: Mapping[str, str | None]) -> str | None:
+    """The default metric among these, as `choose_metric` picks it. ``goals``: the declared goal of each, or None."""
+    known = [name for name, goal in goals.items() if goal or goal_of(name)]
+    return min(known, key=lambda name: (_rank(name, goals[name]), name), default=None)
+
+
+def _rank(name: str, declared: str | None) -> int:
+    """Position in the order of defaults of a metric whose goal is known."""
     if name == "knn_top1":
         return 0
     if is_accuracy(name):
         return 1 if "knn" in name.lower() else 2 if is_held_out(name) else 3
-    if curve.goal is not None or goal == "max":
+    if declared or goal_of(name) == "max":
         return 4
     return 5 if is_held_out(name) else 6
 

@@ -13,15 +13,15 @@ from stabilitylab.cli.options import runs_dir
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @runs_dir
 def command(form: str, runs_dir: str | None) -> None:
-    """List the runs: status, length, method, encoder, data, mitigation, last kNN."""
-    from rich.table import Table
-    from rich.text import Text
-
+    """List the runs: status, length, method, encoder, data, mitigation, and the last value of the metric that each is
+    judged by."""
     from stabilitylab.cli import terminal
+    from stabilitylab.run.judged import judged_value
     from stabilitylab.store.location import list_runs, runs_root
 
     root = runs_root(runs_dir)
     found = list_runs(root)
+    judged = [judged_value(run) for run in found]
     if form == "json":
         rows = [
             {
@@ -34,23 +34,20 @@ def command(form: str, runs_dir: str | None) -> None:
                 "data": run.data,
                 "mitigation": list(run.mitigation),
                 "knn_top1": run.knn_top1,
+                "metric": metric or None,
+                "value": value,
             }
-            for run in found
+            for run, (metric, value) in zip(found, judged, strict=True)
         ]
         click.echo(json.dumps(rows, indent=2))
         return
     if not found:
         click.echo(f"no runs in {root}; start one with: stablab train --log-grads")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("run", "status", "iterations", "method", "encoder", "data", "mitigation", "kNN top-1"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("iterations", "kNN top-1") else "left")
-    for run in found:
-        knn = "" if run.knn_top1 is None else f"{run.knn_top1:.3f}"
-        mitigation = ", ".join(run.mitigation) or "none"
-        cells = (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, mitigation, knn)
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    console = terminal.console()
-    if not console.is_terminal:
-        console.width = 200  # into a pipe or a file nothing is cut
-    console.print(table)
+    rows = [
+        (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, ", ".join(run.mitigation) or "none",
+         metric, "" if value is None else f"{value:.3f}")
+        for run, (metric, value) in zip(found, judged, strict=True)
+    ]  # fmt: skip
+    titles = ("run", "status", "iterations", "method", "encoder", "data", "mitigation", "metric", "last")
+    terminal.print_table(titles, rows, right=("iterations", "last"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from io import TextIOBase
 from typing import TYPE_CHECKING, Any, TextIO
@@ -82,6 +82,29 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
     stream: Any = sys.stderr if stderr else sys.stdout
     file = stream.stream if isinstance(stream, SafeStream) else None
     return _console_class()(file=file, stderr=stderr, **options)
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
+    """Print a table without lines. Columns whose title is in ``right`` are right-aligned. Cells are folded to the width
+    of a terminal; nothing is cut in a pipe or a file."""
+    out = console()
+    if out.is_terminal:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for title in titles:
+            table.add_column(title, overflow="fold", justify="right" if title in right else "left")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        out.print(table)
+        return
+    lines = [[" ".join(visible(cell).split("\n")) for cell in row] for row in (titles, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ends = [title in right for title in titles]
+    for line in lines:
+        cells = zip(line, widths, ends, strict=True)
+        print("  ".join(cell.rjust(width) if end else cell.ljust(width) for cell, width, end in cells).rstrip())
 
 
 def protect() -> None:

@@ -17,17 +17,59 @@ _SMALL = 1e-15
 _SMALL_TENSOR, _TOGETHER = 1 << 14, 1 << 18
 """Maximum entries of a tensor that is copied into a stack with others of its shape, and of such a stack, which then
 fits in the cache."""
-_COPIED = 1 << 12
-"""Maximum entries for which a copy made only for the norm is cheaper than a separate call."""
 _BLOCK = 1024
-"""Entries per block. Squares are added in float32 within a block and in double precision across blocks. A chain of n
-additions has a relative error of at most n * 2**-24 in the sum and half of that in the norm. Every processor since SSE2
-and NEON adds in at least 4 lanes, so a block is a chain of 256 additions and the norm is accurate to 256 * 2**-24 / 2 =
-7.6e-6 at any size. A single `torch.dot` is off by 1.1% at 200 million entries on some processors."""
+"""Entries per block. Squares are added in float32 within a block, in one numpy call for all blocks of a tensor, and in
+double precision across blocks. A chain of n additions has a relative error of at most n * 2**-24 in the sum and half of
+that in the norm. Every processor since SSE2 and NEON adds in at least 4 lanes, so a block is a chain of 256 additions
+and the norm is accurate to 256 * 2**-24 / 2 = 7.6e-6 at any size. A single `torch.dot` is off by 1.1% at 200 million
+entries on some processors."""
 _TORCH_BLOCK = 2048
 """Like `_BLOCK`, for sums computed by torch, which uses at least 8 lanes on any processor."""
 _THREADED = 1 << 19
 """Minimum entries for which multithreading pays off."""
+
+
+class Blocks:
+    """Splits the float32 tensors at ``places`` into blocks. The split and the buffer for the sums are reused."""
+
+    def __init__(self, places: Sequence[int], sizes: Sequence[int]) -> None:
+        cuts = [_cut(sizes[place]) for place in places]
+        ends = np.cumsum([count + (rest > 0) for count, _, rest in cuts]).tolist()
+        self.places = places
+        self.starts = [0, *ends[:-1]]
+        self.sums = np.empty(ends[-1] if ends else 0, np.float32)
+        self.steps = [
+            ((count, length), rest, self.sums[start : start + count], end - 1)
+            for (count, length, rest), start, end in zip(cuts, self.starts, ends, strict=False)
+        ]
+
+    def norms(self, tensors: Sequence[Tensor], out: np.ndarray) -> None:
+        """Set ``out`` (n,) at ``places`` to the L2 norms of ``tensors``, with one call and no copy per tensor."""
+        if not self.steps:
+            return
+        chosen = [tensors[place] for place in self.places]
+        if any(t.requires_grad for t in chosen):
+            chosen = [t.detach() for t in chosen]
+        arrays = [t.numpy() for t in chosen]
+        with np.errstate(all="ignore"):
+            for array, (shape, rest, sums, last) in zip(arrays, self.steps, strict=True):
+                if rest:
+                    array = array.reshape(-1)
+                    self.sums[last] = np.dot(array[-rest:], array[-rest:])
+                    array = array[:-rest]
+                blocks = array.reshape(shape)
+                np.vecdot(blocks, blocks, sums)
+            out[self.places] = np.sqrt(np.add.reduceat(self.sums, self.starts, dtype=np.float64))
+
+
+def _cut(size: int) -> tuple[int, int, int]:
+    """Number of blocks, entries per block and remaining entries. Nothing remains if a suitable block length divides
+    ``size``."""
+    fewest = max(1, -(-size // _BLOCK))
+    for count in range(fewest, min(2 * fewest, fewest + 64)):
+        if size % count == 0:
+            return count, size // count, 0
+    return size // _BLOCK, _BLOCK, size % _BLOCK
 
 
 @dataclass
@@ -35,7 +77,9 @@ class Kind:
     """Tensors with the same device and dtype. Empty tensors are neither large nor small."""
 
     places: list[int]
-    """indices among all tensors"""
+    """where they stand among all"""
+    sizes: list[int]
+    """entries of each"""
     large: list[int] = field(default_factory=list)
     """indices within the kind of tensors that are too large to copy"""
     small: list[list[int]] = field(default_factory=list)
@@ -45,6 +89,16 @@ class Kind:
     def order(self) -> Tensor:
         """Indices of the large tensors, then of the small ones."""
         return torch.tensor(self.large + [i for among in self.small for i in among], dtype=torch.int64)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Blocks of the tensors that are longer than one block."""
+        return Blocks([i for i, size in enumerate(self.sizes) if size > _BLOCK], self.sizes)
+
+    @cached_property
+    def blocks_of_one_thread(self) -> Blocks:
+        """Like `blocks`, without the tensors that are large enough for several threads."""
+        return Blocks([i for i, size in enumerate(self.sizes) if _BLOCK < size < _THREADED], self.sizes)
 
 
 class Kinds:
@@ -80,7 +134,7 @@ class Kinds:
 
 
 def _by_shape(places: list[int], shapes: Sequence[torch.Size]) -> Kind:
-    kind = Kind(places)
+    kind = Kind(places, [shape.numel() for shape in shapes])
     alike: dict[torch.Size, list[int]] = {}
     for i, shape in enumerate(shapes):
         if shape.numel() > _SMALL_TENSOR:
@@ -99,29 +153,22 @@ def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     if tensors[0].is_cuda:
         maxima = torch._foreach_norm(_filled(tensors), float("inf"))
         return torch.stack([l2_norms(tensors, kind)[0], torch.stack(maxima).float()])
-    # On a CPU, memory traffic and calls dominate. Large tensors are read by aminmax, because torch's infinity norm is
-    # five times slower, and again for the norm; small tensors of one shape are stacked and read in one call.
-    norms: list[Tensor] = []
+    # On a CPU, calls dominate the cost of small tensors, so those of one shape are stacked. Large tensors are read by
+    # aminmax, because torch's infinity norm is five times slower.
     largest: list[Tensor] = []
     if kind.large:
-        large = [tensors[i] for i in kind.large]
-        lows, highs = zip(*(torch.aminmax(t) for t in large), strict=True)
-        if large[0].device.type == "cpu":
-            norms.append(torch.tensor([_norm(t) for t in large]))
-        else:
-            norms.append(torch.cat([_row_norms(t.reshape(1, -1)) for t in large]))
+        lows, highs = zip(*(torch.aminmax(tensors[i]) for i in kind.large), strict=True)
         largest.append(torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float())
     buffer = tensors[0].new_empty(_TOGETHER if kind.small else 0)
     for among in kind.small:
         first = tensors[among[0]]
         rows = buffer[: len(among) * first.numel()].view(len(among), *first.shape)
         rows = torch.stack([tensors[i] for i in among], out=rows).view(len(among), -1)
-        norms.append(_row_norms(rows))
         largest.append(rows.abs_().amax(1).float())
-    found = torch.zeros(2, len(tensors), device=tensors[0].device)  # stays zero for an empty shard
-    if norms:
-        found[:, kind.order] = torch.stack([torch.cat(norms), torch.cat(largest)])
-    return torch.stack([_careful(found[0], tensors), found[1]])
+    found = torch.zeros(len(tensors), device=tensors[0].device)  # stays zero for an empty shard
+    if largest:
+        found[kind.order] = torch.cat(largest)
+    return torch.stack([l2_norms(tensors, kind)[0], found])
 
 
 @torch.no_grad()
@@ -132,16 +179,21 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
         return torch.stack(torch._foreach_norm(_filled(tensors), 2, dtype=torch.float64)).float()[None]
     if tensors[0].device.type != "cpu":
         return torch.cat([_row_norms(t.reshape(1, -1)) for t in tensors])[None]
-    found, wide = np.zeros(len(tensors), np.float32), _wide(tensors[0])
+    found = np.zeros(len(tensors), np.float32)
+    single = tensors[0].dtype == torch.float32
+    threads = torch.get_num_threads() > 1 and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    if single:
+        (kind.blocks_of_one_thread if threads else kind.blocks).norms(tensors, found)
     for i in kind.large:
-        found[i] = _norm(tensors[i])
+        if threads and kind.sizes[i] >= _THREADED:
+            found[i] = _row_norms(tensors[i].reshape(1, -1))
+        elif not single:
+            found[i] = _norm(tensors[i])
     for among in kind.small:
-        size = tensors[among[0]].numel()
-        if size > _COPIED and size % 8 == 0:  # an eighth of the tensor fits in a block
-            eighths = [torch.linalg.vector_norm(tensors[i].reshape(8, -1), dim=1, dtype=wide) for i in among]
-            found[among] = torch.stack(eighths).double().norm(dim=1).float().numpy()
-        else:
-            found[among] = _row_norms(torch.stack([tensors[i].reshape(-1) for i in among])).numpy()
+        if single and kind.sizes[among[0]] > _BLOCK:
+            continue
+        rows = torch.stack([tensors[i].reshape(-1) for i in among])
+        found[among] = _short_norms(rows.numpy()) if single else _row_norms(rows).numpy()
     return _careful(torch.from_numpy(found), tensors)[None]
 
 
@@ -153,24 +205,25 @@ def count_nonfinite(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
 
 
 def _norm(tensor: Tensor) -> float:
-    """The L2 norm of one large tensor on the CPU."""
+    """The L2 norm of one large tensor on the CPU that is not float32."""
+    flat = tensor.detach().reshape(-1)
     if tensor.dtype == torch.float64:
-        flat = tensor.reshape(-1)
         return math.sqrt(torch.dot(flat, flat))
-    threads = torch.get_num_threads() > 1 and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-    if threads and tensor.numel() >= _THREADED:
-        return float(_row_norms(tensor.reshape(1, -1)))
-    if tensor.dtype == torch.float32:
-        return math.sqrt(_square(tensor.detach().numpy().reshape(-1)))
-    pieces = tensor.detach().reshape(-1).split(_TOGETHER)  # float32 copies that stay in the cache
-    return math.sqrt(sum(_square(piece.float().numpy()) for piece in pieces))
+    return math.sqrt(sum(_square(piece.float().numpy()) for piece in flat.split(_TOGETHER)))  # copies stay in the cache
 
 
 def _square(values: np.ndarray) -> float:
-    """The sum of the squares of ``values`` (n,) float32. One numpy call sums all blocks."""
-    whole = len(values) // _BLOCK * _BLOCK
-    blocks, rest = values[:whole].reshape(-1, _BLOCK), values[whole:]
-    return float(np.vecdot(blocks, blocks).sum(dtype=np.float64)) + float(np.dot(rest, rest))
+    """The sum of the squares of ``values`` (n,) float32, with one numpy call for all blocks."""
+    count, length, _ = _cut(len(values))
+    blocks, left = values[: count * length].reshape(count, length), values[count * length :]
+    with np.errstate(all="ignore"):
+        return float(np.vecdot(blocks, blocks).sum(dtype=np.float64)) + float(np.dot(left, left))
+
+
+def _short_norms(rows: np.ndarray) -> np.ndarray:
+    """(n,) float32: the L2 norm of each row of (n, m), m at most a block."""
+    with np.errstate(all="ignore"):
+        return np.sqrt(np.vecdot(rows, rows))
 
 
 def _row_norms(rows: Tensor) -> Tensor:

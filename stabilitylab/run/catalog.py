@@ -13,6 +13,7 @@ from stabilitylab.comparison.pooled import by_mitigation
 from stabilitylab.errors import NoDataError, RunNotFound
 from stabilitylab.run.frames import described
 from stabilitylab.run.handle import Run
+from stabilitylab.run.judged import judged_value
 from stabilitylab.run.loading import load_run
 from stabilitylab.run.view import Compared
 from stabilitylab.store.location import find_run, list_runs, runs_root
@@ -31,13 +32,15 @@ def open_run(run: str | Path, runs_dir: str | Path | None = None) -> Run:
 
 
 def runs(runs_dir: str | Path | None = None) -> DataFrame:
-    """The runs in the runs folder, one row per run, oldest first, indexed by name. A run that cannot be read has the
-    status ``broken``."""
+    """The runs in the runs folder, one row per run, oldest first, indexed by name. ``metric`` is the metric that the run
+    is judged by and ``value`` its last value. A run that cannot be read has the status ``broken``."""
     from pandas import DataFrame
 
-    columns = ("status", "created_at", "iterations", "method", "arch", "data", "mitigation", "knn_top1", "problem")
+    columns = ("status", "created_at", "iterations", "method", "arch", "data", "mitigation", "knn_top1")
     found = list_runs(runs_root(runs_dir))
     frame = DataFrame([[getattr(run, name) for name in columns] for run in found], columns=list(columns))
+    frame[["metric", "value"]] = [judged_value(run) for run in found] or None
+    frame["problem"] = [run.problem for run in found]
     frame["mitigation"] = [mitigation_name(run.mitigation) if run.status != "broken" else "" for run in found]
     frame.index = [run.name for run in found]
     frame.index.name = "run"

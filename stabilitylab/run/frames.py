@@ -48,6 +48,7 @@ COLUMNS: dict[str, str] = {
     "num_seeds": "pairs of runs, one per seed",
     "base_lr": "learning rate x 256 / batch size",
     "knn_top1": "last kNN accuracy, fraction",
+    "metric": "the metric that is judged",
     "iterations": "iterations recorded",
 }
 

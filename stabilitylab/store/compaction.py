@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from stabilitylab.errors import RunBroken, StoreError
-from stabilitylab.store.database import DATABASE, LISTED, attach_base, connect, counts_for_list, stored_problems
+from stabilitylab.store.database import DATABASE, LISTED, attach_base, connect, facts_for_list, stored_problems
 from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, try_lock
 from stabilitylab.store.manifest import (
     MANIFEST,
@@ -168,9 +167,7 @@ def _build(
             con.execute("INSERT INTO out.events VALUES (?, 'problem', ?)", [last, problem])
         problems = problems + found
         con.execute(create_table("meta", "out."))
-        iterations, knn = counts_for_list(con, "out.")
-        knn = knn if knn is not None and math.isfinite(knn) else None
-        listed = json.dumps({"iterations": iterations, "knn_top1": knn})
+        listed = json.dumps(facts_for_list(con, "out."))
         own = {"segments_id": manifest.id, "problems": json.dumps(problems), LISTED: listed}
         meta = {**manifest.meta, **own}
         con.executemany("INSERT INTO out.meta VALUES (?, ?)", list(meta.items()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from stabilitylab.store.schema import META, SCHEMA_VERSION, TABLES, quote, store
 
 DATABASE = "run.duckdb"
 LISTED = "listed"
-"""The key of meta under which compaction stores `counts_for_list`, so that listing runs reads one table per run."""
+"""The key of meta under which compaction stores `facts_for_list`, so that listing runs reads one table per run."""
 _SHUT = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -55,12 +56,8 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
 
     Raises RunBroken if the file is damaged, newer than this program, or contains anything but a run's plain tables.
     """
-    if path.exists() and not path.is_file():
-        raise RunBroken(f"{path} is not a regular file; remove it or restore the run from a copy")
     try:
-        con.execute(f"ATTACH {quote(str(path))} AS base (TYPE duckdb, READ_ONLY)")
-        _require_plain_tables(con, path)
-        rows = con.execute("SELECT key, value FROM base.main.meta").fetchall()
+        return attach_many(con, {"base": path})["base"]
     except (FileNotFoundError, RunBroken):
         raise
     except duckdb.Error as error:
@@ -75,23 +72,43 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
         raise RunBroken(f"{path} cannot be read: {text}; restore it from a copy") from None
     except UnicodeDecodeError:
         raise RunBroken(f"{path} is damaged: its table meta contains text that is not UTF-8") from None
-    meta = {str(key): "" if value is None else str(value) for key, value in rows}
-    version = meta.get("schema_version", "")
-    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > SCHEMA_VERSION:
-        raise RunBroken(
-            f"{path} has schema version {version[:40] or 'none'}, but this StabilityLab reads up to {SCHEMA_VERSION}; "
-            "upgrade with: pip install -U stabilitylab"
-        )
-    return meta
 
 
-def _require_plain_tables(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raise RunBroken unless every table of a run exists exactly as this package creates it: no view, no generated
-    column, no expression of any kind."""
+def attach_many(con: duckdb.DuckDBPyConnection, paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Attach each of `paths` read-only under its name and return their meta tables. One query serves all files, because
+    a query takes a third of the time of attaching a file. Errors of DuckDB are not translated."""
+    for name, path in paths.items():
+        if path.exists() and not path.is_file():
+            raise RunBroken(f"{path} is not a regular file; remove it or restore the run from a copy")
+        con.execute(f"ATTACH {quote(str(path))} AS {name} (TYPE duckdb, READ_ONLY)")
+    if not paths:
+        return {}
+    tables: dict[str, dict[str, tuple[str, int]]] = {name: {} for name in paths}
     found = con.execute(  # without WHERE: filtering costs more than fetching the few rows
         "SELECT database_name, schema_name, table_name, sql, estimated_size FROM duckdb_tables()"
     ).fetchall()
-    made = {name: (sql, size) for base, schema, name, sql, size in found if (base, schema) == ("base", "main")}
+    for name, schema, table, sql, size in found:
+        if name in tables and schema == "main":
+            tables[name][table] = sql.replace(f"CREATE TABLE {name}.", "CREATE TABLE ", 1), size
+    for name, path in paths.items():
+        _require_plain_tables(tables[name], path)
+    metas: dict[str, dict[str, str]] = {name: {} for name in paths}
+    rows = " UNION ALL ".join(f"SELECT '{name}', key, value FROM {name}.main.meta" for name in paths)
+    for name, key, value in con.execute(rows).fetchall():
+        metas[name][str(key)] = "" if value is None else str(value)
+    for name, meta in metas.items():
+        version = meta.get("schema_version", "")
+        if not re.fullmatch("[0-9]{1,9}", version) or int(version) > SCHEMA_VERSION:
+            raise RunBroken(
+                f"{paths[name]} has schema version {version[:40] or 'none'}, but this StabilityLab reads up to "
+                f"{SCHEMA_VERSION}; upgrade with: pip install -U stabilitylab"
+            )
+    return metas
+
+
+def _require_plain_tables(made: Mapping[str, tuple[str, int]], path: Path) -> None:
+    """Raise RunBroken unless `made` (table: CREATE TABLE statement and number of rows) has every table of a run exactly
+    as this package creates it: no view, no generated column, no expression of any kind."""
     most = _ROWS + _ROWS_A_BYTE * path.stat().st_size
     if "meta" not in made:
         raise RunBroken(f"{path} is not a StabilityLab run: it has no table meta")
@@ -109,7 +126,7 @@ def _require_plain_tables(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 @lru_cache(maxsize=256)  # most runs have the same CREATE TABLE
 def _difference(table: str, sql: str) -> str:
     """How a CREATE TABLE differs from the schema; empty if it does not."""
-    inside = re.fullmatch(rf'CREATE TABLE (?:base\.)?(?:main\.)?"?{table}"?\((.*)\);', sql, re.DOTALL)
+    inside = re.fullmatch(rf'CREATE TABLE (?:main\.)?"?{table}"?\((.*)\);', sql, re.DOTALL)
     parts = [_COLUMN.fullmatch(part) for part in inside[1].split(", ")] if inside else [None]
     columns = {part["quoted"] or part["plain"]: (part["type"], bool(part["required"])) for part in parts if part}
     if len(columns) < len(parts):
@@ -123,16 +140,30 @@ def _difference(table: str, sql: str) -> str:
     return f"lacks the column {lacking[0]}" if lacking else ""
 
 
-def counts_for_list(con: duckdb.DuckDBPyConnection, prefix: str) -> tuple[int, float | None]:
-    """The last recorded iteration plus one, and the last kNN accuracy, as shown in a list of runs."""
+def count_iterations(con: duckdb.DuckDBPyConnection, prefix: str) -> int:
+    """The last recorded iteration plus one; 0 if there is none."""
     last = con.execute(
         f"SELECT coalesce(max(i), -1) + 1 FROM (SELECT max(iteration) AS i FROM {prefix}iterations "
         f"UNION ALL SELECT max(iteration) FROM {prefix}layer_stats)"
     ).fetchone()
-    knn = con.execute(
-        f"SELECT value FROM {prefix}evals WHERE metric = 'knn_top1' ORDER BY iteration DESC LIMIT 1"
-    ).fetchone()
-    return (last[0] if last else 0), (knn[0] if knn else None)
+    return last[0] if last else 0
+
+
+def facts_for_list(con: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, Any]:
+    """What a list of runs shows: ``iterations``; in ``metrics``, the last finite value and the number of finite values
+    of each metric; in ``declared``, the events that declare a metric's goal."""
+    metrics = con.execute(
+        f"SELECT metric, last(value ORDER BY iteration), count(*) FROM {prefix}evals WHERE isfinite(value) "
+        "GROUP BY metric ORDER BY metric"
+    ).fetchall()
+    declared = con.execute(
+        f"SELECT detail FROM {prefix}events WHERE kind = 'metric' ORDER BY iteration LIMIT 100"
+    ).fetchall()
+    return {
+        "iterations": count_iterations(con, prefix),
+        "metrics": {name: [value, count] for name, value, count in metrics},
+        "declared": [detail for (detail,) in declared],
+    }
 
 
 def json_object(text: str) -> dict[str, Any]:

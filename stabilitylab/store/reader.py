@@ -12,7 +12,7 @@ import numpy as np
 
 from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.compaction import SEGMENTS
-from stabilitylab.store.database import counts_for_list, json_object, one_line
+from stabilitylab.store.database import count_iterations, facts_for_list, json_object, one_line
 from stabilitylab.store.manifest import Segment
 from stabilitylab.store.query import QueryResult, interrupted, require_reading
 from stabilitylab.store.schema import META, TABLES, EventRow, LayerRow
@@ -66,7 +66,7 @@ class RunReader:
     @property
     def num_iterations(self) -> int:
         """The last recorded iteration plus one; 0 if there is none."""
-        return self._read_whole(lambda con: counts_for_list(con, ""))[0]
+        return self._read_whole(lambda con: count_iterations(con, ""))
 
     def layers(self) -> list[LayerRow]:
         """The layers from input to output."""
@@ -162,9 +162,9 @@ class RunReader:
             raise duckdb.IOException("the segments were merged meanwhile")
         return found
 
-    def count_for_list(self) -> tuple[int, float | None]:
-        """The counts shown in a list of runs; see `counts_for_list`."""
-        return self._read(lambda con: counts_for_list(con, ""))
+    def facts_for_list(self) -> dict[str, Any]:
+        """What a list of runs shows; see `database.facts_for_list`."""
+        return self._read(lambda con: facts_for_list(con, ""))
 
     def refresh(self) -> None:
         """Reopen the run to see the rows added since."""

@@ -140,6 +140,10 @@ def test_runs_and_compare(folder: Path) -> None:
     assert sorted(listed.index) == ["attached", "imported", "live"]
     assert listed.loc["live", "status"] == "running"
     assert listed.loc["attached", "mitigation"] == "x"
+    for name in listed.index:
+        last = sl.open_run(name, folder).metric("knn_top1")["value"].iloc[-1]
+        assert listed.loc[name, "metric"] == "knn_top1"
+        assert listed.loc[name, "value"] == pytest.approx(last)
     found = sl.compare(["attached", sl.open_run("live", folder), folder / "attached"], baseline="x", runs_dir=folder)
     assert list(found.runs.index) == ["attached", "live"]
     assert found.effects.empty

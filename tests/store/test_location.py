@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stabilitylab.errors import RunExists, RunNotFound, StoreError
+from stabilitylab.store.listing import ListedMetric
 from stabilitylab.store.location import claim_run, find_run, list_runs, runs_root
 from stabilitylab.store.writer import RunWriter
 from tests.store.conftest import LAYERS, add, start
@@ -86,7 +88,9 @@ def test_the_list_survives_broken_runs(tmp_path: Path) -> None:
     }
     with RunWriter.create(tmp_path / "good", config=config, meta={}, layers=LAYERS) as writer:
         add(writer, range(5))
-        writer.append("evals", {"iteration": [2, 4], "metric": "knn_top1", "value": [0.5, 0.25]})
+        writer.append("evals", {"iteration": [2, 4, 5], "metric": "knn_top1", "value": [0.5, 0.25, np.nan]})
+        writer.append("evals", {"iteration": [4, 2], "metric": "reward", "value": [7.0, 3.0]})
+        writer.append("events", {"iteration": [0], "kind": "metric", "detail": '{"name": "reward", "goal": "max"}'})
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.duckdb").write_text("x")
     (tmp_path / "not a run").mkdir()
@@ -96,6 +100,7 @@ def test_the_list_survives_broken_runs(tmp_path: Path) -> None:
     live.close()
     assert (good.status, good.iterations, good.method, good.arch) == ("finished", 5, "mocov3", "vit_tiny")
     assert (good.data, good.mitigation, good.knn_top1) == ("digits", ("frozen-patch",), 0.25)
+    assert good.metrics == {"knn_top1": ListedMetric(0.25, 2), "reward": ListedMetric(7.0, 2, "max")}
     assert good.path == tmp_path / "good"
     assert good.created_at
     assert (running.status, running.iterations, running.knn_top1) == ("running", 0, None)
