@@ -32,7 +32,7 @@ def open_run(run: str | Path, runs_dir: str | Path | None = None) -> Run:
 
 
 def runs(runs_dir: str | Path | None = None) -> DataFrame:
-    """The runs in the runs folder, one row per run, oldest first, indexed by name. ``metric`` is the metric that the run
+    """The runs in the runs folder, one row per run, oldest first, indexed by name. ``metric`` is the one that the run
     is judged by and ``value`` its last value. A run that cannot be read has the status ``broken``."""
     from pandas import DataFrame
 
