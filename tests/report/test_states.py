@@ -47,11 +47,11 @@ def test_a_growing_norm_is_told_on_the_first_screen_and_in_numbers() -> None:
     )
     factor = float(re.search(r"patch_embed, from \S+ to \S+ \((\d+)x\) over iterations", page)[1])  # type: ignore[index]
     assert 150 < factor < 260
-    assert "Drifts in numbers" in page
+    assert "Table of drifts" in page
     assert "No collapse" in page
     flat = said(render_report([report_run(series())], None))
     assert "No instability found" in flat
-    assert "Drifts in numbers" not in flat
+    assert "Table of drifts" not in flat
 
 
 def test_a_collapse_is_the_headline() -> None:
