@@ -1,4 +1,4 @@
-"""The command line. Commands are loaded when used, so that ``--help`` and analysis do not wait for torch."""
+"""The command line. Commands are imported when used, so that ``--help`` and analysis do not import torch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Bad input is one line on standard error and exit code 2."""
+    """Run the command line. Invalid input prints one line to standard error and exits with code 2."""
     from stabilitylab.cli.terminal import protect
     from stabilitylab.errors import StabilityLabError
 
@@ -87,10 +87,10 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted", code=130)
     except BrokenPipeError:
-        # The reader of a pipe went away, as `head` does. Nothing more may be flushed at exit.
+        # The reader of a pipe, such as `head`, has closed it. Nothing must be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:  # a file that the user named, or a disk: wherever it was met, it is no bug
+    except OSError as error:  # an inaccessible file or a full disk, which is not a bug
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}")
     except RecursionError:
@@ -101,6 +101,6 @@ def main() -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    """Say what is wrong in one line and leave."""
+    """Print the error in one line and exit."""
     click.echo("stablab: " + " ".join(message.split()), err=True)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""An analysis as text: what ``stablab analyze`` prints."""
+"""Formats an analysis as the text that ``stablab analyze`` prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 12
 
 
 def print_text(found: RunAnalysis, status: str, explanations: Sequence[Explanation] = ()) -> None:
-    """Everything that was asked for: a part that is None is left out."""
+    """Print all requested parts; parts that are None are skipped."""
     from stabilitylab.cli.terminal import console
 
     say = console(highlight=False, markup=False, soft_wrap=True).print
@@ -38,7 +38,7 @@ def print_text(found: RunAnalysis, status: str, explanations: Sequence[Explanati
     if found.early_warnings:
         _print_warning_table(found, say)
     if explanations:
-        say("\nepisode by episode")
+        say("\nepisodes explained")
     for explanation in explanations:
         say(f"  {explanation.text}")
         say(f"  next: {explanation.next}\n")
@@ -53,7 +53,7 @@ def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
     if found.false_alarms is not None:
         alarms = found.false_alarms
         say(
-            f"  chance alone (mirrored series): {alarms.mirrored_events} events, "
+            f"  false alarms (mirrored series): {alarms.mirrored_events} events, "
             f"{alarms.per_10k_iterations:.2f} per 10,000 iterations and layer"
         )
     if spikes:
@@ -67,7 +67,7 @@ def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
 
 def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
     episodes = found.episodes or ()
-    say(f"\nepisodes (spikes of several layers that belong together): {len(episodes)}")
+    say(f"\nepisodes (spikes of several layers that are close in time): {len(episodes)}")
     say(f"  {'start':>8}{'end':>8}  {'leader':<14}{'layers':>7}{'reach':>7}{'largest':>10}  then")
     largest = sorted(episodes, key=lambda e: (-len(e.order), -e.z, e.start))[:_SHOWN]
     for e in sorted(largest, key=lambda e: e.start):
@@ -76,7 +76,7 @@ def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
         size = f"{e.ratio:.1f}x"
         say(f"  {e.start:>8}{e.end:>8}  {e.leader:<14}{len(e.order):>7}{e.reach:>7.0%}{size:>10}  {followers}{more}")
     if len(episodes) > _SHOWN:
-        say(f"  the {_SHOWN} that reach farthest; all {len(episodes)}: --format json")
+        say(f"  the {_SHOWN} with the most layers; all {len(episodes)}: --format json")
 
 
 def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
@@ -135,7 +135,8 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
     if link is not None and link.num_dips and link.expected_by_chance is not None:
         chance = "" if link.p_value is None else f", p = {link.p_value:.3g}"
         say(
-            f"  {link.num_linked} of {link.num_dips} follow a spike; chance gives {link.expected_by_chance:.1f}{chance}"
+            f"  {link.num_linked} of {link.num_dips} follow a spike; "
+            f"{link.expected_by_chance:.1f} expected by chance{chance}"
         )
 
 
@@ -143,7 +144,7 @@ def _print_drifts(found: RunAnalysis, say: Callable[[str], None]) -> None:
     from stabilitylab.analysis.sentences import factor_text
 
     drifts = found.drifts or ()
-    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long stretch): {len(drifts)}")
+    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long period): {len(drifts)}")
     say(f"  {'layer':<14}{'start':>9}{'end':>9}{'from':>10}{'to':>10}{'factor':>10}  decades per 10,000 iterations")
     for d in drifts[:_SHOWN]:
         factor = factor_text(d.factor)
@@ -180,12 +181,12 @@ def _print_loss_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
 def _print_warning(found: RunAnalysis, say: Callable[[str], None]) -> None:
     early = found.early_warning
     assert early is not None
-    say(f"\nearly warning by {early.signal}: {early.num_warned} of {early.num_spikes} spikes are warned of")
+    say(f"\nearly warning by {early.signal}: it rose before {early.num_warned} of {early.num_spikes} spikes")
     if early.hit_rate is not None and early.hit_ci95 is not None:
         low, high = early.hit_ci95
         say(
             f"  hit rate {early.hit_rate:.2f} (95% interval {low:.2f} to {high:.2f}); "
-            f"chance gives {early.hit_rate_by_chance:.2f}, p = {early.p_value:.3g}"
+            f"{early.hit_rate_by_chance:.2f} expected by chance, p = {early.p_value:.3g}"
         )
         say(
             f"  false alarms: {early.num_false} of {early.num_alarms}, "
@@ -204,15 +205,15 @@ def _print_warning_table(found: RunAnalysis, say: Callable[[str], None]) -> None
     rows = [row for row in found.early_warnings or () if row.hit_rate is not None]
     best = best_warning(rows)
     if best is None:
-        judged = f"{len(rows)} pairs of a signal and a layer" if rows else "no pair: too few spikes or alarms"
-        say(f"\nearly warning by signal and layer: none beyond chance ({judged} judged)")
+        judged = f"{len(rows)} pairs tested" if rows else "too few spikes or alarms to test a pair"
+        say(f"\nearly warning by signal and layer: none beyond chance ({judged})")
         return
-    say(f"\nearly warning by signal and layer: {best.signal} in {best.layer} warns best, of {len(rows)} pairs")
-    say(f"  {'signal':<16}{'layer':<14}{'warned':>8}{'chance':>8}{'lead':>6}{'for nothing':>13}{'p (Holm)':>10}")
+    say(f"\nearly warning by signal and layer: the best of {len(rows)} pairs is {best.signal} in {best.layer}")
+    say(f"  {'signal':<16}{'layer':<14}{'warned':>8}{'chance':>8}{'lead':>6}{'false alarms':>14}{'p (Holm)':>10}")
     for row in sorted(rows, key=lambda row: (row.p_holm or 1.0, row.signal, row.layer))[:_SHOWN]:
         lead = "" if row.median_lead is None else f"{row.median_lead:g}"
-        warned, nothing = f"{row.num_warned}/{row.num_spikes}", f"{row.num_false}/{row.num_alarms}"
+        warned, false = f"{row.num_warned}/{row.num_spikes}", f"{row.num_false}/{row.num_alarms}"
         say(
-            f"  {row.signal:<16}{row.layer:<14}{warned:>8}{row.hit_rate_by_chance or 0:>8.2f}{lead:>6}{nothing:>13}"
+            f"  {row.signal:<16}{row.layer:<14}{warned:>8}{row.hit_rate_by_chance or 0:>8.2f}{lead:>6}{false:>14}"
             f"{row.p_holm if row.p_holm is not None else 1:>10.3g}"
         )

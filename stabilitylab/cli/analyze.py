@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 @click.option("--spikes", is_flag=True, help="Gradient spikes of every layer and the episodes they form.")
 @click.option("--lag", is_flag=True, help="Lag from the first to the last layer, and to every layer.")
 @click.option("--dips", is_flag=True, help="Dips of the judged metric and the spikes before them.")
-@click.option("--explain", is_flag=True, help="An account of every episode in plain words, and what to try next.")
+@click.option("--explain", is_flag=True, help="Explain every episode in plain words, and what to try next.")
 @click.option(
     "--rule", type=click.Choice(["stablab", *RULES]), default="stablab", show_default=True,
-    help="How spikes are found. " + describe_rules() + ". To compare with: they promise no false-alarm rate.",
+    help="Detection rule. " + describe_rules() + ". These are for comparison: they guarantee no false-alarm rate.",
 )  # fmt: skip
 @click.option(
     "--false-alarms", type=float, metavar="RATE",
-    help="Events per 10,000 iterations and layer that chance alone may open. [default: 1]",
+    help="Target rate of false alarms per 10,000 iterations and layer. [default: 1]",
 )  # fmt: skip
 @click.option(
-    "--min-ratio", type=float, metavar="X", help="A spike reaches at least X times the usual norm. [default: 2]"
+    "--min-ratio", type=float, metavar="X", help="A spike must reach at least X times the usual norm. [default: 2]"
 )
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "csv"]), default="text", show_default=True,
-    help="csv prints one row an event.",
+    help="csv prints one row per event.",
 )  # fmt: skip
 @metric
 @goal
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 @click.option("--last", metavar="LAYER", help="Measure the lag to this layer. Default: the last on that path.")
 @click.option(
     "--fail-on", multiple=True, type=click.Choice(["spikes", "collapse", "drift", "nonfinite"]),
-    help="Exit with code 1 where the run has it: more spikes than chance brings (p < 0.01), features that collapsed, a "
-    "norm that drifts, a gradient that is not finite. Repeatable.",
+    help="Exit with code 1 if the run has more spikes than expected by chance (p < 0.01), collapsed features, a "
+    "drifting norm, or a non-finite gradient. Repeatable.",
 )  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Analyse again and store nothing in the run's folder.")
+@click.option("--no-cache", is_flag=True, help="Ignore the cached result and store nothing in the run's folder.")
 @runs_dir
 def command(
     run: str,
@@ -72,11 +72,11 @@ def command(
     no_cache: bool,
     runs_dir: str | None,
 ) -> None:
-    """Find spikes, their lag and accuracy dips in RUN. With none of the three named: all.
+    """Detect spikes, their lag, and dips of the metric in RUN. Without --spikes, --lag or --dips: all three.
 
-    Dips are looked for in one evaluation curve: drops of an accuracy, rises of a loss or a perplexity.
+    Dips are detected in one metric: drops of an accuracy, rises of a loss or a perplexity.
 
-    Works on a run that is still being written. The answer is kept in the run's folder until it has new rows.
+    Works on a run that is still being written. The result is cached in the run's folder until the run has new rows.
     """
     from stabilitylab.analysis.explain import explain_episodes
     from stabilitylab.cli.analysis_text import print_text
@@ -111,15 +111,17 @@ def command(
 
 
 def _failures(found: RunAnalysis, fail_on: tuple[str, ...]) -> list[str]:
-    """Which of ``fail_on`` the run has, in words."""
+    """Descriptions of the conditions in ``fail_on`` that the run meets."""
     alarms, collapse = found.false_alarms, found.collapse
     broken = sum(spike.kind == "nonfinite" for spike in found.spikes or ())
     spikes = sum(spike.kind == "spike" for spike in found.spikes or ())
     failures = []
     if "spikes" in fail_on and alarms is not None and spikes and alarms.p_value < 0.01:
-        failures.append(f"{spikes} spikes, where chance brings {alarms.expected:.3g} (p = {alarms.p_value:.2g})")
+        failures.append(
+            f"{spikes} spikes, where {alarms.expected:.3g} are expected by chance (p = {alarms.p_value:.2g})"
+        )
     if "nonfinite" in fail_on and broken:
-        failures.append(f"{broken} stretches of gradients that are not finite")
+        failures.append(f"{broken} periods of non-finite gradients")
     if "collapse" in fail_on and collapse is not None and collapse.verdict == "collapsed":
         failures.append(f"features collapsed at iteration {collapse.iteration}")
     if "drift" in fail_on and found.drifts:
@@ -134,7 +136,7 @@ def _settings(rule: str, false_alarms: float | None, min_ratio: float | None) ->
     if rule != "stablab":
         for option, value in given.items():
             if value is not None:
-                raise ConfigError(f"{option} has no meaning for --rule {rule}, whose parameters are published ones")
+                raise ConfigError(f"{option} cannot be combined with --rule {rule}, which has fixed parameters")
     try:
         settings = SpikeSettings(rule=rule)
         if false_alarms is not None:

@@ -10,11 +10,25 @@ from stabilitylab.errors import ConfigError
 
 @click.command()
 @click.argument("run")
-@click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="Leave the run here, or just before.")
-@click.option("--mitigation", required=True, multiple=True, metavar="NAME[:VALUE]", help="What is added. Repeatable.")
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Pairs of futures; each its data.")
-@click.option("--until", type=click.IntRange(1), metavar="ITER", help="End the futures here. Default: where RUN ends.")
-@click.option("-o", "--output", metavar="FILE", help="A figure of the futures, .png or .svg.")
+@click.option(
+    "--at",
+    required=True,
+    type=click.IntRange(0),
+    metavar="ITER",
+    help="Branch at the last checkpoint at or before ITER.",
+)
+@click.option(
+    "--mitigation", required=True, multiple=True, metavar="NAME[:VALUE]", help="The mitigation to add. Repeatable."
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of pairs, each with its own data order.",
+)
+@click.option("--until", type=click.IntRange(1), metavar="ITER", help="End the branches here. Default: where RUN ends.")
+@click.option("-o", "--output", metavar="FILE", help="A figure of the branches, .png or .svg.")
 @runs_dir
 def command(
     run: str,
@@ -25,9 +39,9 @@ def command(
     output: str | None,
     runs_dir: str | None,
 ) -> None:
-    """The counterfactual: go on from a checkpoint before ITER with and without a mitigation.
+    """Counterfactual: continue from a checkpoint at or before ITER with and without a mitigation.
 
-    Both futures start from the same state and see the same batches. `stablab train --keep-before-spikes` keeps the
+    Both branches start from the same state and see the same batches. `stablab train --keep-before-spikes` keeps the
     checkpoints that precede spikes.
 
     \b
@@ -39,9 +53,9 @@ def command(
     from stabilitylab.train.mitigations import parse_mitigations
 
     if not parse_mitigations(mitigation):
-        raise ConfigError("--mitigation none: the branch without a mitigation is trained anyway; name another")
+        raise ConfigError("--mitigation none: a branch without a mitigation is always trained; choose another")
     if output is not None and not output.endswith((".png", ".svg")):
-        raise ConfigError(f"cannot draw {output}: give a file that ends in .png or .svg")
+        raise ConfigError(f"cannot draw {output}: the file name must end in .png or .svg")
     root = runs_root(runs_dir)
     with TrainingProgress() as progress:
         paths = branch_run(

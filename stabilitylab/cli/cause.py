@@ -1,4 +1,4 @@
-"""``stablab cause``: experiments on a run."""
+"""``stablab cause``: causal experiments on a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Iterations(click.ParamType):
-    """``400,600`` or ``400:600:50``, as Python counts."""
+    """Iterations as ``400,600`` or as a Python range ``400:600:50``."""
 
     name = "iterations"
 
@@ -36,17 +36,17 @@ class Iterations(click.ParamType):
                 self.fail(f"{part!r} has a step of 0", param, ctx)
             found += range(*bounds) if len(bounds) > 1 else bounds
         if not found:
-            self.fail(f"{value!r} names no iteration", param, ctx)
+            self.fail(f"{value!r} contains no iteration", param, ctx)
         return sorted(set(found))
 
 
 @click.group()
 def command() -> None:
-    """Experiments on a run: what caused it?
+    """Causal experiments on a run.
 
-    A run of `stablab train` replays bit for bit from its checkpoints, so it can be changed in one place and compared
-    with itself. Each experiment first replays a recorded iteration and compares its norms, prints its cost, and is kept
-    in the run's folder, where the report shows it. Nothing of the run is changed.
+    A run of `stablab train` can be replayed bit for bit from its checkpoints, so it can be changed in one place and
+    compared with the original. Each experiment first replays recorded iterations and compares the norms, and prints its
+    cost. The result is saved in the run's folder and shown in the report. The run itself is not changed.
 
     \b
     stablab train --log-grads --set train.checkpoint_every=50 --set train.checkpoint_keep=20
@@ -63,13 +63,13 @@ command.add_command(branch, "branch")
 @command.command()
 @click.argument("run")
 @click.option("--layer", "layers", required=True, metavar="NAME,...", help="The layers to kick.")
-@click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="The iterations to kick before.")
-@click.option("--size", default=0.5, show_default=True, type=click.FloatRange(0), help="Of a kick, relative.")
+@click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="The iterations before which to kick.")
+@click.option("--size", default=0.5, show_default=True, type=click.FloatRange(0), help="Relative size of a kick.")
 @click.option("--of", default="weights", show_default=True, type=click.Choice(["weights", "gradient"]))
-@click.option("--kicks", default=4, show_default=True, type=click.IntRange(1), help="Directions a layer and iteration.")
-@click.option("--horizon", default=60, show_default=True, type=click.IntRange(4), help="Iterations to watch.")
+@click.option("--kicks", default=4, show_default=True, type=click.IntRange(1), help="Kicks per layer and iteration.")
+@click.option("--horizon", default=60, show_default=True, type=click.IntRange(4), help="Iterations to follow.")
 @click.option("--metric-every", default=0, type=click.IntRange(0), metavar="N", help="Evaluate every N iterations.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Fixes the directions.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the directions.")
 @runs_dir
 def impulse(
     run: str,
@@ -83,10 +83,11 @@ def impulse(
     seed: int,
     runs_dir: str | None,
 ) -> None:
-    """Kick one layer once and watch all: does instability travel from the first layer to the last, or back?
+    """Perturb ("kick") one layer once and measure all layers: does instability travel from first to last, or back?
 
-    Two futures see the same batches; in one, a layer's last update is displaced in a random direction by SIZE times
-    its weights (or its gradient is multiplied once by 1 + SIZE). The response is the difference of their log norms.
+    Two continuations see the same batches. In one of them, the weights of a layer are moved in a random direction by
+    SIZE times their norm (or its gradient is multiplied once by 1 + SIZE). The response is the difference of their log
+    norms.
     """
     from stabilitylab.cause.experiments import save_impulse
     from stabilitylab.cause.impulses import impulse_run, planned_futures
@@ -100,7 +101,7 @@ def impulse(
     futures = planned_futures(names, at, kicks, of)
     evaluations = futures * (horizon // metric_every) if metric_every else 0
     cost = Cost(replay, min(at), futures * horizon + sum(map(replay.distance, at)), evaluations)
-    cost.say(f"{futures} futures of {horizon} iterations")
+    cost.say(f"{futures} continuations of {horizon} iterations")
     settings: dict[str, Any] = {"layers": names, "at": at, "size": size, "of": of, "kicks": kicks, "horizon": horizon}
     settings |= {"metric_every": metric_every, "seed": seed}
     _show(save_impulse(replay.run_dir, impulse_run(replay, progress=cost.progress, **settings), settings), cost)
@@ -109,13 +110,14 @@ def impulse(
 @command.command()
 @click.argument("run")
 @click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration of the spike.")
-@click.option("--layer", metavar="NAME", help="The layer whose spike it is. Default: the one that leads.")
-@click.option("--repeats", default=8, show_default=True, type=click.IntRange(2), help="Of each cell.")
+@click.option("--layer", metavar="NAME", help="The layer of the spike. Default: the one that leads.")
+@click.option("--repeats", default=8, show_default=True, type=click.IntRange(2), help="Repeats per cell.")
 @click.option("--lead", type=click.IntRange(0), metavar="N", help="Take the state N iterations before ITER.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Fixes the other batches.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the other batches.")
 @runs_dir
 def swap(run: str, at: int, layer: str | None, repeats: int, lead: int | None, seed: int, runs_dir: str | None) -> None:
-    """Was it the batch, or the state? The spike's batches from older states, other batches from the spike's state."""
+    """Does a spike come from the batch or from the state? Combines its batches with older states, and its state with
+    other batches."""
     from stabilitylab.cause.experiments import save_swap
     from stabilitylab.cause.swap import plan_swap, swap_run
 
@@ -123,7 +125,7 @@ def swap(run: str, at: int, layer: str | None, repeats: int, lead: int | None, s
     plan = plan_swap(replay, at, repeats, lead)
     click.echo(replay.check(plan.state_at))
     cost = Cost(replay, plan.state_at, plan.iterations)
-    cost.say(f"{1 + repeats + 2 * len(plan.others)} futures of {plan.length} iterations")
+    cost.say(f"{1 + repeats + 2 * len(plan.others)} continuations of {plan.length} iterations")
     result = swap_run(replay, at=at, layer=layer, repeats=repeats, lead=lead, seed=seed, progress=cost.progress)
     settings = {"at": at, "layer": layer, "repeats": repeats, "lead": lead, "seed": seed}
     _show(save_swap(replay.run_dir, result, settings), cost)
@@ -131,27 +133,29 @@ def swap(run: str, at: int, layer: str | None, repeats: int, lead: int | None, s
 
 @command.command()
 @click.argument("run")
-@click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration whose batch it is.")
-@click.option("--layer", metavar="NAME", help="Whose gradient is shared out. Default: the layer that leads.")
-@click.option("--how", type=click.Choice(["rows", "leave-one-out"]), help="Default: rows, where they split it exactly.")
-@click.option("--by", default="part", show_default=True, type=click.Choice(["part", "novelty"]), help="Ranked by.")
-@click.option("--top", default=8, show_default=True, type=click.IntRange(1), help="Images in the list and the sheet.")
+@click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration of the batch.")
+@click.option("--layer", metavar="NAME", help="The layer of the gradient. Default: the one that leads.")
+@click.option("--how", type=click.Choice(["rows", "leave-one-out"]), help="Default: rows, if exact.")
+@click.option(
+    "--by", default="part", show_default=True, type=click.Choice(["part", "novelty"]), help="Ranking criterion."
+)
+@click.option("--top", default=8, show_default=True, type=click.IntRange(1), help="Number of images to list and draw.")
 @click.option("-o", "--output", metavar="FILE", help="The list, for `stablab train --skip-list FILE`.")
 @runs_dir
 def blame(
     run: str, at: int, layer: str | None, how: str | None, by: str, top: int, output: str | None, runs_dir: str | None
 ) -> None:
-    """Which images of a batch make the gradient? Ranks them by their part, with a contact sheet of their views.
+    """Which images of a batch cause the gradient? Ranks them by their contribution, with a contact sheet of the views.
 
-    rows: the gradient that flows through each image's own rows. leave-one-out: the gradient without the image. By
-    the size of its part, or by its novelty: how much of the part's direction no other image shares, which finds blank
-    and saturated images whose gradient is not large.
+    rows: the gradient that flows through the rows of each image. leave-one-out: the change of the gradient without the
+    image. Images are ranked by the norm of their contribution (part) or by its novelty: how much of its direction no
+    other image shares, which finds blank and saturated images even if their gradient is small.
     """
     from stabilitylab.cause.blame import blame_run
     from stabilitylab.cause.experiments import save_blame
 
     if output is not None and Path(output).exists():
-        raise ConfigError(f"{output} is there already; give another file")
+        raise ConfigError(f"{output} already exists; choose another file")
     replay = _open(run, runs_dir)
     replay.require([at])
     if layer is not None:
@@ -163,7 +167,7 @@ def blame(
     result = blame_run(replay, at=at, layer=layer, how=how, by=by, top=top)
     for image in result.images:
         click.echo(
-            f"  image {image.index:>6}  {image.norm:6.1%} of the gradient's size, {image.share:+6.1%} along it, "
+            f"  image {image.index:>6}  norm {image.norm:6.1%} of the gradient's, share {image.share:+6.1%}, "
             f"novelty {image.novelty:.2f}"
         )
     if output is not None:
@@ -176,13 +180,13 @@ def blame(
 @click.argument("run")
 @click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="E.g. 400,600 or 400:600:50.")
 @click.option("--steps", default=24, show_default=True, type=click.IntRange(2), help="Lanczos steps.")
-@click.option("--whole", is_flag=True, help="All layers together only.")
+@click.option("--whole", is_flag=True, help="Only the whole model, not each layer.")
 @runs_dir
 def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | None) -> None:
-    """Is the loss too curved for the learning rate? Its largest curvature against the edge of stability.
+    """Is the curvature of the loss too large for the learning rate? Compares it with the edge of stability.
 
-    For AdamW the largest eigenvalue of the preconditioned Hessian against 38 / lr (at beta1 0.9); beside it the
-    curvature along the gradient against 2 / lr, the edge of plain gradient descent.
+    For AdamW: the largest eigenvalue of the preconditioned Hessian compared with 38 / lr (for beta1 = 0.9). Also the
+    curvature along the gradient compared with 2 / lr, the edge of plain gradient descent.
     """
     from stabilitylab.cause.experiments import save_sharpness
     from stabilitylab.cause.sharpness import seconds_per_product, sharpness_run
@@ -196,7 +200,7 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
     cost.say(f"{len(at)} iterations, {parts} part{'s' if parts > 1 else ''} of the network, {steps} Lanczos steps each")
     result = sharpness_run(replay, at=at, by_layer=not whole, steps=steps, progress=cost.progress)
     for c in result.curvatures:
-        edge = "no known edge" if c.edge is None else f"{c.eigenvalue / c.edge:.3g} of the edge {c.edge:.3g}"
+        edge = "edge unknown" if c.edge is None else f"{c.eigenvalue / c.edge:.3g} of the edge {c.edge:.3g}"
         click.echo(
             f"  {c.iteration:>7}  {c.layer:<14} {c.eigenvalue:9.3g} +- {c.error:.1g}  {edge}: {c.verdict};  "
             f"along the gradient {c.directional:.3g}, 2 / lr {c.gradient_edge:.3g}"
@@ -206,11 +210,11 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
 
 @command.command()
 @click.argument("file", metavar="FILE.toml")
-@click.option("--collect", is_flag=True, help="Run nothing: summarise what is finished.")
-@click.option("-o", "--output", metavar="DIR", help="Where the summary goes. Default: reports/<study>.")
+@click.option("--collect", is_flag=True, help="Run nothing; only summarise finished runs.")
+@click.option("-o", "--output", metavar="DIR", help="Folder of the summary. Default: reports/<study>.")
 @runs_dir
 def study(file: str, collect: bool, output: str | None, runs_dir: str | None) -> None:
-    """Impulses over a grid of runs, and claims about them.
+    """Run impulse experiments over a grid of runs, and test claims about them.
 
     \b
     stablab cause study experiments/cause/impulse_small.toml
@@ -224,13 +228,13 @@ def study(file: str, collect: bool, output: str | None, runs_dir: str | None) ->
     say = lambda text: click.echo(text, err=True)  # noqa: E731
     found = run_impulse_study(planned, runs_root(runs_dir), say, collect=collect)
     if not found:
-        raise ConfigError(f"no run of {file} is finished; give the command without --collect")
+        raise ConfigError(f"no run of {file} is finished; run the command without --collect")
     verdicts = judge(planned, found)
     folder = Path(output) if output else Path("reports") / path.stem
     write_impulse_study(planned, found, folder, verdicts)
     for verdict in verdicts:
         click.echo(f"{verdict.verdict}: {verdict.text} ({verdict.reason})")
-    click.echo(f"summary: {folder}, of {len(found)} of {len(planned.runs)} runs")
+    click.echo(f"summary: {folder}, {len(found)} of {len(planned.runs)} runs")
 
 
 def _open(run: str, runs_dir: str | None) -> Replay:
@@ -241,7 +245,7 @@ def _open(run: str, runs_dir: str | None) -> Replay:
 
 
 class Cost:
-    """What an experiment will take, measured on a few of its own iterations, and what it took."""
+    """The expected duration of an experiment, measured on a few of its iterations, and the actual one."""
 
     def __init__(self, replay: Replay, at: int, iterations: int, evaluations: int = 0) -> None:
         self.iterations = iterations
@@ -269,6 +273,6 @@ def _time(seconds: float) -> str:
 
 def _show(experiment: Experiment, cost: Cost) -> None:
     click.echo(experiment.sentence)
-    click.echo(f"took {cost.took}; kept in {experiment.path}")
+    click.echo(f"took {cost.took}; saved in {experiment.path}")
     for text in experiment.next:
         click.echo(f"next: {text}")

@@ -11,14 +11,12 @@ from stabilitylab.errors import ConfigError
 
 @click.command()
 @click.argument("studies", default="experiments/small", metavar="[DIR]")
-@click.option(
-    "--reports", default="reports", show_default=True, metavar="DIR", help="Where the studies' summaries are."
-)
-@click.option("--check", is_flag=True, help="Write nothing: exit with 1 where the table is not what it should be.")
+@click.option("--reports", default="reports", show_default=True, metavar="DIR", help="Folder of the study summaries.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with code 1 if the table is out of date.")
 def command(studies: str, reports: str, check: bool) -> None:
-    """Rebuild the table of every claim and its verdict, REPORTS/README.md, from the studies' summaries.
+    """Rebuild the table of all claims and their verdicts, REPORTS/README.md, from the summaries of the studies.
 
-    DIR holds the study files, experiments/small if not given.
+    DIR contains the study files. Default: experiments/small.
     """
     from stabilitylab.report.writing import write_whole
     from stabilitylab.studies.verdicts import claims_table, find_studies
@@ -28,7 +26,7 @@ def command(studies: str, reports: str, check: bool) -> None:
     target = folder / "README.md"
     if check:
         same = target.is_file() and target.read_text(encoding="utf-8") == table
-        click.echo(f"{target} is {'up to date' if same else 'not what the summaries say; run stablab claims'}")
+        click.echo(f"{target} is {'up to date' if same else 'out of date; run stablab claims'}")
         raise SystemExit(0 if same else 1)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,12 +28,12 @@ _UNNAMED = ("train.seed", "optim.base_lr", "mitigation")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--by", default="mitigation", show_default=True, metavar="KEY",
-    help="What tells the groups apart: mitigation, or a configuration key such as method.name or model.pos_embed.",
+    help="Group the runs by mitigation, or by a configuration key such as method.name or model.pos_embed.",
 )  # fmt: skip
 @click.option("--baseline", metavar="VALUE", help="The group to compare with. [default: none, or the first run's]")
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "csv", "html", "md", "latex"]), default="text",
-    show_default=True, help="html is a page of its own; latex needs the package booktabs.",
+    show_default=True, help="html writes a standalone page; latex needs the package booktabs.",
 )  # fmt: skip
 @metric
 @goal
@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Compare RUNs by mitigation, paired by seed and learning rate.
 
-    Effects with 95% intervals, exact p-values with Holm's correction, and verdicts read off the intervals; the
-    sensitivity to the learning rate where several were run; and how many seeds it takes to show a difference.
+    Prints effects with 95% intervals, exact p-values with Holm's correction, and verdicts based on the intervals; the
+    sensitivity to the learning rate, if there are several; and the number of seeds needed to show a difference.
     """
     from stabilitylab.comparison.effects import compare_runs
     from stabilitylab.comparison.pooled import by_mitigation
@@ -63,7 +63,7 @@ def command(
     if baseline is None:
         baseline = "none" if by == "mitigation" and "none" in groups else groups[0]
     elif baseline not in groups:
-        raise ConfigError(f"--baseline: no run has {by} {baseline!r}; there are: {', '.join(groups)}")
+        raise ConfigError(f"--baseline: no run has {by} {baseline!r}; available: {', '.join(groups)}")
     found = compare_runs(summaries, baseline)
     judged = [answer.analysis for answer in answers.values()]
     found = replace(found, lags=by_mitigation(zip([s.mitigation for s in summaries], judged, strict=True)))
@@ -96,15 +96,15 @@ def _answer(run: str, runs_dir: str | None, metric: str | None, goal: str | None
 
 
 def _grouped(answer: Answer, by: str) -> RunSummary:
-    """The run's row with its group in the place of the mitigation."""
+    """The summary of a run, with its group in place of the mitigation."""
     if by == "mitigation":
         return answer.summary
     flat = _flat(answer.config)
     if by not in flat:
-        known = ", ".join(sorted(flat)) or "none: it was not trained here"
+        known = ", ".join(sorted(flat)) or "none, because it was not trained with stablab train"
         raise ConfigError(f"--by: run {answer.summary.run} has no configuration key {by!r}; it has {known}")
     label = f"{flat[by]}"
-    if by == "optim.base_lr":  # runs of different groups would have no learning rate in common
+    if by == "optim.base_lr":  # groups would share no learning rate, so nothing could be paired
         return replace(answer.summary, mitigation=label, base_lr=float("nan"))
     return replace(answer.summary, mitigation=label)
 
@@ -115,7 +115,7 @@ def _other_differences(answers: Sequence[Answer], by: str) -> list[str]:
     apart = [key for key in keys if len({str(config.get(key)) for config in flat}) > 1]
     if by != "mitigation" and len({str(config.get("mitigation")) for config in flat}) > 1:
         apart.append("mitigation")
-    return [f"the runs also differ in {', '.join(apart)}: effects mix with that"] if apart else []
+    return [f"the runs also differ in {', '.join(apart)}, which confounds the effects"] if apart else []
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -147,13 +147,13 @@ def _print_text(found: Comparison, by: str) -> None:
     from stabilitylab.cli.terminal import console
 
     say = console(highlight=False, markup=False, soft_wrap=True).print
-    say(f"{len(found.runs)} runs by {by}, against {found.baseline}; paired by seed and base learning rate")
+    say(f"{len(found.runs)} runs by {by}, compared with {found.baseline}; paired by seed and base learning rate")
     _print_runs(found, say)
     for mitigation in dict.fromkeys(effect.mitigation for effect in found.effects):
         _print_effects(found, mitigation, say)
     if found.lr_sensitivity:
         name = "kNN" if found.metric == "knn_top1" else found.metric
-        say(f"\nsensitivity to the learning rate (final {name} lost against the best of the rates, mean over rates)")
+        say(f"\nsensitivity to the learning rate (final {name} lost relative to the best rate, mean over rates)")
         for row in found.lr_sensitivity:
             interval = "" if row.ci95 is None else f" (95% interval {row.ci95[0]:.4f} to {row.ci95[1]:.4f})"
             by_lr = ", ".join(f"{value:.3f} at {lr:g}" for lr, value in row.by_lr)
@@ -220,7 +220,7 @@ def _print_power(say: Callable[[str], None]) -> None:
     say(f"  {'size':>6}" + "".join(f"{f'{n} seeds':>10}" for n in POWER_SEEDS))
     for size in POWER_SIZES:
         say(f"  {size:>6g}" + "".join(f"{p:>10.2f}" for s, _, p in _power_table() if s == size))
-    say("  'needed' above: seeds that show the difference seen, if it is real, with chance 0.80")
+    say("  'needed' above: number of seeds that show the observed difference with probability 0.80, if it is real")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -12,14 +12,14 @@ from stabilitylab.cli.options import runs_dir
 @click.command()
 @click.argument("source")
 @click.option("-o", "--out", metavar="FILE", help="Write the backbone as a state dict under timm's names.")
-@click.option("--momentum", is_flag=True, help="With -o: the momentum encoder instead of the base encoder.")
-@click.option("--data", metavar="NAME[:DIR]", help="Make a run of SOURCE on this data, e.g. imagefolder:DIR.")
+@click.option("--momentum", is_flag=True, help="With -o: export the momentum encoder instead of the base encoder.")
+@click.option("--data", metavar="NAME[:DIR]", help="Create a run from SOURCE with this data set, e.g. imagefolder:DIR.")
 @click.option("--name", metavar="RUN", help="With --data: the run's name. Default: the next run_NNN.")
 @runs_dir
 def command(
     source: str, out: str | None, momentum: bool, data: str | None, name: str | None, runs_dir: str | None
 ) -> None:
-    """Bring weights over: SOURCE is a checkpoint of MoCo v3's official release, or a run.
+    """Convert weights. SOURCE is a checkpoint of the official MoCo v3 release, or a run.
 
     \b
     stablab convert vit-s-300ep.pth.tar -o vit_small.pth                    for timm
@@ -30,11 +30,11 @@ def command(
     from stabilitylab.studies.converting import official_to_run, to_timm_file
 
     if (out is None) == (data is None):
-        raise click.UsageError("give -o FILE for timm's format, or --data NAME:DIR to make a run")
+        raise click.UsageError("use -o FILE for timm's format, or --data NAME:DIR to create a run")
     if data is None and name is not None:
-        raise click.UsageError("--name goes with --data")
+        raise click.UsageError("--name requires --data")
     if out is None and momentum:
-        raise click.UsageError("--momentum goes with -o")
+        raise click.UsageError("--momentum requires -o")
     root = runs_root(runs_dir)
     if data is not None:
         run = official_to_run(Path(source), root, data, name)

@@ -9,8 +9,8 @@ import click
 
 from stabilitylab.cli.options import runs_dir
 
-# A high rate, at which training still works. Whether it is unstable there depends on the seed and on the processor: the
-# report says what was seen, also where that is nothing.
+# A high learning rate at which training still works. Whether it is unstable depends on the seed and the processor; the
+# report states what was observed, even if there was no instability.
 DEMO_LR = 0.17
 DEMO_ITERATIONS = 1200
 
@@ -23,14 +23,14 @@ DEMO_ITERATIONS = 1200
     type=click.IntRange(20),
     help="Length of each run.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The same for both runs.")
-@click.option("-o", "--output", metavar="FILE", help="The report. Default: demo_report.html beside the runs.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of both runs.")
+@click.option("-o", "--output", metavar="FILE", help="The report. Default: demo_report.html next to the runs.")
 @runs_dir
 def command(iterations: int, seed: int, output: str | None, runs_dir: str | None) -> None:
     """Train with a learned and with a frozen patch projection, side by side, and compare them in one report.
 
-    The learning rate is high. Whether training is unstable at it depends on the seed and the processor; the first line
-    of the report says what was seen. Takes a few minutes on two cores.
+    The learning rate is high. Whether training becomes unstable depends on the seed and the processor; the first line
+    of the report states what was observed. Takes a few minutes on two cores.
     """
     from stabilitylab.cli.progress import TrainingProgress
     from stabilitylab.cli.report import build_report
@@ -49,7 +49,7 @@ def command(iterations: int, seed: int, output: str | None, runs_dir: str | None
     learned, frozen = _free_names(root)
     report = Path(output) if output else root / f"{learned.replace('learned', 'report')}.html"
     if output and not report.parent.is_dir():
-        raise click.ClickException(f"{report.parent} is not a folder; create it, or write the report elsewhere")
+        raise click.ClickException(f"{report.parent} is not a folder; create it, or choose another location with -o")
     jobs = [(learned, resolve(base)), (frozen, resolve(base, {"mitigation": ["frozen-patch"]}))]
     click.echo(
         f"MoCo v3 on scikit-learn's digits, base lr {DEMO_LR:g}, seed {seed}, {iterations} iterations, two runs:"
@@ -68,7 +68,7 @@ def command(iterations: int, seed: int, output: str | None, runs_dir: str | None
 
 
 def _free_names(root: Path) -> tuple[str, str]:
-    """A pair of run names that no run has yet, so that a second demo overwrites nothing."""
+    """A pair of unused run names, so that a second demo overwrites nothing."""
     number = 1
     while True:
         ending = "" if number == 1 else f"_{number}"

@@ -11,11 +11,11 @@ from stabilitylab.cli.options import runs_dir
 
 @click.command()
 @click.argument("run")
-@click.option("-o", "--output", required=True, metavar="DIR", help="The folder to write to. Made if it is missing.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The output folder, which is created if missing.")
 @click.option("--format", "form", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True)
 @runs_dir
 def command(run: str, output: str, form: str, runs_dir: str | None) -> None:
-    """Write RUN's tables as Parquet or CSV files, one a table."""
+    """Export RUN's tables as Parquet or CSV, one file per table."""
     from stabilitylab.store.export import export_run
     from stabilitylab.store.location import find_run, runs_root
 

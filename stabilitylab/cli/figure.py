@@ -17,13 +17,13 @@ from stabilitylab.report.paper import FIGURES, FORMATS, WIDTHS
     "--kind", type=click.Choice(list(FIGURES)), required=True,
     help="; ".join(f"{kind}: {shows}" for kind, shows in FIGURES.items()) + ".",
 )  # fmt: skip
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: what FILE ends with.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: the extension of FILE.")
 @click.option(
     "--width", type=click.Choice(list(WIDTHS)), default="single", show_default=True,
-    help="One or two columns of a paper: 3.25 or 6.75 inches.",
+    help="Width in columns of a paper: 3.25 or 6.75 inches.",
 )  # fmt: skip
-@click.option("--latex", is_flag=True, help="The numbers as a LaTeX table with intervals, instead of a picture.")
-@click.option("-o", "--output", metavar="FILE", help="Where to write it. A table goes to standard output without.")
+@click.option("--latex", is_flag=True, help="Write the numbers as a LaTeX table with intervals instead of a figure.")
+@click.option("-o", "--output", metavar="FILE", help="The output file. Default for tables: standard output.")
 @runs_dir
 def command(
     runs: tuple[str, ...],
@@ -42,14 +42,14 @@ def command(
     from stabilitylab.store.location import find_run, runs_root
 
     if latex and form:
-        raise ConfigError("--latex writes a table: leave --format out")
+        raise ConfigError("--latex writes a table; remove --format")
     if output is None and not latex:
-        raise ConfigError("a figure needs a file to go to: give -o FILE")
+        raise ConfigError("a figure needs an output file; use -o FILE")
     if output is not None:
         check_output(Path(output))
     ending = Path(output or "").suffix.lstrip(".").lower()
     if not latex and form is None and ending not in FORMATS:
-        raise ConfigError(f"cannot tell a format from {output}: end it in .pdf, .svg or .png, or give --format")
+        raise ConfigError(f"unknown format of {output}; use the extension .pdf, .svg or .png, or set --format")
     root = runs_root(runs_dir)
     shown = load_runs([find_run(root, run) for run in dict.fromkeys(runs)])
     comparison = compare(shown) if len(shown) > 1 else None

@@ -18,27 +18,27 @@ MOST_NOTES = 30
 
 @click.group(name="import")
 def command() -> None:
-    """Bring in another tool's logs as a run. `auto` recognises the format of a file or folder."""
+    """Import the logs of another tool as a run. `auto` detects the format of a file or folder."""
 
 
 _name = click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
-_strict = click.option("--strict", is_flag=True, help="Refuse a log with a row that cannot be read.")
-_step = click.option("--step", metavar="COLUMN", help="The column (or key) that holds the step.")
+_strict = click.option("--strict", is_flag=True, help="Reject logs with unreadable rows.")
+_step = click.option("--step", metavar="COLUMN", help="The column (or key) of the step.")
 _grads = click.option(
     "--grads",
     "--grad-tag",
     "grads",
     metavar="PATTERN",
-    help="Which series are gradient norms: a name in which * stands for the layer, or a regular expression with a "
-    "group (?P<layer>...). Default: names like grad_norm/LAYER, gradients/LAYER, LAYER/grad_norm, grad_norm.",
+    help="The gradient-norm series: a name in which * stands for the layer, or a regular expression with a group "
+    "(?P<layer>...). Default: names like grad_norm/LAYER, gradients/LAYER, LAYER/grad_norm, grad_norm.",
 )
-_loss = click.option("--loss", metavar="NAME", help="Which series is the training loss.")
+_loss = click.option("--loss", metavar="NAME", help="The series of the training loss.")
 _metric = click.option(
     "--metric",
     "metrics",
     multiple=True,
     metavar="NAME[:percent][:min]",
-    help="A series that is an evaluation curve; repeat it for more. Names with val, eval, test, knn need no option.",
+    help="A series that is an evaluation metric. Repeatable. Names with val, eval, test or knn are detected.",
 )
 
 
@@ -52,20 +52,20 @@ _metric = click.option(
 @click.option(
     "--pattern",
     metavar="REGEX",
-    help="How a line of a text log reads: groups (?P<step>...) and one a series, e.g. (?P<grad_norm>...); or "
-    "(?P<layer>...) with (?P<norm>...).",
+    help="A regular expression for the lines of a text log, with groups (?P<step>...) and one per series, e.g. "
+    "(?P<grad_norm>...); or (?P<layer>...) with (?P<norm>...).",
 )
 @_strict
 @runs_dir
 def auto(path: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
-    """Import a log in whatever format it is: the format is recognised and named.
+    """Import a log. The format is detected and printed.
 
     \b
     TensorBoard, Weights & Biases (CSV, JSON lines, offline runs), Hugging Face (trainer_state.json, a folder of
     checkpoints), Lightning (metrics.csv), MLflow, Comet, Neptune, Aim, ClearML, trackio, text logs (Megatron-LM,
     llm.c, modded-nanogpt, DINO, MAE, Swin), CSV, Parquet, JSON lines.
 
-    What cannot be trusted is said at the end, and kept in the run's events.
+    Limitations of the data are printed at the end and stored in the run's events.
     """
     _import(Path(path), None, name, runs_dir, said)
 
@@ -78,8 +78,8 @@ def auto(path: str, name: str | None, runs_dir: str | None, **said: Any) -> None
 @_name
 @runs_dir
 def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | None) -> None:
-    """Import gradient norms, and scalars if any, from CSV files. A fault in them is an error; `auto` reads more
-    kinds of CSV and leaves bad rows out."""
+    """Import gradient norms, and optionally scalars, from CSV files. Any invalid row is an error; `auto` reads more
+    kinds of CSV files and skips invalid rows."""
     from stabilitylab.importers.csv import import_csv
     from stabilitylab.store.location import runs_root
 
@@ -97,7 +97,7 @@ def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | 
 @_strict
 @runs_dir
 def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
-    """Import TensorBoard's event files under DIR: scalars, and histograms of gradients."""
+    """Import the TensorBoard event files below DIR: scalars, and histograms of gradients."""
     _import(Path(folder), "tensorboard", name, runs_dir, said)
 
 
@@ -111,12 +111,12 @@ def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **said
 @_strict
 @runs_dir
 def from_wandb(file: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
-    """Import from Weights & Biases: CSV from the page, history as CSV or JSON lines, an offline run (.wandb)."""
+    """Import from Weights & Biases: CSV from the web page, history as CSV or JSON lines, an offline run (.wandb)."""
     _import(Path(file), "wandb", name, runs_dir, said)
 
 
 def _import(path: Path, format: str | None, name: str | None, root: str | None, said: dict[str, Any]) -> None:
-    """Import, then say what was taken as what, what cannot be trusted, and the next command."""
+    """Import, then print the roles of the series, limitations of the data, and the next command."""
     from stabilitylab.importers.options import Options, parse_metric
     from stabilitylab.importers.registry import IMPORTERS, import_log
     from stabilitylab.store.location import runs_root
@@ -148,7 +148,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """All of a few names, else the first and the last."""
+    """Up to six names; of more, the first three and the last."""
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])} ... {names[-1]}"
 
 

@@ -1,4 +1,4 @@
-"""What a run looks like right now: read from its store, while it is being written or after."""
+"""Snapshots of a run, read from its store while it is being written or afterwards."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from stabilitylab.store.reader import RunReader
 
 TAIL = 1500
-"""Recorded iterations that each refresh analyses: several baselines long, whatever the run's length."""
+"""Number of recorded iterations that each refresh analyses: several baseline windows, independent of the length."""
 FIRST = 10_000
-"""Recorded iterations that the first look goes back: a second for a deep run. `stablab analyze` sees all."""
+"""Number of recorded iterations in the first refresh, about a second for a deep model. `stablab analyze` uses all."""
 SETTLED = SpikeSettings().window
-"""Recorded iterations after a spike, until it is settled."""
+"""Number of recorded iterations after a spike until it is final."""
 _QUIET_EVENTS = ("checkpoint", "mitigation")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerNow:
-    """A layer's last gradient norm: in times its usual norm, and in noise sd above it (None: too early to tell)."""
+    """The latest gradient norm of a layer: as a multiple of its usual norm, and in noise sd above it (None: too
+    early)."""
 
     name: str
     norm: float
@@ -37,7 +38,7 @@ class LayerNow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment. ``layers`` by falling z; ``spikes`` by onset, from ``since`` on."""
+    """A run at one moment. ``layers``: by decreasing z. ``spikes``: by onset, from iteration ``since`` on."""
 
     run: str
     status: str
@@ -53,11 +54,11 @@ class Snapshot:
     step: int = 1
 
     def over(self) -> list[Spike]:
-        """Spikes that have ended, as far as is known."""
+        """Spikes that have ended, according to the recorded values."""
         return [s for s in self.spikes if s.end < self.iterations - 4 * self.step or self.status != "running"]
 
     def provisional(self, spike: Spike) -> bool:
-        """Whether later values may still withdraw a spike: the median of the next 200 values is part of its score."""
+        """Whether later values may still change the result: a spike's score depends on the next 200 values."""
         return self.status == "running" and spike.end > self.iterations - SETTLED * self.step
 
     @property
@@ -69,7 +70,7 @@ class Snapshot:
 
 @dataclass
 class Watcher:
-    """Takes snapshots of one run. What it has seen of earlier spikes it keeps, so that only the tail is read again."""
+    """Takes snapshots of one run. It remembers earlier spikes, so that only the latest rows are read again."""
 
     reader: RunReader
     settings: SpikeSettings = field(default_factory=SpikeSettings)
@@ -78,7 +79,7 @@ class Watcher:
     _since: int = 0
 
     def snapshot(self) -> Snapshot:
-        """The run as it is now."""
+        """The current state of the run."""
         self.reader.refresh()
         reader, iterations = self.reader, self.reader.num_iterations
         table = reader.query("SELECT iteration, epoch, loss, seconds FROM iterations ORDER BY iteration").fetchnumpy()
@@ -105,7 +106,7 @@ class Watcher:
         )
 
     def _layers(self, iterations: int) -> tuple[LayerNow, ...]:
-        # The first look goes far back; later ones see what is new, and a baseline before it.
+        # The first refresh reads many rows; later ones read only new rows and the baseline before them.
         step = self._step()
         if self._seen == 0:
             since = self._since = max(0, iterations - FIRST * step)
@@ -132,7 +133,7 @@ class Watcher:
         return tuple(sorted(found, key=lambda layer: -math.inf if layer.z is None else layer.z, reverse=True))
 
     def _step(self) -> int:
-        """Iterations from one that is recorded to the next."""
+        """Median number of iterations between recorded rows."""
         rows = self.reader.query(
             "SELECT iteration FROM layer_stats WHERE layer_id = (SELECT min(layer_id) FROM layer_stats) "
             "ORDER BY iteration DESC LIMIT 50"
@@ -141,7 +142,7 @@ class Watcher:
         return max(int(np.median(np.diff(iterations))), 1) if len(iterations) > 1 else 1
 
     def _note(self, series: LayerSeries, since: int, step: int, shared: Mapping[int, float] | None) -> None:
-        """A tail's head has no baseline yet: what was seen there before stands."""
+        """Merge the spikes of the latest rows. Their first values have no baseline, so earlier results are kept."""
         head = since + self.settings.window * step if since > self._since else since
         kept = [s for s in self._spikes.get(series.name, []) if s.onset < head]
         last = max((s.end for s in kept), default=-1)
@@ -162,7 +163,7 @@ def _now(series: LayerSeries, settings: SpikeSettings) -> LayerNow:
 
 
 def _total(config: dict[str, Any], table: dict[str, Any], iterations: int) -> int | None:
-    """How long the run will be: as configured, or from the epochs made so far."""
+    """Planned number of iterations: from the configuration, or extrapolated from the epochs so far."""
     train = config.get("train")
     if not isinstance(train, dict):
         return None
@@ -176,5 +177,5 @@ def _total(config: dict[str, Any], table: dict[str, Any], iterations: int) -> in
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """NULL is NaN."""
+    """A masked array as floats, with NaN for NULL."""
     return np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)

@@ -28,14 +28,16 @@ def _share(_: click.Context, __: click.Parameter, text: str | None) -> float | N
 
 @click.command()
 @click.argument("run")
-@click.option("--linear", is_flag=True, help="A linear classifier on the frozen features, all labels.")
-@click.option("--labels", metavar="SHARE", callback=_share, help="The same with a share of the labels: 1%, 10%.")
-@click.option("--knn", is_flag=True, help="Weighted kNN, as the monitor has it.")
-@click.option("--epochs", default=90, show_default=True, type=click.IntRange(1), help="Of the linear classifier.")
+@click.option("--linear", is_flag=True, help="Train a linear classifier on the frozen features, with all labels.")
+@click.option("--labels", metavar="SHARE", callback=_share, help="The same with a fraction of the labels: 1%, 10%.")
+@click.option("--knn", is_flag=True, help="Weighted kNN, as during training.")
+@click.option(
+    "--epochs", default=90, show_default=True, type=click.IntRange(1), help="Epochs of the linear classifier."
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Of the linear classifier. Default: 1024, or an eighth of the labelled images where that is less.",
+    help="Batch size of the linear classifier. Default: 1024, or an eighth of the labelled images if that is less.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or mps.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -51,10 +53,10 @@ def command(
     form: str,
     runs_dir: str | None,
 ) -> None:
-    """Measure what the features of RUN's last checkpoint are worth. With none named: --linear and --knn.
+    """Evaluate the features of RUN's last checkpoint. Default: --linear and --knn.
 
     The linear classifier follows the protocol of the MoCo v3 release. Its learning rate is chosen on a tenth of the
-    training images, never on the held-out ones. Results go to the run's table evals.
+    training images, never on the held-out ones. Results are written to the run's table evals.
     """
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.studies import probe_run

@@ -1,4 +1,4 @@
-"""Progress of training: a live bar in a terminal, a plain line now and then elsewhere."""
+"""Progress of training: a live bar in a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLAIN_EVERY = 15.0  # seconds between plain lines
 
 
 class TrainingProgress:
-    """Loss, kNN, iterations a second and the time left, of one run or of several side by side."""
+    """Shows loss, kNN accuracy, iterations per second and the time left, for one or several runs."""
 
     def __init__(self) -> None:
         self.console = console(stderr=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, metavar="FILE", help="The HTML file. Self-contained: open it offline.")
 @runs_dir
 def command(runs: tuple[str, ...], output: str, runs_dir: str | None) -> None:
-    """Write an HTML report of one run, or of several compared."""
+    """Write an HTML report of one run, or a comparison of several."""
     from stabilitylab.store.location import find_run, runs_root
 
     root = runs_root(runs_dir)
@@ -29,7 +29,7 @@ def command(runs: tuple[str, ...], output: str, runs_dir: str | None) -> None:
 
 
 def build_report(run_dirs: Sequence[Path], output: Path) -> None:
-    """Analyse runs, compare them where there are several, and write the report."""
+    """Analyse the runs, compare them if there are several, and write the report."""
     from stabilitylab.report.writing import check_output, write_report
 
     check_output(output)
@@ -38,7 +38,7 @@ def build_report(run_dirs: Sequence[Path], output: Path) -> None:
 
 
 def load_runs(run_dirs: Sequence[Path]) -> list[AnalysedRun]:
-    """The runs, analysed. What is damaged in a run's record is named on standard error."""
+    """Load and analyse the runs. Damaged data are reported on standard error."""
     from stabilitylab.run.loading import load_run
 
     runs = [load_run(run_dir) for run_dir in run_dirs]
@@ -48,7 +48,7 @@ def load_runs(run_dirs: Sequence[Path]) -> list[AnalysedRun]:
 
 
 def compare(runs: Sequence[AnalysedRun]) -> Comparison:
-    """The runs side by side, mitigations against none."""
+    """Compare the runs, with no mitigation as the baseline."""
     from dataclasses import replace
 
     from stabilitylab.comparison.effects import compare_runs

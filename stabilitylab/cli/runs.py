@@ -13,8 +13,8 @@ from stabilitylab.cli.options import runs_dir
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @runs_dir
 def command(form: str, runs_dir: str | None) -> None:
-    """List the runs: status, length, method, encoder, data, mitigation, and the last value of the metric that each is
-    judged by."""
+    """List the runs: status, length, method, encoder, data, mitigation, and the last value of the metric by which each
+    run is judged."""
     from stabilitylab.cli import terminal
     from stabilitylab.run.judged import judged_value
     from stabilitylab.store.location import list_runs, runs_root

@@ -16,7 +16,7 @@ FOLDER = Path("reports") / "search"
 def run_search(
     file: str, runs_dir: str | None, output: str | None, *, jobs: int, hours: float | None, dry_run: bool, collect: bool
 ) -> None:
-    """Try the settings of a search that its table lacks. The table is written after each."""
+    """Train the settings of a search that are not in its table yet. The table is written after each setting."""
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies.local import run_jobs
     from stabilitylab.studies.restarting import is_complete
@@ -41,7 +41,7 @@ def run_search(
             click.echo(f"{name} failed: {why}", err=True)
             return
         row = rows[name] = search_row(waiting[name], root / name, search.objective)
-        if row["source"] == "lead":  # so that what later code finds in them can be told without training them again
+        if row["source"] == "lead":  # keep these runs, so that later code can analyse them again without training
             write_series(root / name, folder / "series" / f"{name}.parquet")
         write_table(search, list(rows.values()), folder)
         shown = ", ".join(part for part, yes in met(row, search.objective).items() if yes) or "nothing"
@@ -60,7 +60,7 @@ def run_search(
         work = [(setting.name, setting.config) for setting in waiting.values()]
         failures = run_jobs(work, root, jobs, ended=keep, time_is_up=lambda: time.monotonic() > deadline)
     write_table(search, list(rows.values()), folder)
-    click.echo(f"table: {folder}, {len(rows)} settings; the same command continues")
+    click.echo(f"table: {folder}, {len(rows)} settings; rerun the same command to continue")
     if failures:
         name, why = next(iter(failures.items()))
         raise ConfigError(f"{len(failures)} settings failed, the first {name}: {why}")

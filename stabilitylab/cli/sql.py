@@ -19,7 +19,7 @@ from stabilitylab.cli.options import runs_dir
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @runs_dir
 def command(run: str, query: str, form: str, runs_dir: str | None) -> None:
-    """Query RUN's tables: meta, layers, layer_stats, iterations, evals, scalars, events. Read only.
+    """Query RUN's tables (read-only): meta, layers, layer_stats, iterations, evals, scalars, events.
 
     \b
     stablab sql run_001 "select name, max(grad_norm) from layer_stats join layers using (layer_id) group by 1"
@@ -43,7 +43,7 @@ def command(run: str, query: str, form: str, runs_dir: str | None) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not have, with None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

@@ -22,16 +22,22 @@ _SAY_EVERY = 30.0  # seconds between plain lines of progress
 
 @click.command()
 @click.argument("file", metavar="FILE.toml")
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs trained at a time.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, from a timing probe, and stop.")
-@click.option("--collect", is_flag=True, help="Train nothing: summarise what is finished.")
-@click.option("--yes", is_flag=True, help="Go on with a grid of more than 200 runs.")
-@click.option("--slurm", metavar="PARTITION", help="Submit each run to Slurm through submitit, and wait for them.")
-@click.option("--slurm-set", metavar="KEY=VALUE", multiple=True, help="What submitit takes, e.g. gpus_per_node=1.")
-@click.option("-o", "--output", metavar="DIR", help="Where the summary goes. Default: reports/<study>.")
-@click.option("--report", is_flag=True, help="Write the HTML report of all runs too.")
-@click.option("--search", is_flag=True, help="FILE.toml is a search: a space of settings, drawn at random and kept.")
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="With --search: start no setting after so long.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs to train in parallel.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan and its cost, estimated by timing a few iterations, and exit."
+)
+@click.option("--collect", is_flag=True, help="Train nothing; only summarise finished runs.")
+@click.option("--yes", is_flag=True, help="Confirm a grid of more than 200 runs.")
+@click.option("--slurm", metavar="PARTITION", help="Submit each run to Slurm with submitit, and wait for all of them.")
+@click.option(
+    "--slurm-set", metavar="KEY=VALUE", multiple=True, help="A parameter of submitit, e.g. gpus_per_node=1. Repeatable."
+)
+@click.option("-o", "--output", metavar="DIR", help="Folder of the summary. Default: reports/<study>.")
+@click.option("--report", is_flag=True, help="Also write an HTML report of all runs.")
+@click.option("--search", is_flag=True, help="FILE.toml is a search: a space from which settings are drawn at random.")
+@click.option(
+    "--hours", type=click.FloatRange(0, min_open=True), help="With --search: start no further setting after this time."
+)
 @runs_dir
 def command(
     file: str,
@@ -47,9 +53,9 @@ def command(
     hours: float | None,
     runs_dir: str | None,
 ) -> None:
-    """Train a grid of runs, compare them, and decide the study's claims.
+    """Train a grid of runs, compare them, and test the claims of the study.
 
-    Runs that are finished are kept, dead ones are run again: after a crash, give the same command.
+    Finished runs are kept and interrupted runs continue: after a crash, rerun the same command.
 
     \b
     stablab study experiments/small/fig5_frozen_patch.toml --dry-run
@@ -58,13 +64,13 @@ def command(
     """
     if search:
         if slurm or slurm_set or report or yes:
-            raise ConfigError("--search goes with --jobs, --hours, --dry-run, --collect, -o and --runs-dir only")
+            raise ConfigError("--search allows only --jobs, --hours, --dry-run, --collect, -o and --runs-dir")
         from stabilitylab.cli.search import run_search
 
         run_search(file, runs_dir, output, jobs=jobs, hours=hours, dry_run=dry_run, collect=collect)
         return
     if hours is not None:
-        raise ConfigError("--hours goes with --search; a study's length is its grid")
+        raise ConfigError("--hours requires --search; the length of a study is given by its grid")
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies.collect import finished_runs, read_summary, verdicts, write_summary
     from stabilitylab.studies.overview import draw_overview
@@ -94,13 +100,13 @@ def command(
         build_report([root / run.name for run in finished_runs(study, root)], folder / "report.html")
     for verdict in verdicts(study, rows):
         click.echo(describe(verdict))
-    click.echo(f"summary: {folder}, of {len(rows)} of {most}{len(study.runs)} runs")
+    click.echo(f"summary: {folder}, {len(rows)} of {most}{len(study.runs)} runs")
     if failures:
         raise ConfigError(_failed(failures))
 
 
 def _train_in_turn(study: Study, root: Path, jobs: int, cluster: dict[str, Any] | None, folder: Path) -> dict[str, str]:
-    """All runs; of a sequential study, seed after seed, those whose claims are not decided. Returns the failures."""
+    """Train all runs. In a sequential study, train seed after seed until all claims are decided. Returns failures."""
     from stabilitylab.studies.collect import read_summary, verdicts, write_summary
     from stabilitylab.studies.restarting import is_complete
 
@@ -162,7 +168,7 @@ def _train(todo: list[PlannedRun], root: Path, jobs: int, cluster: dict[str, Any
 
 
 class _Whole:
-    """Progress of all runs together, as a plain line now and then and at the end of each run."""
+    """Progress of all runs together, as a plain line every 30 seconds and at the end of each run."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0

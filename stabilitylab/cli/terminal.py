@@ -1,4 +1,4 @@
-"""What reaches a terminal: text, never the control characters that a name or a message may hold."""
+"""Output to a terminal, with the control characters in names and messages escaped."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.segment import Segment
 
-# C0 but tab and newline, DEL, C1, and the characters that turn the direction of what follows.
+# C0 except tab and newline, DEL, C1, and characters that change the text direction.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    r"""``text`` with control characters written out, as ``\x1b``."""
+    r"""``text`` with control characters escaped, such as ``\x1b``."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class SafeStream(TextIOBase):
-    """A text stream that writes control characters out, and what it cannot encode with a backslash. It has no
-    ``buffer``, so that nothing goes around it."""
+    """A text stream that escapes control characters and characters that it cannot encode. It has no ``buffer``, so that
+    nothing can bypass it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -58,7 +58,7 @@ class SafeStream(TextIOBase):
         return True
 
     def close(self) -> None:
-        """Leaves the stream underneath open: it is not ours, and Python closes what is garbage collected."""
+        """Leave the underlying stream open: this object does not own it, and Python closes garbage-collected files."""
 
 
 @cache
@@ -67,7 +67,7 @@ def _console_class() -> type[Console]:
     from rich.segment import Segment
 
     class SafeConsole(Console):
-        """rich's console: its own colours and cursor movements pass, those in the text that it shows do not."""
+        """rich's console, which keeps its own colours and cursor movements but escapes those in displayed text."""
 
         def _render_buffer(self, buffer: Iterable[Segment]) -> str:
             return super()._render_buffer(
@@ -78,7 +78,7 @@ def _console_class() -> type[Console]:
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """rich's console on standard output, or on standard error."""
+    """A rich console on standard output or standard error."""
     stream: Any = sys.stderr if stderr else sys.stdout
     file = stream.stream if isinstance(stream, SafeStream) else None
     return _console_class()(file=file, stderr=stderr, **options)
@@ -108,5 +108,5 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Col
 
 
 def protect() -> None:
-    """From here on, nothing that is printed reaches the terminal as a command."""
+    """Replace the standard streams with `SafeStream`, so that printed text cannot control the terminal."""
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)

@@ -63,16 +63,16 @@ _FLAGS = {
 )
 @click.option("--iterations", type=int, metavar="N", help="Length of the run in iterations.")
 @click.option("--epochs", type=float, metavar="N", help="Length of the run in epochs.")
-@click.option("--batch-size", type=int, metavar="N", help="Images in a batch, over all devices.")
-@click.option("--micro-batch", type=int, metavar="N", help="Hold N images at once; loss and gradient stay exact.")
+@click.option("--batch-size", type=int, metavar="N", help="Batch size over all devices.")
+@click.option("--micro-batch", type=int, metavar="N", help="Images per forward pass; loss and gradient stay exact.")
 @click.option("--optimizer", metavar="NAME", help="adamw, stableadamw, lamb, lars or sgd.")
 @click.option("--base-lr", type=float, metavar="LR", help="lr = base_lr x batch_size / 256.")
-@click.option("--seed", type=int, metavar="N", help="Fixes initialisation, data order and views.")
+@click.option("--seed", type=int, metavar="N", help="Seed of the initialisation, data order and views.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")
 @click.option("--amp", metavar="TYPE", help="Mixed precision: off, bf16 or fp16.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoders with torch.compile.")
-@click.option("--on-nan", metavar="WHAT", help="What a non-finite loss does: stop, skip (the update) or continue.")
-@click.option("--config", "config_file", metavar="FILE", help="A TOML file; flags go on top of it.")
+@click.option("--on-nan", metavar="WHAT", help="At a non-finite loss: stop, skip (the update) or continue.")
+@click.option("--config", "config_file", metavar="FILE", help="A TOML file. Flags take precedence over it.")
 @click.option(
     "--set",
     "overrides",
@@ -80,12 +80,12 @@ _FLAGS = {
     multiple=True,
     help="Any configuration key, e.g. optim.base_lr=1e-3. Repeatable.",
 )
-@click.option("--skip-list", metavar="FILE", help="Leave out these training images: one index a line, # for comments.")
+@click.option("--skip-list", metavar="FILE", help="Training images to exclude: one index per line, # for comments.")
 @click.option("--keep-before-spikes", is_flag=True, help="Keep the checkpoints that precede a gradient spike.")
 @click.option("--name", metavar="RUN", help="The run's name. Default: the next run_NNN.")
-@click.option("--resume", metavar="RUN", help="Resume a run from its last checkpoint. Takes no other setting.")
-@click.option("--plan", is_flag=True, help="Measure five steps, print what the run needs, and stop.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@click.option("--resume", metavar="RUN", help="Resume a run from its last checkpoint. Allows no other setting.")
+@click.option("--plan", is_flag=True, help="Measure five steps, print the time and memory of the run, and exit.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and exit.")
 @runs_dir
 def command(
     log_grads: bool,
@@ -121,7 +121,7 @@ def command(
         )
         given = given or dry_run or plan
         if given or any(value is not None for value in flags.values()):
-            raise click.UsageError("--resume uses the run's own configuration; give only --runs-dir beside it")
+            raise click.UsageError("--resume uses the configuration of the run; only --runs-dir can be added")
         _resume(resume, runs_dir)
         return
     if compiled:
@@ -154,7 +154,7 @@ def _print_plan(config: Config) -> None:
 
 
 def _read_skip_list(file: str) -> list[int]:
-    """Indices of images, one a line; what follows a # is a comment. ConfigError names the line that is not one."""
+    """Read indices of images, one per line; # starts a comment. Raises ConfigError with the first invalid line."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -196,7 +196,9 @@ def _train(config: Config, runs_dir: str | None, name: str | None) -> None:
     from stabilitylab.studies.requeue import check_same, is_restart
 
     root = runs_root(runs_dir)
-    if name is not None and is_restart() and (root / name).is_dir():  # requeued: the same command resumes its run
+    if (
+        name is not None and is_restart() and (root / name).is_dir()
+    ):  # requeued by Slurm: the same command resumes its run
         check_same(root / name, config)
         _resume(name, runs_dir)
         return
@@ -214,9 +216,10 @@ def _resume(run: str, runs_dir: str | None) -> None:
 
 
 def _show(train: Callable[..., FinishedRun], runs_dir: str | None, name: str | None) -> None:
-    """Train with a progress bar, then name the run and the next command. Only the process of rank 0 speaks.
+    """Train with a progress bar, then print the run and the next command. Only rank 0 prints.
 
-    A training that a signal ended asks Slurm for another turn where it has a ``name`` to be found by."""
+    If a signal ended the training and the run has a ``name``, it is requeued in Slurm.
+    """
     from stabilitylab.cli.progress import TrainingProgress
     from stabilitylab.studies.requeue import requeue
     from stabilitylab.train.distributed import leave

@@ -27,20 +27,25 @@ _SPIKES = 6
 
 @click.command()
 @click.argument("run")
-@click.option("--once", is_flag=True, help="Show the run as it is now, and leave.")
+@click.option("--once", is_flag=True, help="Show the current state and exit.")
 @click.option(
-    "--every", metavar="SECONDS", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Between two looks."
+    "--every",
+    metavar="SECONDS",
+    type=click.FloatRange(0.2),
+    default=2.0,
+    show_default=True,
+    help="Time between updates.",
 )
 @click.option(
     "--on-spike", metavar="COMMAND",
-    help="Run a shell command for each new spike once it is over, with STABLAB_RUN, STABLAB_LAYER, STABLAB_ONSET, "
+    help="Run a shell command after each new spike has ended, with STABLAB_RUN, STABLAB_LAYER, STABLAB_ONSET, "
     "STABLAB_PEAK, STABLAB_RATIO, STABLAB_Z and STABLAB_KIND in its environment.",
 )  # fmt: skip
 @runs_dir
 def command(run: str, once: bool, every: float, on_spike: str | None, runs_dir: str | None) -> None:
-    """Watch RUN while it trains: progress, loss, kNN, the layers by their latest z, spikes as they happen.
+    """Watch RUN while it trains: progress, loss, kNN accuracy, the layers by their latest z, and spikes.
 
-    Ends when the run does. In a pipe it prints plain lines.
+    Exits when the run ends. Prints plain lines if the output is not a terminal.
     """
     from rich.live import Live
 
@@ -54,7 +59,7 @@ def command(run: str, once: bool, every: float, on_spike: str | None, runs_dir: 
         watcher = Watcher(reader)
         now = watcher.snapshot()
         alert = Alert(on_spike)
-        alert.note(now, run=once)  # what was there before watching began is no news
+        alert.note(now, run=once)  # do not report spikes from before watching began
         try:
             if once:
                 console.print(view(now, console))
@@ -78,20 +83,20 @@ def command(run: str, once: bool, every: float, on_spike: str | None, runs_dir: 
 
 
 class Told:
-    """Which spikes were told. What comes after a spike may move its onset: one that overlaps is the same."""
+    """Remembers which spikes were reported. Later values may move an onset, so overlapping spikes are the same."""
 
     def __init__(self) -> None:
         self.spikes: dict[str, dict[int, int]] = {}  # layer -> onset -> end
 
     def new(self, spike: Spike) -> bool:
-        """Whether the spike was not told before. It is now."""
+        """Whether the spike was not reported before. Marks it as reported."""
         told = self.spikes.setdefault(spike.layer, {})
         known = any(onset <= spike.end and spike.onset <= end for onset, end in told.items())
         told[spike.onset] = spike.end
         return not known
 
     def withdrawn(self, now: Snapshot) -> list[tuple[str, int]]:
-        """Layer and onset of spikes that were told and are none any more; each once."""
+        """Layer and onset of reported spikes that are no longer detected; each is returned once."""
         found = []
         for layer, told in self.spikes.items():
             there = [s for s in now.spikes if s.layer == layer]
@@ -103,7 +108,7 @@ class Told:
 
 
 class Alert:
-    """Runs a command for each new spike once it is over. A command that fails is said and changes nothing."""
+    """Runs a command after each new spike has ended. If the command fails, a warning is printed."""
 
     def __init__(self, command: str | None) -> None:
         self.command = command
@@ -127,7 +132,7 @@ class Alert:
 
 
 class PlainLines:
-    """A line where something is new: progress, each spike once it is over, and those that turn out to be none."""
+    """Prints a line for new progress, for each spike that has ended, and for spikes that are withdrawn."""
 
     def __init__(self) -> None:
         self._iterations = -1
@@ -139,14 +144,14 @@ class PlainLines:
             if self._told.new(spike):
                 click.echo(f"spike {_spike(spike, now)}")
         for layer, onset in self._told.withdrawn(now):
-            click.echo(f"withdrawn: {clean(layer, 32)} at {onset} is no spike beside what came after")
+            click.echo(f"withdrawn: {clean(layer, 32)} at {onset} is not a spike, given the later values")
         if (now.iterations, now.status) != (self._iterations, self._status):
             click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
         self._iterations, self._status = now.iterations, now.status
 
 
 def view(now: Snapshot, console: Console) -> Group:
-    """The whole picture, in the console's width."""
+    """The full view, fitted to the width of the console."""
     from rich.console import Group
     from rich.text import Text
 
@@ -203,7 +208,7 @@ def _layer_table(now: Snapshot) -> Table:
 
 
 def sparkline(values: np.ndarray, width: int, bars: str = _BARS) -> str:
-    """The whole series in at most ``width`` characters: each the mean of its block; ``x`` where nothing is finite."""
+    """The series in at most ``width`` characters, each the mean of a block; ``x`` for blocks without finite values."""
     blocks = np.array_split(np.asarray(values, dtype=float), max(1, min(width, len(values))))
     means = [float(block[np.isfinite(block)].mean()) if np.isfinite(block).any() else float("nan") for block in blocks]
     finite = [mean for mean in means if np.isfinite(mean)]
@@ -215,7 +220,7 @@ def sparkline(values: np.ndarray, width: int, bars: str = _BARS) -> str:
 
 
 def clean(text: str, most: int = 60) -> str:
-    """A name that cannot steer the terminal, on one line."""
+    """A name on one line, without control characters."""
     shown = "".join(character if character.isprintable() else "?" for character in text)
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 

@@ -34,7 +34,7 @@ def test_every_experiment_tells_its_check_its_cost_and_its_result(runs: Path, tm
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[0] == "replay check: iterations 40, 41 reproduce the recorded norms bit for bit"
-    assert lines[1].startswith("cost: 6 futures of 4 iterations, about ")
+    assert lines[1].startswith("cost: 6 continuations of 4 iterations, about ")
     assert "2 kicks per layer of 0.5 times its weights. Too few to judge which layers respond" in done.output
 
     skip = tmp_path / "skip.txt"

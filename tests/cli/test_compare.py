@@ -81,7 +81,12 @@ def test_compare_as_json(stablab_in: Callable[..., str], study: tuple[Path, list
 
 def test_compare_as_text_and_csv(stablab_in: Callable[..., str], study: tuple[Path, list[str]]) -> None:
     text = stablab_in("compare", *study[1])
-    for word in ("12 runs by mitigation, against none", "x minus none", "better", "sensitivity to the learning rate"):
+    for word in (
+        "12 runs by mitigation, compared with none",
+        "x minus none",
+        "better",
+        "sensitivity to the learning rate",
+    ):
         assert word in text
     assert "power: probability that the 95% interval excludes 0" in text
     rows = list(csv.DictReader(io.StringIO(stablab_in("compare", *study[1], "--format", "csv"))))
@@ -97,7 +102,7 @@ def test_compare_by_another_key(stablab_in: Callable[..., str], study: tuple[Pat
     assert (final["mitigation"], final["num_seeds"]) == ("0.3", 3)
     assert final["difference"] == pytest.approx(-0.04, abs=1e-6)
     mixed = stablab_in("compare", plain[0], "x_0_0.1", "x_1_0.1", "--by", "train.seed")
-    assert "the runs also differ in mitigation: effects mix with that" in mixed
+    assert "the runs also differ in mitigation, which confounds the effects" in mixed
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_compare_by_another_key(stablab_in: Callable[..., str], study: tuple[Pat
     [
         (["none_0_0.1"], "compare needs at least two runs"),
         (["none_0_0.1", "none_0_0.1"], "compare needs at least two runs"),
-        (["none_0_0.1", "x_0_0.1", "--baseline", "y"], r"no run has mitigation 'y'; there are: none, x"),
+        (["none_0_0.1", "x_0_0.1", "--baseline", "y"], r"no run has mitigation 'y'; available: none, x"),
         (["none_0_0.1", "x_0_0.1", "--by", "optim.bse_lr"], r"no configuration key 'optim.bse_lr'; it has .*base_lr"),
     ],
 )
@@ -143,7 +148,7 @@ def test_another_rate_and_ratio(stablab_in: Callable[..., str]) -> None:
         (["--false-alarms", "0"], "--false-alarms: must be above 0"),
         (["--false-alarms", "nan"], "--false-alarms: must be above 0"),
         (["--min-ratio", "0.5"], "--min-ratio: must be at least 1"),
-        (["--rule", "olmo", "--false-alarms", "1"], "--false-alarms has no meaning for --rule olmo"),
+        (["--rule", "olmo", "--false-alarms", "1"], "--false-alarms cannot be combined with --rule olmo"),
     ],
 )
 def test_options_that_make_no_sense(study: tuple[Path, list[str]], args: list[str], message: str) -> None:

@@ -48,14 +48,14 @@ def test_a_figure_and_its_table(runs: Path, stablab: Stablab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--kind", "knn"), "a figure needs a file to go to: give -o FILE"),
+        (("--kind", "knn"), "a figure needs an output file; use -o FILE"),
         (("--kind", "knn", "-o", "missing/x.pdf"), "cannot write missing/x.pdf: choose a file in an existing folder"),
         (
             ("--kind", "knn", "-o", "x.html"),
-            "cannot tell a format from x.html: end it in .pdf, .svg or .png, or give --format",
+            "unknown format of x.html; use the extension .pdf, .svg or .png, or set --format",
         ),
         (("--kind", "compare", "-o", "x.pdf"), "a comparison needs at least two runs"),
-        (("--kind", "lag", "--latex", "--format", "pdf"), "--latex writes a table: leave --format out"),
+        (("--kind", "lag", "--latex", "--format", "pdf"), "--latex writes a table; remove --format"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(

@@ -221,8 +221,8 @@ def test_collect_and_time_that_is_up_train_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["study", "--search", "x.toml", "--slurm", "main"], "--search goes with --jobs"),
-        (["study", "x.toml", "--hours", "2"], "--hours goes with --search"),
+        (["study", "--search", "x.toml", "--slurm", "main"], "--search allows only --jobs"),
+        (["study", "x.toml", "--hours", "2"], "--hours requires --search"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(args: list[str], message: str) -> None:
