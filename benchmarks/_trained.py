@@ -40,7 +40,7 @@ class Training:
     data: str = "digits"
     batch: int = 64
     seed: int = 0
-    iterations: int = 600
+    iterations: int = 400
     base_lr: float = SAFE_RATE
     settings: tuple[str, ...] = SMALL
 

@@ -132,7 +132,7 @@ def measured(work: Callable[[str], str], folder: Path) -> tuple[float, float, fl
     return found
 
 
-def main(iterations: int, num_layers: int, rounds: int) -> None:
+def main(iterations: int, num_layers: int, rounds: int, *, alone: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "large"
         run.mkdir()
@@ -150,12 +150,15 @@ def main(iterations: int, num_layers: int, rounds: int) -> None:
                 file.unlink()
             runs["ours"].append(measured(ours, run))
             runs["ours, kept answer"].append(measured(ours, run))
-            runs["pandas"].append(measured(with_pandas, run))
-            runs["pandas, trailing"].append(measured(trailing_pandas, run))
-        best = {name: min(found) for name, found in runs.items()}
+            if not alone:
+                runs["pandas"].append(measured(with_pandas, run))
+                runs["pandas, trailing"].append(measured(trailing_pandas, run))
+        best = {name: min(found) for name, found in runs.items() if found}
         for name, (wall, cpu, memory, said) in best.items():
             print(f"{name:<22}{wall:>9.2f}{cpu:>8.2f}{memory:>9.2f}  {said}")
         wall, cpu, memory, _ = best["ours"]
+        if alone:
+            return
         faster = best["pandas"][0] / wall
         for name in ("pandas", "pandas, trailing"):
             times = best[name]
@@ -172,5 +175,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10,000 iterations x 30 layers")
     parser.add_argument("--rounds", type=int, default=2, help="turns each takes; the best counts")
+    parser.add_argument("--alone", action="store_true", help="without pandas")
     given = parser.parse_args()
-    main(*((10_000, 30) if given.quick else (100_000, 150)), rounds=given.rounds)
+    main(*((10_000, 30) if given.quick else (100_000, 150)), rounds=given.rounds, alone=given.alone)

@@ -235,16 +235,21 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs; the limits are not checked")
     parser.add_argument("--part", type=int, choices=(1, 2, 3, 4), help="one table alone")
+    parser.add_argument("--share", type=float, default=1.0, help="of the runs of each table")
     given = parser.parse_args()
     quick, kept = given.quick, True
+
+    def number(full: int, few: int) -> int:
+        return few if quick else max(round(given.share * full), few)
+
     if given.part in (None, 1):
-        kept &= false_events(4 if quick else 40, 100_000)
+        kept &= false_events(number(40, 4), 100_000)
     if given.part in (None, 2):
-        kept &= recall(3 if quick else 10, 20_000)
+        kept &= recall(number(10, 3), 20_000)
     if given.part in (None, 3):
-        by_width(3 if quick else 10, 20_000)
+        by_width(number(10, 3), 20_000)
     if given.part in (None, 4):
-        by_ratio(8 if quick else 40, 10_000)
+        by_ratio(number(40, 8), 10_000)
         speed(20_000 if quick else 100_000)
     if not (kept or quick):
         raise SystemExit("a limit of 1 or 2 is not kept")

@@ -121,8 +121,10 @@ def unrelated(runs: int) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="50 series instead of 500; the limits are not checked")
-    quick = parser.parse_args().quick
-    runs = 50 if quick else 500
+    parser.add_argument("--series", type=int, default=500, help="how many, in each row")
+    given = parser.parse_args()
+    quick = given.quick
+    runs = 50 if quick else given.series
     kept = [planted(runs), ramps(runs), unrelated(runs)]
     if not (all(kept) or quick):
         raise SystemExit("a limit is not kept")

@@ -67,6 +67,8 @@ def table(draws: int) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="40 pools a row, not 400; the limits are not checked")
-    quick = parser.parse_args().quick
-    if not (table(40 if quick else 400) or quick):
+    parser.add_argument("--pools", type=int, default=400, help="how many, in each row")
+    given = parser.parse_args()
+    quick = given.quick
+    if not (table(40 if quick else given.pools) or quick):
         raise SystemExit("a limit is not kept")

@@ -94,6 +94,8 @@ def study(seeds: int) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 seeds a lag instead of 10; the limits are not checked")
-    quick = parser.parse_args().quick
-    if not (study(2 if quick else 10) or quick):
+    parser.add_argument("--seeds", type=int, default=10, help="how many, in each row")
+    given = parser.parse_args()
+    quick = given.quick
+    if not (study(2 if quick else given.seeds) or quick):
         raise SystemExit("a limit is not kept")

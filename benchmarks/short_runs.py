@@ -72,6 +72,8 @@ def table(runs: int) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="15 runs a row, not 60; the limit is not checked")
-    quick = parser.parse_args().quick
-    if not (table(15 if quick else 60) or quick):
+    parser.add_argument("--runs", type=int, default=60, help="how many, in each row")
+    given = parser.parse_args()
+    quick = given.quick
+    if not (table(15 if quick else given.runs) or quick):
         raise SystemExit("a limit is not kept")

@@ -54,25 +54,40 @@ def real(folder: Path) -> list[LayerSeries]:
     return layers
 
 
-def told(layers: list[LayerSeries], n: int) -> list[tuple[str, int, int]]:
+Told = tuple[list[tuple[str, int, int]], dict[str, float]]
+
+
+def told(layers: list[LayerSeries], n: int) -> Told:
+    """Layer, onset and end of each event of the first ``n`` values, and each layer's threshold in noise sd."""
     cut = [LayerSeries(one.name, one.depth, one.iteration[:n], one.grad_norm[:n]) for one in layers]
     shared = shared_by(cut, SETTINGS)
-    return [(s.layer, s.onset, s.end) for one in cut for s in detect(one, SETTINGS, shared).spikes]
+    found = {one.name: detect(one, SETTINGS, shared) for one in cut}
+    events = [(s.layer, s.onset, s.end) for one in found.values() for s in one.spikes]
+    return events, {name: one.threshold for name, one in found.items()}
 
 
 def row(name: str, runs: list[list[LayerSeries]], n: int) -> bool:
     all_of, kept, settled, settled_kept, later = 0, 0, 0, 0, 0
+    moved: list[float] = []  # of every layer, and below of the layers of events that are lost
+    lost: list[float] = []
     for layers in runs:
-        after = told(layers, 2 * n)
+        after, then = told(layers, 2 * n)
+        before, now = told(layers, n)
         later += sum(onset < n - PROVISIONAL for _, onset, _ in after)
-        for which, onset, end in told(layers, n):
+        moved += [abs(then[one] - now[one]) for one in now]
+        for which, onset, end in before:
             there = any(which == w and onset <= e and o <= end for w, o, e in after)
             all_of, kept = all_of + 1, kept + there
             if end <= n - PROVISIONAL:
                 settled, settled_kept = settled + 1, settled_kept + there
+                lost += [] if there else [then[which] - now[which]]
     share = settled_kept / settled if settled else float("nan")
     every = kept / all_of if all_of else float("nan")
-    print(f"{name:<22}{n:>7}{all_of:>8}{every:>10.3f}{settled:>9}{share:>10.3f}{later - settled_kept:>12}", flush=True)
+    by = f"{np.nanmedian(moved):.2f}"
+    rose = f"{np.nanmedian(lost):+.2f}" if lost else ""
+    told_later = later - settled_kept
+    print(f"{name:<22}{n:>7}{all_of:>8}{every:>10.3f}{settled:>9}{share:>10.3f}", end="")
+    print(f"{told_later:>12}{by:>8}{rose:>11}", flush=True)
     return n < 1600 or settled == 0 or share >= 0.95
 
 
@@ -80,11 +95,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1 run a row, not 10; the limit is not checked")
     parser.add_argument("--real", type=Path, help="a folder of runs as Parquet")
+    parser.add_argument("--runs", type=int, default=10, help="of generated noise, in each row")
     given = parser.parse_args()
-    print(f"{'series':<22}{'n':>7}{'events':>8}{'survive':>10}{'settled':>9}{'survive':>10}{'told later':>12}")
+    head = f"{'series':<22}{'n':>7}{'events':>8}{'survive':>10}{'settled':>9}{'survive':>10}{'told later':>12}"
+    print(f"{head}{'moved':>8}{'where lost':>11}")
     held = True
     for kind, phi in (("normal", 0.5), ("t3", 0.5)):
-        made = [generated(seed, 12_800, kind, phi) for seed in range(1 if given.quick else 10)]
+        made = [generated(seed, 12_800, kind, phi) for seed in range(1 if given.quick else given.runs)]
         for length in (400, 800, 1600, 3200, 6400):
             held &= row(f"{kind}, AR {phi}", made, length)
     for folder in sorted(given.real.iterdir()) if given.real else []:

@@ -38,13 +38,15 @@ class Detection:
 
     ``spikes``: in order of onset. ``mirrored_events``: number of events in the mirrored series. ``score`` (n,) float32:
     noise sd above the baseline, -inf where unknown. ``starts``: the iteration at which each event first exceeds the
-    closing level, at or before its onset.
+    closing level, at or before its onset. ``threshold``: the score that a single value must pass; NaN for other rules
+    and for series that are too short.
     """
 
     spikes: tuple[Spike, ...]
     mirrored_events: int
     score: np.ndarray
     starts: tuple[int, ...]
+    threshold: float = float("nan")
 
 
 def detect_spikes(series: LayerSeries, settings: SpikeSettings | None = None) -> tuple[Spike, ...]:
@@ -132,6 +134,7 @@ def detect(
         mirrored_events=found.mirrored_events,
         score=found.score.astype(np.float32),
         starts=tuple(start for start, _ in spikes),
+        threshold=found.threshold,
     )
 
 
@@ -147,6 +150,7 @@ class _Found:
     height: np.ndarray
     score: np.ndarray
     excess: np.ndarray | None = None
+    threshold: float = float("nan")
 
 
 def _search(
@@ -174,7 +178,8 @@ def _search(
         flagged, mirrored_flagged = now, now_mirrored
         if settled:
             break
-    return _Found(runs, len(mirrored_runs), base.before, (x - base.before) / base.scale, score, score * base.scale)
+    height = (x - base.before) / base.scale
+    return _Found(runs, len(mirrored_runs), base.before, height, score, score * base.scale, float(raised[1]))
 
 
 def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Found:
