@@ -48,11 +48,25 @@ def test_features_that_no_longer_differ() -> None:
 def test_partly_and_not() -> None:
     assert find_collapse(run(np.full(50, 0.09), falling(16, 3))).verdict == "partly"
     assert find_collapse(run(np.full(50, 0.09)), accuracy(falling(0.8, 0.1))).verdict == "partly"
+    fell = find_collapse(run(falling(0.09, 0.015)))  # to 0.12 of the isotropic spread, a sixth of what it was
+    assert (fell.verdict, fell.iteration) == ("partly", 500)
     healthy = find_collapse(run(np.full(50, 0.09), np.full(50, 12.0)), accuracy(np.linspace(0.2, 0.9, 50)))
     assert healthy.verdict == "not"
     recovered = np.full(50, 0.1)
     recovered[20:30] = 1e-4
     assert find_collapse(run(recovered)).verdict == "not"
+
+
+def test_features_that_always_lay_close_together_are_healthy() -> None:
+    """A narrow encoder: 0.13 of the isotropic spread, more than half of what the untrained one had, and it learns."""
+    narrow = falling(0.029, 0.016, at=5)
+    assert find_collapse(run(narrow)).verdict == "not"
+    learns = accuracy(np.linspace(0.5, 0.85, 50))
+    assert find_collapse(run(narrow, np.full(50, 3.3)), learns).verdict == "not"
+    fell = falling(0.09, 0.015)
+    assert find_collapse(run(fell, np.full(50, 3.3)), learns).verdict == "not"  # the accuracy says it is none
+    assert find_collapse(run(fell, falling(12, 2.5)), learns).verdict == "partly"  # two signs of the features
+    assert find_collapse(run(np.full(50, 1e-3))).verdict == "collapsed"  # from the first evaluation on
 
 
 def test_without_features_the_accuracy_decides() -> None:
