@@ -1,4 +1,4 @@
-"""StabilityLab: find, time and cure the training instability of self-supervised vision transformers.
+"""StabilityLab: detect, time and fix the training instability of self-supervised vision transformers.
 
 with stabilitylab.record(model, optimizer, run="my_run") as rec:
     ...
@@ -6,7 +6,7 @@ with stabilitylab.record(model, optimizer, run="my_run") as rec:
     rec.step(loss=loss, lr=lr)
     optimizer.step()
 
-run = stabilitylab.open_run("my_run")    # tables, results and plots of any run, also while it is written
+run = stabilitylab.open_run("my_run")    # tables, results and plots of any run, even while it is being written
 run.signal("grad_norm"), run.analyze().lag, run.plot("spikes")
 """
 
@@ -69,7 +69,7 @@ _PUBLIC = {  # the rest are errors
 
 
 def __getattr__(name: str) -> Any:
-    """Public names come when they are asked for: ``import stabilitylab`` does not import torch."""
+    """Import public names on first access, so that ``import stabilitylab`` does not import torch."""
     if name == "cause":
         return import_module("stabilitylab.cause")
     if name not in __all__:

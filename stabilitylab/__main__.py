@@ -1,4 +1,4 @@
-"""``python -m stabilitylab`` is ``stablab``."""
+"""``python -m stabilitylab`` runs ``stablab``."""
 
 from stabilitylab.cli import main
 

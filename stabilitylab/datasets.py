@@ -1,4 +1,4 @@
-"""The data sets by name. Imports no torch: `stabilitylab.data.datasets` loads them."""
+"""Registry of data sets. It does not import torch; `stabilitylab.data.datasets` contains the loaders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stabilitylab.registry import Registry
 class DataSet:
     """A data set to train on.
 
-    ``help``: one line. ``load(folder)`` gives a `stabilitylab.data.datasets.ImageData`; also as
-    ``"package.module:function"``. ``folder``: whether it is written ``name:DIR``; else ``load`` gets an empty string.
-    ``recipe``: of a data set of another package, the starting values of the configuration as nested dicts, on top of
-    those of digits; the data sets of this package have a file in ``recipes/``.
+    ``help``: a one-line description. ``load(folder)``: returns a `stabilitylab.data.datasets.ImageData`; it may be
+    given as ``"package.module:function"``. ``folder``: whether users write ``name:DIR``; otherwise ``load`` gets an
+    empty string. ``recipe``: for data sets of plugins, default values of the configuration as nested dicts, on top of
+    those of digits. The data sets of this package have a file in ``recipes/`` instead.
     """
 
     help: str
@@ -27,7 +27,7 @@ class DataSet:
 
 def _check(name: str, entry: Any) -> None:
     if not isinstance(entry, DataSet):
-        raise TypeError(f"it is not a stabilitylab.datasets.DataSet but a {type(entry).__name__}")
+        raise TypeError(f"expected a stabilitylab.datasets.DataSet, not a {type(entry).__name__}")
 
 
 _HERE = "stabilitylab.data.datasets:"
@@ -38,10 +38,10 @@ DATASETS: Registry[DataSet] = Registry(
         "digits": DataSet(
             help="scikit-learn's 1,797 digits, enlarged to 16 x 16", load=_HERE + "load_digits", folder=False
         ),
-        "fashion-mnist": DataSet(help="Fashion-MNIST, as its authors publish it", load=_HERE + "load_fashion_mnist"),
-        "cifar10": DataSet(help="CIFAR-10, as torchvision lays it out", load=_HERE + "load_cifar10"),
-        "cifar100": DataSet(help="CIFAR-100, as torchvision lays it out", load=_HERE + "load_cifar100"),
-        "stl10": DataSet(help="STL-10, as torchvision lays it out", load=_HERE + "load_stl10"),
+        "fashion-mnist": DataSet(help="Fashion-MNIST in its original IDX files", load=_HERE + "load_fashion_mnist"),
+        "cifar10": DataSet(help="CIFAR-10 in torchvision's layout", load=_HERE + "load_cifar10"),
+        "cifar100": DataSet(help="CIFAR-100 in torchvision's layout", load=_HERE + "load_cifar100"),
+        "stl10": DataSet(help="STL-10 in torchvision's layout", load=_HERE + "load_stl10"),
         "imagefolder": DataSet(help="folders train/ and val/, one folder per class", load=_HERE + "load_image_folder"),
     },
     group="stabilitylab.datasets",
@@ -50,6 +50,7 @@ DATASETS: Registry[DataSet] = Registry(
 
 
 def describe_datasets() -> str:
-    """How each is written, for a help page; those of other packages are listed without being loaded."""
+    """The names of all data sets as written on the command line, for ``--help``. Plugins are listed without being
+    imported."""
     entries = ((name, DATASETS.own(name)) for name in DATASETS)
     return ", ".join(f"{name}:DIR" if entry is not None and entry.folder else name for name, entry in entries)

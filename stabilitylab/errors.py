@@ -1,40 +1,40 @@
-"""Every error that a caller can catch. The message is one line: what, where, and what to do about it."""
+"""All exceptions of the package. A message is one line that says what is wrong, where, and what to do about it."""
 
 
 class StabilityLabError(Exception):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class ConfigError(StabilityLabError, ValueError):
-    """A configuration, an option or an argument is invalid. The message names the value and what is allowed."""
+    """A configuration, an option or an argument is invalid. The message names the value and the allowed values."""
 
 
 class RecordError(StabilityLabError, RuntimeError):
-    """The recorder is used in a way that cannot be right. The message names the remedy."""
+    """The recorder is used incorrectly. The message says how to fix it."""
 
 
 class LogFormatError(StabilityLabError, ValueError):
-    """A file is not a log that can be read. The message names the file and what it should look like."""
+    """A file is not a readable log. The message names the file and the expected content."""
 
 
 class NoDataError(StabilityLabError, ValueError):
-    """A run lacks what was asked for: gradients, a signal, a metric. The message names what it has."""
+    """A run lacks the requested data, such as gradients, a signal or a metric. The message lists what it has."""
 
 
 class StoreError(StabilityLabError):
-    """Any failure of the store."""
+    """Base class of all errors of the store."""
 
 
 class RunExists(StoreError):  # noqa: N818
-    """The name is taken by another run."""
+    """A run with this name already exists."""
 
 
 class RunNotFound(StoreError):  # noqa: N818
-    """No run has this name; the message lists the nearest ones."""
+    """There is no run with this name. The message lists the nearest names."""
 
 
 class RunBroken(StoreError):  # noqa: N818
-    """The folder holds no readable run, or one that this version cannot read."""
+    """The folder contains no readable run, or one that this version cannot read."""
 
 
 class RunBusy(StoreError):  # noqa: N818
@@ -42,8 +42,8 @@ class RunBusy(StoreError):  # noqa: N818
 
 
 class StoreWarning(UserWarning):
-    """Rows could not be written, or were lost; training goes on."""
+    """Rows could not be written, or were lost. Training continues."""
 
 
 class PluginWarning(UserWarning):
-    """An extension of another package could not be used; everything else goes on without it."""
+    """A plugin could not be used. Everything else continues without it."""

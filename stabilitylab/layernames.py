@@ -1,4 +1,4 @@
-"""What the name of a layer tells, whichever library built the model. Imports no torch."""
+"""Classification of layers by name, across model libraries. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INPUTS = (
 
 
 def is_probe(name: str) -> bool:
-    """Whether a layer is called what libraries call a classifier trained on detached features beside the main loss.
+    """Whether a layer is named like a probe: a classifier trained on detached features alongside the main loss.
 
     >>> is_probe("online_classifier"), is_probe("student_backbone.head")
     (True, False)
@@ -28,8 +28,8 @@ def is_probe(name: str) -> bool:
 
 
 def input_kind(name: str) -> str:
-    """What a first layer is, as far as its name tells: a patch projection, a token embedding, an input convolution, or
-    an empty string.
+    """The kind of a first layer, judged by its name: patch projection, token embedding, input convolution, or an empty
+    string if unknown.
 
     >>> input_kind("student_backbone.patch_embed"), input_kind("transformer.wte"), input_kind("layer1.0")
     ('patch projection', 'token embedding', '')

@@ -1,4 +1,4 @@
-"""What a metric's name tells: whether higher or lower is better, and on what scale its values are.
+"""Properties of a metric that are inferred from its name: whether higher is better, and the scale of its values.
 
 A *goal* is ``max`` or ``min``. A *scale* is ``fraction``, ``percent``, ``log`` for a perplexity, or ``value``.
 """
@@ -47,13 +47,21 @@ _HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev", "heldout"}
 
 
 def words(name: str) -> list[str]:
-    """``val/knn_acc1`` -> val, knn, acc1; ``valLoss`` -> val, loss."""
+    """The lower-case words of a name.
+
+    >>> words("val/knn_acc1"), words("valLoss")
+    (['val', 'knn', 'acc1'], ['val', 'loss'])
+    """
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
 
 
 def goal_of(name: str) -> str | None:
-    """``max`` or ``min`` where the name tells; None where it does not."""
+    """``max`` or ``min``; None if the name does not show which.
+
+    >>> goal_of("val_loss"), goal_of("top1"), goal_of("quality")
+    ('min', 'max', None)
+    """
     parts = words(name)
     if any(part in _LOWER or part.endswith("loss") for part in parts):
         return "min"
@@ -63,31 +71,31 @@ def goal_of(name: str) -> str | None:
 
 
 def is_accuracy(name: str) -> bool:
-    """Whether the name is that of a share of right answers."""
+    """Whether the name is that of an accuracy, a proportion of correct answers."""
     parts = words(name)
     named = any(part in _ACCURACY or part.startswith(("acc", "knn", "top")) for part in parts)
     return named and goal_of(name) == "max"
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the name says that the metric was measured on held-out data."""
+    """Whether the name indicates that the metric was measured on held-out data."""
     return bool(set(words(name)) & _HELD_OUT) or "knn" in name.lower()
 
 
 def check_goal(name: str, goal: str | None, scale: str | None = None) -> None:
-    """ConfigError for a goal or scale that does not exist, or a goal that contradicts the metric's name."""
+    """Raise ConfigError for an unknown goal or scale, or a goal that contradicts the name of the metric."""
     if goal is not None and goal not in GOALS:
         raise ConfigError(f"goal {goal!r} is neither max nor min")
     if scale is not None and scale not in SCALES:
-        raise ConfigError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+        raise ConfigError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
     named = goal_of(name)
     if goal is not None and named is not None and goal != named and (named == "min" or is_accuracy(name)):
         better = "lower" if named == "min" else "higher"
-        raise ConfigError(f"metric {name}: goal {goal} contradicts its name, for which {better} is better")
+        raise ConfigError(f"metric {name}: goal {goal} contradicts its name, which means that {better} is better")
 
 
 def scale_of(name: str, finite: np.ndarray) -> str:
-    """The scale of the finite values (n,) of a metric that declares none."""
+    """The scale of a metric, inferred from its name and its finite values (n,)."""
     parts = words(name)
     if set(parts) & _PERPLEXITY:
         return "log" if finite.min() > 0 else "value"
@@ -100,5 +108,5 @@ def scale_of(name: str, finite: np.ndarray) -> str:
 
 
 def is_binomial(name: str) -> bool:
-    """Whether the values are shares of samples that were right or wrong, so that ``num_samples`` gives their error."""
+    """Whether the values are proportions of right or wrong samples, so that ``num_samples`` gives their error."""
     return bool(set(words(name)) & (_RIGHT_OR_WRONG | {"error", "err"}))

@@ -1,4 +1,4 @@
-"""Named things that users choose from and extend: methods, mitigations, signals, importers, data sets."""
+"""Registries of named objects that users choose from and extend, such as methods, mitigations and signals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Return ``name`` if it is one of ``choices``; else raise ConfigError with the nearest valid names."""
+    """Return ``name`` if it is one of ``choices``. Otherwise raise ConfigError with the nearest valid names."""
     known = sorted(choices)
     if name in known:
         return name
@@ -25,7 +25,7 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
 
 
 def located(entry: Any) -> Any:
-    """``"package.module:name"`` as the object itself; anything else as it is."""
+    """Import ``"package.module:name"``. Other objects are returned unchanged."""
     if not isinstance(entry, str):
         return entry
     module, _, name = entry.partition(":")
@@ -33,13 +33,13 @@ def located(entry: Any) -> Any:
 
 
 class Registry(Mapping[str, T]):
-    """Entries by name: those of this package, then those that installed packages add as entry points of ``group``.
+    """Entries by name: first those of this package, then those that plugins declare as entry points of ``group``.
 
-    An entry point is loaded when its entry is first read, never by listing the names. One that cannot be loaded is
-    named in a `PluginWarning` and skipped; so is one that would replace an entry of this package.
+    A plugin is imported when its entry is first read, not when names are listed. A plugin that cannot be imported, or
+    that would replace an entry of this package, is skipped with a `PluginWarning`.
 
-    ``kind``: what an entry is called in messages. ``check``: raises ValueError or TypeError for a value that is not
-    such an entry.
+    ``kind``: the name of an entry in messages. ``check(name, value)``: raises ValueError or TypeError for an invalid
+    entry.
     """
 
     def __init__(
@@ -61,25 +61,25 @@ class Registry(Mapping[str, T]):
         for point in entry_points(group=self.group) if self.group else ():
             taken = "StabilityLab" if point.name in self._own else _package(found.get(point.name))
             if taken:
-                self._skip(point, f"the {self.kind} {point.name!r} of {taken} has this name")
+                self._skip(point, f"{taken} already defines the {self.kind} {point.name!r}")
             else:
                 found[point.name] = point
         return found
 
     def add(self, name: str, entry: T) -> None:
-        """Add an entry for this process. ConfigError for a name that is taken."""
+        """Add an entry for this process. Raises ConfigError if the name exists."""
         if name in self._entries or name in self._plugins:
-            raise ConfigError(f"the {self.kind} {name!r} exists; choose another name")
+            raise ConfigError(f"the {self.kind} {name!r} already exists; choose another name")
         self._check(name, entry)
         self._entries[name] = entry
 
     def own(self, name: str) -> T | None:
-        """The entry called ``name`` if it is there without loading a plugin."""
+        """The entry ``name`` if it is available without importing a plugin, else None."""
         return self._entries.get(name)
 
     def choose(self, name: str) -> T:
-        """The entry called ``name``; ConfigError lists the nearest names and all there are."""
-        if name not in self._entries:  # spares looking for plugins
+        """The entry ``name``. Raises ConfigError with the nearest names and a list of all names."""
+        if name not in self._entries:  # avoids looking for plugins
             if name in self._plugins:
                 self._load(name)
             check_choice(self.kind, name, self)
@@ -91,11 +91,11 @@ class Registry(Mapping[str, T]):
         return self._entries[name]
 
     def values(self) -> list[T]:  # type: ignore[override]
-        """Every entry that can be loaded."""
+        """All entries, after importing all plugins."""
         return list(dict(self.items()).values())
 
     def items(self) -> list[tuple[str, T]]:  # type: ignore[override]
-        """Name and entry of all that can be loaded."""
+        """(name, entry) of all entries, after importing all plugins."""
         for name in list(self._plugins):
             if name not in self._entries:
                 self._load(name)
@@ -128,7 +128,7 @@ class Registry(Mapping[str, T]):
 
 
 def _package(point: EntryPoint | None) -> str:
-    """The name of the distribution that declares the entry point; empty without one."""
+    """The name of the package that declares the entry point; empty without one."""
     if point is None:
         return ""
     return point.dist.name if point.dist is not None else point.value

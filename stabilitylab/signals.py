@@ -1,8 +1,8 @@
-"""What can be measured per layer: one declaration a signal.
+"""Signals: the quantities that can be recorded per layer, each with one declaration.
 
-The store's columns, the configuration, the recorder, the Run handle and the documentation read these declarations. A
-new signal is an entry in `SIGNALS` and a function that measures it (see `stabilitylab.recording.measurement`).
-Imports no torch.
+The store's columns, the configuration, the recorder, the Run handle and the documentation use these declarations. A new
+signal is an entry in `SIGNALS` and a function that measures it (see `stabilitylab.recording.measurement`). This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _RESERVED = ("iteration", "layer_id")
 class Signal:
     """One number per layer and iteration.
 
-    ``name``: its column in ``layer_stats``. ``help``: one line. ``unit``: ``"1"`` for a number without one.
-    ``low``, ``high``: the range of its finite values; it may be negative. ``source``: what it is computed from. A
-    signal of the gradient is missing where a layer got none; a signal of the weights is there wherever they may change;
-    a signal of the forward pass is measured by hooks. ``needs_optimizer``: reads the optimizer's state.
-    ``flags_nonfinite``: positive where a gradient is not finite; kept where a loss scaler skips the update, while the
-    other signals of that gradient are stored as missing. ``measure``: of a signal of another package, the function or
-    `Measurement` class that measures it, as an object or, so that the declaration needs no torch, as
-    ``"package.module:name"``; the signals of this package register theirs by name.
+    ``name``: its column in ``layer_stats``. ``help``: a one-line description. ``unit``: ``"1"`` if dimensionless.
+    ``low``, ``high``: range of its finite values, which may be negative. ``source``: what it is computed from. A signal
+    of the ``gradient`` is missing if a layer has none; a signal of the ``weights`` is always available for trainable
+    layers; a signal of the ``forward`` pass is measured by hooks. ``needs_optimizer``: whether it reads the state of
+    the optimizer. ``flags_nonfinite``: whether it is positive for non-finite gradients; it is kept if a loss scaler
+    skips the update, while the other signals of that gradient are stored as missing. ``measure``: for signals of
+    plugins, the function or `Measurement` class that measures it, as an object or as ``"package.module:name"`` (which
+    avoids importing torch). The signals of this package register theirs by name.
 
     >>> SIGNALS["grad_norm"].unit
     '1'
     >>> Signal(name="Grad Norm", help="")
     Traceback (most recent call last):
     ...
-    ValueError: a signal's name is lower case letters, digits and underscores, not 'Grad Norm'
+    ValueError: the name of a signal must consist of lower-case letters, digits and underscores, not 'Grad Norm'
     """
 
     name: str
@@ -53,23 +53,25 @@ class Signal:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
-            raise ValueError(f"a signal's name is lower case letters, digits and underscores, not {self.name!r}")
+            raise ValueError(
+                f"the name of a signal must consist of lower-case letters, digits and underscores, not {self.name!r}"
+            )
         if not self.low < self.high:
             raise ValueError(f"signal {self.name}: low {self.low:g} is not below high {self.high:g}")
 
     @property
     def signed(self) -> bool:
-        """Whether a value may be negative: such a signal is drawn on a linear axis, the others on a logarithmic one."""
+        """Whether values may be negative. Such signals are drawn on a linear axis, the others on a logarithmic axis."""
         return self.low < 0
 
 
 def _check(name: str, value: Any) -> None:
     if not isinstance(value, Signal):
-        raise TypeError(f"it is not a stabilitylab.signals.Signal but a {type(value).__name__}")
+        raise TypeError(f"expected a stabilitylab.signals.Signal, not a {type(value).__name__}")
     if value.name != name:
         raise ValueError(f"it declares the name {value.name!r}")
     if value.measure is None:
-        raise ValueError("it does not name what measures it: Signal(..., measure='package.module:function')")
+        raise ValueError("the function that measures it is missing: Signal(..., measure='package.module:function')")
 
 
 _DECLARED = (
@@ -78,12 +80,12 @@ _DECLARED = (
     Signal(name="weight_norm", help="L2 norm of the weights", source="weights"),
     Signal(
         name="adam_rms",
-        help="RMS_t of AdamW, which foresees spikes (arXiv 2304.13013); missing without a second moment",
+        help="RMS_t of AdamW, an early warning of spikes (arXiv 2304.13013); missing without a second moment",
         needs_optimizer=True,
     ),
     Signal(
         name="update_ratio",
-        help="L2 size of the update over that of the weights before it; keeps a copy of the weights",
+        help="L2 norm of the update divided by that of the weights before it; keeps a copy of the weights",
         source="weights",
     ),
     Signal(
@@ -96,13 +98,13 @@ _DECLARED = (
     Signal(name="attention_max", help="largest absolute attention logit", source="forward"),
     Signal(
         name="attention_entropy",
-        help="entropy of the attention weights, in nats: mean over queries, of the head that has least",
+        help="entropy of the attention weights, in nats: mean over queries, minimum over heads",
         unit="nat",
         source="forward",
     ),
     Signal(
         name="grad_cosine",
-        help="cosine of the gradient to that of the iteration before; keeps a copy of the gradients",
+        help="cosine similarity to the gradient of the previous iteration; keeps a copy of the gradients",
         low=-1.0,
         high=1.0,
     ),
@@ -112,7 +114,7 @@ SIGNALS: Registry[Signal] = Registry(
     "signal", {signal.name: signal for signal in _DECLARED}, group="stabilitylab.signals", check=_check
 )
 BUILT_IN = tuple(signal.name for signal in _DECLARED)
-"""The signals for which every store has a column."""
+"""The signals that have a column in every store."""
 
 DEFAULT = ("grad_norm", "grad_max")
-"""What `stabilitylab.record` measures unless told otherwise."""
+"""The signals that `stabilitylab.record` measures by default."""

@@ -1,4 +1,4 @@
-"""What processes that were killed left half-made, and that nobody will finish."""
+"""Cleanup of temporary files and folders left behind by killed processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def remove_unfinished(folder: Path, name: re.Pattern[str]) -> None:
-    """Remove what lies in `folder` under a name that this package gives to what it is making, where the process that
-    the name tells (group ``pid``) is gone."""
+    """Remove the entries of ``folder`` that match ``name``, a pattern of temporary names of this package, if the process
+    in its group ``pid`` no longer exists."""
     for path in folder.iterdir():
         match = name.fullmatch(path.name)
         if match is None or _lives(int(match["pid"])):

@@ -129,9 +129,13 @@ def test_a_declared_goal_makes_any_curve_a_metric() -> None:
 
 
 def test_bad_metrics_are_named() -> None:
-    with pytest.raises(ConfigError, match="metric val_loss: goal max contradicts its name, for which lower is better"):
+    with pytest.raises(
+        ConfigError, match="metric val_loss: goal max contradicts its name, which means that lower is better"
+    ):
         choose_metric(curves(val_loss=FOUR), metric="val_loss", goal="max")
-    with pytest.raises(ConfigError, match="metric val_acc: goal min contradicts its name, for which higher is better"):
+    with pytest.raises(
+        ConfigError, match="metric val_acc: goal min contradicts its name, which means that higher is better"
+    ):
         metric_of("val_acc", curves(a=FOUR)["a"], "min")
     with pytest.raises(NoDataError, match="metric val_acc: all 3 values are missing or not finite"):
         choose_metric(curves(val_acc=[np.nan] * 3), metric="val_acc")
