@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def remove_unfinished(folder: Path, name: re.Pattern[str]) -> None:
-    """Remove the entries of ``folder`` that match ``name``, a pattern of temporary names of this package, if the process
-    in its group ``pid`` no longer exists."""
+    """Remove the entries of ``folder`` that match ``name``, a pattern of temporary names of this package, if the
+    process in its group ``pid`` no longer exists."""
     for path in folder.iterdir():
         match = name.fullmatch(path.name)
         if match is None or _lives(int(match["pid"])):
