@@ -133,11 +133,11 @@ def test_segments_of_an_earlier_schema_are_merged(tmp_path: Path, monkeypatch: p
 
 def test_declarations_are_checked() -> None:
     for name in ("Norm", "grad norm", "layer_id", "1st", ""):
-        with pytest.raises(ValueError, match="lower case"):
+        with pytest.raises(ValueError, match="lower-case"):
             Signal(name=name, help="")
     with pytest.raises(ValueError, match="not below"):
         Signal(name="x", help="", low=1, high=1)
-    with pytest.raises(ConfigError, match="'grad_norm' exists"):
+    with pytest.raises(ConfigError, match="'grad_norm' already exists"):
         SIGNALS.add("grad_norm", Signal(name="grad_norm", help="", measure=lambda step: step.nothing))
     assert all(signal.help and not signal.help.endswith(".") for signal in SIGNALS.values())
 
