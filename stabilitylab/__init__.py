@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stabilitylab.version import __version__
 
 if TYPE_CHECKING:
-    from stabilitylab import cause
+    from stabilitylab import cause, datasets
     from stabilitylab.attach.loop import record
     from stabilitylab.errors import (
         ConfigError,
@@ -54,6 +54,7 @@ __all__ = [
     "__version__",
     "cause",
     "compare",
+    "datasets",
     "open_run",
     "record",
     "runs",
@@ -70,8 +71,8 @@ _PUBLIC = {  # the rest are errors
 
 def __getattr__(name: str) -> Any:
     """Import public names on first access, so that ``import stabilitylab`` does not import torch."""
-    if name == "cause":
-        return import_module("stabilitylab.cause")
+    if name in ("cause", "datasets"):
+        return import_module(f"stabilitylab.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'stabilitylab' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC.get(name, "stabilitylab.errors")), name)

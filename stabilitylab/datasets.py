@@ -1,4 +1,5 @@
-"""Registry of data sets. It does not import torch; `stabilitylab.data.datasets` contains the loaders."""
+"""Registry of data sets to train on, and recorded runs. It does not import torch; `stabilitylab.data.datasets` contains
+the loaders."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stabilitylab.registry import Registry
+from stabilitylab.registry import Registry, located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,12 @@ def describe_datasets() -> str:
     imported."""
     entries = ((name, DATASETS.own(name)) for name in DATASETS)
     return ", ".join(f"{name}:DIR" if entry is not None and entry.folder else name for name, entry in entries)
+
+
+def load(name: str) -> Any:
+    """Recorded runs that ship with the package, to test detectors on: gradient norms of every layer at every iteration.
+
+    ``load("first-layer-spikes")`` gives a `stabilitylab.run.open_data.OpenData`. These are no images to train on.
+    Raises ConfigError for a name that is not there.
+    """
+    return located("stabilitylab.run.open_data:load")(name)

@@ -74,6 +74,7 @@ def command(
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies.collect import finished_runs, read_summary, verdicts, write_summary
     from stabilitylab.studies.overview import draw_overview
+    from stabilitylab.studies.page import write_page
     from stabilitylab.studies.study import load_study
 
     study, root = load_study(file, yes=yes), runs_root(runs_dir)
@@ -94,6 +95,7 @@ def command(
     write_summary(study, root, folder)
     rows = read_summary(folder)
     draw_overview(rows, study.title, folder / "overview.png")
+    write_page(study, rows, folder)
     if report:
         from stabilitylab.cli.report import build_report
 
@@ -114,7 +116,11 @@ def _train_in_turn(study: Study, root: Path, jobs: int, cluster: dict[str, Any] 
     for look in study.looks or (0,):
         if look:
             first = look == study.looks[0]
-            wanted = [r for r in study.runs if r.config.train.seed < look] if first else study.runs_of(claims, look)
+            wanted = (
+                [r for r in study.runs if r.config.train.seed < study.first_seed + look]
+                if first
+                else study.runs_of(claims, look)
+            )
         failures = _train([run for run in wanted if not is_complete(root / run.name)], root, jobs, cluster)
         if failures or not look:
             return failures

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from stabilitylab.analysis.detection.spikes import false_alarms
 from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.comparison.claims import Verdict, judge
 from stabilitylab.comparison.effects import METRIC
-from stabilitylab.comparison.pooled import pooled_between
+from stabilitylab.comparison.pooled import PooledLag, pooled_between, pooled_lags
 from stabilitylab.comparison.pooled_claims import pooled_columns
 from stabilitylab.errors import ConfigError
 from stabilitylab.report.writing import write_whole
@@ -28,7 +29,7 @@ from stabilitylab.store.spreadsheet import cell
 from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import NO_METRICS, PlannedRun, Study, look_up
 
-RUNS, PROVENANCE = "runs.csv", "provenance.json"
+RUNS, PROVENANCE, LAGS = "runs.csv", "provenance.json", "lags.csv"
 
 
 def finished_runs(study: Study, root: Path) -> list[PlannedRun]:
@@ -37,7 +38,7 @@ def finished_runs(study: Study, root: Path) -> list[PlannedRun]:
 
 
 def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]]:
-    """Write ``runs.csv`` and ``provenance.json`` of the finished runs to ``folder``. Returns the rows.
+    """Write ``runs.csv``, ``provenance.json`` and ``lags.csv`` of the finished runs to ``folder``. Returns the rows.
 
     Raises ConfigError if no run is finished."""
     rows, meta = [], []
@@ -48,8 +49,11 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
         rows.append(row)
         meta.append(about)
         settings.setdefault(str([row[key] for key in keys if key != "train.seed"]), []).append((row, analysis))
+    groups: dict[str, list[RunAnalysis]] = {}
     for alike in settings.values():
         _add_pooled(alike)
+        varied = [f"{key} {alike[0][0][key]}" for key in keys if key not in ("train.seed", "mitigation")]
+        groups[", ".join([*varied, str(alike[0][0]["mitigation"])])] = [analysis for _, analysis in alike]
     if not rows:
         raise ConfigError(f"study {study.name}: no run in {root} is finished; train them with stablab study")
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,10 +68,28 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
         "runs": {"finished": len(rows), "planned": len(study.runs)},
         "training_hours": round(sum(item["seconds"] for item in meta) / 3600, 3),
         "trained_at_commits": sorted({item["git_commit"] for item in meta if item["git_commit"]}),
+        "machines": sorted({item["machine"] for item in meta if item["machine"]}),
         "summarised_with": provenance(),
     }
     write_whole(folder / PROVENANCE, (json.dumps(about, indent=2) + "\n").encode())
+    _write_lags(pooled_lags(groups), folder / LAGS)
     return rows
+
+
+def _write_lags(lags: Sequence[PooledLag], file: Path) -> None:
+    """One row per group and layer; no file if no group has two runs with spikes."""
+    if not lags:
+        return
+    rows = []
+    for lag in lags:
+        row = asdict(lag)
+        low, high = row.pop("ci95") or (None, None)
+        rows.append({key: cell(_short(value)) for key, value in (row | {"low": low, "high": high}).items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue().encode())
 
 
 def _add_pooled(alike: Sequence[tuple[dict[str, Any], RunAnalysis]]) -> None:
@@ -84,10 +106,14 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
     series, analysis, config = found.series, found.analysis, run.config
     with open_run(run_dir) as reader:
         seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
+        machine = [reader.meta.get(key, "") for key in ("cpu_model", "cpu_capability")]
+        threads = reader.meta.get("threads", "")
         meta = {"seconds": seconds[0] if seconds else 0.0, "git_commit": reader.meta.get("git_commit", "")}
+        meta["machine"] = ", ".join(filter(None, [*machine, f"threads: {threads}" if threads else ""]))
     row: dict[str, Any] = {"run": run.name} | {key: look_up(config, key) for key in keys}
     metrics = {key: value for key, value in asdict(found.summary).items() if key not in NO_METRICS}
-    first = next((layer.name for layer in series.layers if layer.trainable), "")
+    leading = next((layer for layer in series.layers if layer.trainable), None)
+    first = leading.name if leading else ""
     spikes = analysis.spikes or ()
     metrics |= _training(series) | {
         "iterations": series.iterations,
@@ -97,6 +123,10 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         "lag_median": analysis.lag.median_iterations if analysis.lag else None,
         "lag_matched": analysis.lag.num_matched if analysis.lag else 0,
     }
+    metrics["excess_first_layer"] = None
+    if leading is not None and analysis.spikes is not None:
+        by_chance = false_alarms([leading], analysis.settings).expected
+        metrics["excess_first_layer"] = metrics["spikes_first_layer"] - by_chance
     metrics |= _blocks(analysis)
     return row | {key: _short(value) for key, value in metrics.items()}, meta, analysis
 

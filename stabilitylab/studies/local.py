@@ -81,6 +81,8 @@ def run_jobs(
                     worker.job = None
                     if message:
                         failures[name] = message
+                    if waiting and worker in workers and not time_is_up():
+                        worker.give(waiting.popleft())  # it trains while the run that ended is summed up
                     ended(name, message)
                 else:
                     progress(name, message)

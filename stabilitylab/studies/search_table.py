@@ -25,7 +25,7 @@ PER = 3000
 _VALUES = (
     "lr", "optim.weight_decay", "optim.beta2", "optim.warmup_iterations", "train.batch_size", "train.seed",
     "method.name", "method.temperature", "method.ema_momentum", "method.head_bn", "model.embed_dim", "model.depth",
-    "model.img_size", "model.patch_size", "mitigation", "data.name",
+    "model.img_size", "model.patch_size", "mitigation", "data.name", "data.crop_min",
 )  # fmt: skip
 COLUMNS = (
     "run", "source", "index", *_VALUES, "iterations", "objectives", "alive", "knn_untrained", "knn_end", "knn_max",

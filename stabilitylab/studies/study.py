@@ -5,7 +5,8 @@
     [grid]                     key = one value or a list; several [[grid]] tables are several grids
     [[claim]]                  see comparison/claims.py
     [sequential]               instead of seeds in the grid: first = 5, step = 5, most = 20 adds seeds 0, 1, ... until
-                               every claim is decided or all are used; see comparison/decisions.py for the levels
+                               every claim is decided or all are used; see comparison/decisions.py for the levels;
+                               start = 10 begins with seed 10, if other runs have shown what earlier seeds do
 
 Keys of a grid are configuration keys or the short names in `AXES`. The name of a run contains a digest of its whole
 configuration, so studies that share a run train it only once.
@@ -33,6 +34,7 @@ NO_METRICS = ("run", "mitigation", "seed", "base_lr", "metric", "goal", "scale")
 COUNTS = (
     "iterations", "spikes", "spikes_first_layer", "dips", "lag_median", "lag_matched", "knn_untrained", "dead",
     "spikes_first_block", "lag_last_block", "lag_last_block_matched", "pooled_lag",
+    "excess_first_layer",
 )  # fmt: skip
 METRICS = (*(f.name for f in fields(RunSummary) if f.name not in NO_METRICS), *COUNTS)
 """The metrics that a claim can use: columns of ``runs.csv``."""
@@ -49,7 +51,7 @@ AXES = {
     "mitigation": "mitigation",
 }
 _KEYS = ("title", "paper", "base", "grid", "claim", "sequential")
-_SEQUENTIAL = {"first": 5, "step": 5, "most": 20}
+_SEQUENTIAL = {"first": 5, "step": 5, "most": 20, "start": 0}
 MOST_RUNS = 200
 """A larger grid needs ``--yes``."""
 
@@ -66,7 +68,8 @@ class PlannedRun:
 @dataclass(frozen=True)
 class Study:
     """A validated study file. ``paper``: the result in the paper, in words. ``path``: the study file. ``looks``: the
-    numbers of seeds at which a sequential study is judged; empty if the grid lists the seeds."""
+    numbers of seeds at which a sequential study is judged; empty if the grid lists the seeds. ``first_seed``: the
+    first of them."""
 
     name: str
     title: str
@@ -75,6 +78,7 @@ class Study:
     claims: tuple[Claim, ...]
     path: Path
     looks: tuple[int, ...] = ()
+    first_seed: int = 0
 
     def runs_of(self, claims: Sequence[Claim], num_seeds: int) -> list[PlannedRun]:
         """The runs that ``claims`` compare, for the first ``num_seeds`` seeds."""
@@ -82,7 +86,7 @@ class Study:
         found = []
         for run in self.runs:
             row = {key: look_up(run.config, key) for key in keys}
-            if run.config.train.seed < num_seeds and any(
+            if run.config.train.seed < self.first_seed + num_seeds and any(
                 matches(row, claim.where) and any(matches(row, g) for g in (claim.treated, claim.baseline) if g)
                 for claim in claims
             ):
@@ -96,8 +100,8 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
     values = read_toml(path)
     for key in values:
         _known(path, "a study", key, _KEYS)
-    looks = _looks(path, values.get("sequential"))
-    runs = planned_runs(path, values, looks=looks, yes=yes)
+    looks, first_seed = _looks(path, values.get("sequential"))
+    runs = planned_runs(path, values, looks=looks, first_seed=first_seed, yes=yes)
     claims = values.get("claim", [])
     if not isinstance(claims, list):
         raise ConfigError(f"{path}: claims must be [[claim]] tables")
@@ -112,27 +116,29 @@ def load_study(path: Path | str, *, yes: bool = False) -> Study:
         claims=stated,
         path=path,
         looks=looks,
+        first_seed=first_seed,
     )
 
 
-def _looks(path: Path, values: Any) -> tuple[int, ...]:
-    """The numbers of seeds at which a sequential study is judged; the last is ``most``."""
+def _looks(path: Path, values: Any) -> tuple[tuple[int, ...], int]:
+    """The numbers of seeds at which a sequential study is judged, the last is ``most``, and the first seed."""
     if values is None:
-        return ()
+        return (), 0
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: sequential must be a table, such as first = 5, step = 5, most = 20")
     for key, value in values.items():
         _known(path, "sequential", key, list(_SEQUENTIAL))
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{path}: sequential {key} = {value!r} is not a positive integer")
-    first, step, most = (_SEQUENTIAL | dict(values)).values()
+        least = 0 if key == "start" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{path}: sequential {key} = {value!r} is not an integer of {least} or more")
+    first, step, most, start = (_SEQUENTIAL | dict(values)).values()
     if not MIN_SEEDS <= first <= most:
         raise ConfigError(f"{path}: sequential needs {MIN_SEEDS} <= first <= most, not first = {first}, most = {most}")
-    return (*range(first, most, step), most)
+    return (*range(first, most, step), most), start
 
 
 def planned_runs(
-    path: Path, values: Mapping[str, Any], *, looks: tuple[int, ...] = (), yes: bool = False
+    path: Path, values: Mapping[str, Any], *, looks: tuple[int, ...] = (), first_seed: int = 0, yes: bool = False
 ) -> tuple[PlannedRun, ...]:
     """The runs of a study's ``base`` and ``grid`` with validated configurations. ``looks``: from `_looks`."""
     base = read_base(path, values.get("base", {}))
@@ -144,7 +150,7 @@ def planned_runs(
     if looks:
         if any("train.seed" in grid for grid in axes):
             raise ConfigError(f"{path}: a sequential study chooses its own seeds; remove seed from the grid")
-        axes = [{**grid, "train.seed": list(range(looks[-1]))} for grid in axes]
+        axes = [{**grid, "train.seed": list(range(first_seed, first_seed + looks[-1]))} for grid in axes]
     size = sum(_size(grid) for grid in axes)
     if size > MOST_RUNS and not yes:
         raise ConfigError(f"{path}: the grid has {size} runs, more than {MOST_RUNS}; confirm with --yes")

@@ -7,6 +7,9 @@ import torch
 from stabilitylab.errors import ConfigError
 from stabilitylab.methods.base import Method
 
+_MOST_COMPILED = 1000
+"""Combinations of model and shape that one process compiles before torch falls back to uncompiled code."""
+
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """Choose a device. ``auto`` prefers CUDA, then MPS, then the CPU. On CUDA each process uses the device of its local
@@ -26,8 +29,13 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 def compile_encoders(method: Method, device: torch.device) -> None:
     """Compile the encoders in place; parameters keep their names. On the CPU, fused attention is disabled so that
-    attention fuses with adjacent operations: with few tokens, torch's own kernel takes twice as long."""
-    torch.compiler.reset()  # torch limits recompilations of a function, and earlier runs in this process count
+    attention fuses with adjacent operations: with few tokens, torch's own kernel takes twice as long.
+
+    A later run in the same process reuses compiled code if its model and batch are the same. Each shape has its own
+    code, so the numbers of a run do not depend on earlier runs."""
+    limit = torch._dynamo.config
+    limit.recompile_limit = max(limit.recompile_limit, _MOST_COMPILED)
+    limit.accumulated_recompile_limit = max(limit.accumulated_recompile_limit, _MOST_COMPILED)
     encoders = [method.base_encoder]
     if method.uses_momentum_encoder:
         encoders.append(method.get_submodule("momentum_encoder"))
@@ -35,4 +43,4 @@ def compile_encoders(method: Method, device: torch.device) -> None:
         for module in encoder.modules():
             if device.type == "cpu" and hasattr(module, "fused_attn"):
                 module.fused_attn = False  # type: ignore[assignment]
-        encoder.compile()
+        encoder.compile(dynamic=False)

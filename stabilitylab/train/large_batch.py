@@ -80,8 +80,9 @@ class CutStep:
             torch.autograd.backward(held, grads)
         else:
             self._backward_in_chunks(chunks, grads)
-        inside = {id(p) for p in self.method.base_encoder.parameters()}
-        self.world.average_gradients(p for p in self.method.parameters() if id(p) not in inside)
+        if self.world.size > 1:
+            inside = {id(p) for p in self.method.base_encoder.parameters()}
+            self.world.average_gradients(p for p in self.method.parameters() if id(p) not in inside)
         with torch.no_grad():
             return mean_over_processes(loss.detach())
 
