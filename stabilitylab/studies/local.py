@@ -25,13 +25,18 @@ _TELL_EVERY = 0.2
 
 
 def train_side_by_side(
-    jobs: Sequence[Job], root: Path, progress: Callable[[str, Progress], None] = lambda *_: None
+    jobs: Sequence[Job],
+    root: Path,
+    progress: Callable[[str, Progress], None] = lambda *_: None,
+    *,
+    workers: int | None = None,
 ) -> list[Path]:
-    """Train named runs in parallel, one process each, which share the cores. Returns their folders.
+    """Train named runs in parallel processes that share the cores, ``workers`` at a time, by default all. Returns their
+    folders.
 
     Raises RuntimeError with the names of the runs that failed; the others are finished and kept.
     """
-    failures = run_jobs(jobs, root, len(jobs), progress, fresh=True)
+    failures = run_jobs(jobs, root, workers or len(jobs), progress, fresh=True)
     if failures:
         raise RuntimeError("; ".join(f"{name} failed: {why}" for name, why in failures.items()))
     return [root / name for name, _ in jobs]
