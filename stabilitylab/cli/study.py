@@ -58,8 +58,8 @@ def command(
     Finished runs are kept and interrupted runs continue: after a crash, rerun the same command.
 
     \b
-    stablab study experiments/small/fig5_frozen_patch.toml --dry-run
-    stablab study experiments/small/fig5_frozen_patch.toml --jobs 2
+    stablab study experiments/small/first_layer_spikes.toml --dry-run
+    stablab study experiments/small/first_layer_spikes.toml --jobs 2
     stablab study --search experiments/search/first_layer_spikes.toml --hours 2
     """
     if search:

@@ -1,0 +1,59 @@
+"""What the detector finds in the recorded runs that ship with the package: a table per group of runs, Markdown.
+
+    python benchmarks/open_data.py
+
+About a second per run. docs/open-data.md holds the table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+import stabilitylab as sl
+
+
+def main() -> None:
+    data = sl.datasets.load("first-layer-spikes")
+    runs = data.runs
+    for (images, mitigation), group in runs.groupby(["data", "mitigation"], sort=False):
+        counts: Counter[str] = Counter()
+        largest: dict[str, float] = {}
+        chance, mirrored, layers = 0.0, 0, []
+        for run in group["run"]:
+            found = data.analyze(run).result
+            layers = [name for name, _ in found.layers]
+            alarms = found.false_alarms
+            if alarms is not None:
+                chance, mirrored = chance + alarms.expected, mirrored + alarms.mirrored_events
+            for spike in found.spikes or ():
+                counts[spike.layer] += 1
+                largest[spike.layer] = max(largest.get(spike.layer, 0.0), spike.ratio)
+        length = int(group["iterations"].sum())
+        lags = data.pooled_lags(data=images, mitigation=mitigation).set_index("target")
+        print(
+            f"\n{images}, {mitigation}: {len(group)} runs, {length:,} iterations; kNN ends at "
+            f"{100 * np.mean(group['knn_end']):.1f}% (untrained {100 * np.mean(group['knn_untrained']):.1f}%); chance "
+            f"brings {chance / len(layers):.1f} spikes per layer, the mirrored series have {mirrored} in all layers\n"
+        )
+        print("| layer | spikes | per 10,000 iterations | largest | lag behind the first | 95% | matched | p |")
+        print("|---|---|---|---|---|---|---|---|")
+        for layer in layers:
+            told = ["", "", "", ""]
+            if layer in lags.index and np.isfinite(lags.loc[layer, "median_iterations"] or np.nan):
+                row = lags.loc[layer]
+                interval = row["ci95"] if "ci95" in lags.columns else ()
+                told = [
+                    f"{row['median_iterations']:g}",
+                    " to ".join(f"{edge:g}" for edge in interval) if interval else "",
+                    str(row["num_matched"]),
+                    f"{row['p_value']:.2g}",
+                ]
+            rate = f"{1e4 * counts[layer] / length:.1f}"
+            top = f"{largest[layer]:.1f}x" if layer in largest else ""
+            print(f"| {' | '.join([layer, str(counts[layer]), rate, top, *told])} |")
+
+
+if __name__ == "__main__":
+    main()
