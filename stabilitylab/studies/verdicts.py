@@ -26,11 +26,11 @@ _HEAD = """# The paper's claims, put to the test
 
 _RULES = """## The claims
 
-The studies are small: scikit-learn's digits, and Fashion-MNIST, at 8 x 8 or 12 x 12, a ViT of width 16 or 32 and
-depth 4, 300 to 6,000 iterations (`experiments/recipes/`). The results apply to this scale, not to ImageNet; the
-studies in `experiments/paper/` have not been run. `stablab claims` rebuilds this page from the `runs.csv` files in this
-folder. The study files state each claim with its metric, direction and smallest effect of interest. These were fixed before the
-study was run; where that is not so, the file says it. Studies whose runs did not train (29 of their 38 claims were
+The studies are small: scikit-learn's digits, and Fashion-MNIST, at 8 x 8 or 12 x 12, a ViT of width 16 or 32 and depth
+4, 300 to 6,000 iterations (`experiments/recipes/`). The results apply to this scale, not to ImageNet; the studies in
+`experiments/paper/` have not been run. `stablab claims` rebuilds this page from the `runs.csv` files in this folder.
+The study files state each claim with its metric, direction and smallest effect of interest. These were fixed before
+the study was run; where that is not so, the file says it. Studies whose runs did not train (29 of their 38 claims were
 dead) have been withdrawn; the history of the repository has them.
 
 A claim is **reproduced** if the interval of the difference over seeds is on the claimed side of 0 and reaches the
