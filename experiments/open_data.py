@@ -3,16 +3,18 @@
     python experiments/open_data.py --runs-dir DIR
 
 DIR holds the finished runs of `experiments/small/first_layer_spikes.toml` and `first_layer_spikes_fashion.toml`. The
-data card beside the files, README.md, is written by hand.
+data card beside the files, README.md, is written by hand; its counts of runs and iterations are updated.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pandas as pd
 
+import stabilitylab as sl
 from stabilitylab.run.loading import load_run
 from stabilitylab.studies.collect import finished_runs
 from stabilitylab.studies.series import write_series
@@ -53,15 +55,22 @@ def main() -> None:
                     "knn_samples": int(curve.num_samples[0]),
                     "knn_untrained": f"{curve.value[0]:.4f}",
                     "knn_end": f"{curve.value[-1]:.4f}",
-                    "spikes": len(found.analysis.spikes or ()),
-                    "spikes_first_layer": sum(
-                        s.layer == found.analysis.layers[0][0] for s in found.analysis.spikes or ()
-                    ),
                     "trained_as": run.name,
                 }
             )
             write_series(runs_dir / run.name, TARGET / f"{name}.parquet", bits=BITS)
-    pd.DataFrame(rows).to_csv(TARGET / "runs.csv", index=False, lineterminator="\n")
+    table = pd.DataFrame(rows)
+    table.to_csv(TARGET / "runs.csv", index=False, lineterminator="\n")
+    data = sl.datasets.load(TARGET.name)
+    spikes = {run: data.analyze(run).spikes["layer"] for run in table["run"]}  # in the files as they are, rounded
+    table["spikes"] = [len(spikes[run]) for run in table["run"]]
+    firsts = [(run, data.series(run).columns[0]) for run in table["run"]]
+    table["spikes_first_layer"] = [int((spikes[run] == first).sum()) for run, first in firsts]
+    table.to_csv(TARGET / "runs.csv", index=False, lineterminator="\n")
+    card = TARGET / "README.md"
+    counts = f"{len(table)} runs, {table['iterations'].sum():,} iterations"
+    told = re.sub(r"\d+ runs, [\d,]+ iterations", counts, card.read_text(encoding="utf-8"), count=1)
+    card.write_text(told, encoding="utf-8")
     size = sum(file.stat().st_size for file in TARGET.iterdir())
     print(f"{len(rows)} runs, {size / 1e6:.1f} MB in {TARGET}")
 

@@ -130,7 +130,7 @@ def _looks(path: Path, values: Any) -> tuple[tuple[int, ...], int]:
         _known(path, "sequential", key, list(_SEQUENTIAL))
         least = 0 if key == "start" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{path}: sequential {key} = {value!r} is not an integer of {least} or more")
+            raise ConfigError(f"{path}: sequential {key} = {value!r} is not a {'positive ' if least else ''}integer")
     first, step, most, start = (_SEQUENTIAL | dict(values)).values()
     if not MIN_SEEDS <= first <= most:
         raise ConfigError(f"{path}: sequential needs {MIN_SEEDS} <= first <= most, not first = {first}, most = {most}")

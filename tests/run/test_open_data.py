@@ -33,7 +33,7 @@ def test_every_run_of_the_table_is_there_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("index", [0, -1])
 def test_what_is_found_is_what_the_table_says(index: int) -> None:
-    """The table was made from the recorded runs, unrounded: rounding changes no spike."""
+    """Whoever loads the data finds the spikes that its table and card tell of."""
     data = sl.datasets.load(NAME)
     row = data.runs.iloc[index]
     found = data.analyze(row["run"])

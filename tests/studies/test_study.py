@@ -96,7 +96,7 @@ def test_a_run_is_named_by_its_configuration_so_studies_share_it(tmp_path: Path)
 def test_each_study_in_the_repository_is_sound() -> None:
     files = sorted(STUDIES.glob("*/*.toml"))
     studies = [load_study(path) for path in files if path.parent.name not in ("recipes", "search", "cause")]
-    assert len(studies) >= 20
+    assert len(studies) >= 18
     for study in studies:
         assert study.paper
         assert study.claims
