@@ -2,7 +2,7 @@
 
     python benchmarks/open_data.py
 
-About a second per run. docs/open-data.md holds the table.
+About a second per run. docs/recorded.md holds the table.
 """
 
 from __future__ import annotations
