@@ -11,8 +11,8 @@ import click
 
 from stabilitylab.cli.options import runs_dir
 
-# The narrow regime that the search found (reports/README.md), not compiled: the gradient of the first layer spikes far more
-# often than expected by chance while training works. reports/demo/ has the results for ten seeds and three CPU capabilities.
+# The narrow regime that the search found (reports/README.md), not compiled: the gradient of the first layer spikes far
+# more often than expected by chance while training works. reports/demo/ has ten seeds and three CPU capabilities.
 DEMO: dict[str, Any] = {
     "data": {"name": "digits", "crop_min": 0.6},
     "model": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2},
