@@ -1,23 +1,23 @@
-# Each target makes .venv and installs into it by itself; a second call is instant.
+# Every target first creates .venv and installs the package; later calls reuse it.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
 .PHONY: demo test slow processors hostile lint docs dist bench clean help
 
-help:           ## what there is
+help:           ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
-demo: $(STAMP)  ## the whole chain on real digits, then a report
+demo: $(STAMP)  ## train, analyse and report on real digits
 	$(BIN)/stablab demo
 
-test: $(STAMP)  ## the fast tests
+test: $(STAMP)  ## run the fast tests
 	$(BIN)/python -m pytest -n auto
 
-slow: $(STAMP)  ## the slow tests and the browser tests
+slow: $(STAMP)  ## run the slow tests and the browser tests
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
-processors: $(STAMP) ## what depends on the processor, under each set of torch's kernels, with one thread and two
+processors: $(STAMP) ## run processor-dependent tests with each set of torch's kernels, with one thread and two
 	@for kernels in default avx2 native; do for threads in 1 2; do \
 		echo "== $$kernels kernels, $$threads threads"; \
 		if [ $$kernels = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$kernels; fi; \
@@ -27,34 +27,34 @@ processors: $(STAMP) ## what depends on the processor, under each set of torch's
 
 INPUTS ?= 3000
 KILLS ?= 300
-hostile: $(STAMP) ## mutated inputs and kills, counted (half an hour; less with INPUTS=... KILLS=...)
+hostile: $(STAMP) ## test mutated inputs and kills (half an hour; less with INPUTS=... KILLS=...)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile --inputs $(INPUTS) --kills $(KILLS)
 
-lint: $(STAMP)  ## style and types
+lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)  ## the documentation site, in site/
+docs: $(STAMP)  ## build the documentation in site/
 	$(BIN)/mkdocs build --quiet --strict
 
-dist: $(STAMP)  ## sdist and wheel in dist/, tried out in a fresh environment
+dist: $(STAMP)  ## build sdist and wheel in dist/ and test the wheel in a new environment
 	rm -rf dist
 	$(BIN)/python -m build --quiet
 	$(PYTHON) -m venv dist/try
 	dist/try/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd dist && PYTHONPATH= try/bin/stablab demo --iterations 30 --runs-dir demo-runs -o demo.html
 
-bench: $(STAMP) ## speed and detection, as tables
+bench: $(STAMP) ## run all benchmarks
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean:          ## remove the virtual environment and caches; runs stay
+clean:          ## remove the virtual environment and caches, but not runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis site build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "StabilityLab needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+		{ echo "StabilityLab needs Python 3.11 or newer; choose one with: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -150,9 +150,9 @@ class ExecutionOrder:
     def _place(self, i: int, raw: set[int]) -> int:
         """The position of a raw layer in the order so far."""
         ready = list(self._backward)
-        mine = [k for k, p in enumerate(ready) if self._owner.get(p) == i]
-        if mine and not self._compiled:
-            before = next((o for p in ready[max(mine) + 1 :] if (o := self._owner[p]) not in raw), None)
+        own = [k for k, p in enumerate(ready) if self._owner.get(p) == i]
+        if own and not self._compiled:
+            before = next((o for p in ready[max(own) + 1 :] if (o := self._owner[p]) not in raw), None)
             return 0 if before is None else self._order.index(before) + 1
         holder = self._below.get(self._homes.get(id(self._layers[i].parameters[0]), [""])[0], set())
         inside = [place for place, other in enumerate(self._order) if other in holder and other not in raw]

@@ -143,8 +143,8 @@ class Recorder:
         parameters = self._index.parameters
         reached = [p.grad is not None if arrived is None else p in arrived for p in parameters]
         if optimizer is not None:
-            mine = set(self._held(optimizer).parameters)
-            reached = [yes and p in mine for yes, p in zip(reached, parameters, strict=True)]
+            updated = set(self._held(optimizer).parameters)
+            reached = [yes and p in updated for yes, p in zip(reached, parameters, strict=True)]
         chosen = self._index.select(reached)
         # Skip the second pass over all parameters unless a signal reads weights.
         held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
@@ -173,8 +173,8 @@ class Recorder:
 
     def _held(self, optimizer: Optimizer | None) -> Selection:
         """The trainable parameters of ``optimizer``, or of all layers if None."""
-        mine = None if optimizer is None else {p for group in optimizer.param_groups for p in group["params"]}
-        return self._index.select(p.requires_grad and (mine is None or p in mine) for p in self._index.parameters)
+        updated = None if optimizer is None else {p for group in optimizer.param_groups for p in group["params"]}
+        return self._index.select(p.requires_grad and (updated is None or p in updated) for p in self._index.parameters)
 
     @torch.no_grad()
     def settle(self) -> None:

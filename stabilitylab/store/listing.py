@@ -135,8 +135,8 @@ def _info(path: Path, meta: Mapping[str, str], problems: list[str], look: Callab
 def _metrics(kept: Mapping[str, Any]) -> Iterator[tuple[str, ListedMetric]]:
     """The valid entries of a list that someone may have tampered with."""
     declared = kept.get("declared")
-    told = [json_object(text) for text in declared if isinstance(text, str)] if isinstance(declared, list) else []
-    goals = {str(one.get("name")): one.get("goal") for one in told}
+    objects = [json_object(text) for text in declared if isinstance(text, str)] if isinstance(declared, list) else []
+    goals = {str(one.get("name")): one.get("goal") for one in objects}
     for name, pair in kept["metrics"].items():
         if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, int | float) for part in pair):
             goal = goals.get(name)

@@ -91,13 +91,13 @@ def _accuracy(series: RunSeries) -> Row:
 def _spikes(series: RunSeries, found: RunAnalysis) -> Row:
     counts = Counter(spike.layer for spike in found.spikes or ())
     first = next((layer for layer in series.layers if layer.trainable and len(layer.iteration)), None)
-    mine = [spike for spike in found.spikes or () if first is not None and spike.layer == first.name]
+    own = [spike for spike in found.spikes or () if first is not None and spike.layer == first.name]
     alarms = found.false_alarms
     return {
         "first_layer": first.name if first else "",
-        "first_layer_spikes": len(mine),
+        "first_layer_spikes": len(own),
         "first_layer_chance": false_alarms([first], found.settings).expected if first else None,
-        "first_layer_largest": max((spike.ratio for spike in mine), default=0.0),
+        "first_layer_largest": max((spike.ratio for spike in own), default=0.0),
         "spikes": len(found.spikes or ()),
         "chance": alarms.expected if alarms else None,
         "p_value": alarms.p_value if alarms else None,

@@ -200,8 +200,8 @@ def rate_rows(summaries: Sequence[RunSummary], metric: MetricText) -> tuple[list
     for name in sorted(dict.fromkeys(s.mitigation for s in known), key=lambda name: name != "none"):
         cells = []
         for rate in rates:
-            mine = [s for s in known if s.mitigation == name and s.base_lr == rate]
-            values = [value for s in mine if (value := s.value(metric.final_column)) is not None]
+            matching = [s for s in known if s.mitigation == name and s.base_lr == rate]
+            values = [value for s in matching if (value := s.value(metric.final_column)) is not None]
             low, high = (metric.number(end(values)) for end in (min, max)) if values else ("", "")
             spread = f" ({low} to {high}, n = {len(values)})" if len(values) > 1 else ""
             cells.append(f"{metric.number(float(np.mean(values)))}{spread}" if values else "")

@@ -97,9 +97,12 @@ def answers(
     groups = [(f"{arm.label}: " if len(arms) > 1 else "", [found[i] for i in arm.members], arm) for arm in arms]
     spiked = any(analysis.spikes for analysis in found)
     return [
-        ("Was it unstable?", [lead + _how_unstable(mine) for lead, mine, _ in groups]),
-        ("Where did it start?", [lead + _where(mine) for lead, mine, _ in groups] if spiked else [_where(found)]),
-        ("What did it cost?", [lead + _cost(mine, [runs[i][0] for i in arm.members]) for lead, mine, arm in groups]),
+        ("Was it unstable?", [lead + _how_unstable(members) for lead, members, _ in groups]),
+        ("Where did it start?", [lead + _where(members) for lead, members, _ in groups] if spiked else [_where(found)]),
+        (
+            "What did it cost?",
+            [lead + _cost(members, [runs[i][0] for i in arm.members]) for lead, members, arm in groups],
+        ),
         ("What helps?", _help(mitigations, comparison)),
     ]
 
@@ -118,13 +121,13 @@ def _of_many(
     least = [f"Fewest with {_listed(steady)}."] if steady else []
     metric = MetricText.of(found)
     curves = {arm: _curves([runs[i][0] for i in arm.members], metric) for arm in arms}
-    ends = {arm: np.mean([values[-1] for values in mine]) for arm, mine in curves.items() if mine}
+    ends = {arm: np.mean([values[-1] for values in group]) for arm, group in curves.items() if group}
     costs = []
     if ends:
         for name, choose in (("best", max), ("worst", min)) if metric.higher else (("best", min), ("worst", max)):
             arm = choose(ends, key=ends.__getitem__)
-            mine = [runs[i] for i in arm.members]
-            costs.append(f"The {name}, {arm.label}: {_cost([a for _, a in mine], [s for s, _ in mine])}")
+            members = [runs[i] for i in arm.members]
+            costs.append(f"The {name}, {arm.label}: {_cost([a for _, a in members], [s for s, _ in members])}")
     return [
         ("Was it unstable?", [_how_unstable(found), *least]),
         ("Where did it start?", [_where(found)]),
