@@ -56,21 +56,28 @@ def command(
     """Evaluate the features of RUN's last checkpoint. Default: --linear and --knn.
 
     The linear classifier follows the protocol of the MoCo v3 release. Its learning rate is chosen on a tenth of the
-    training images, never on the held-out ones. Results are written to the run's table evals.
+    training images, never on the held-out ones. Under torchrun the processes share the images. Results are written to
+    the run's table evals.
     """
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.studies import probe_run
+    from stabilitylab.train.distributed import describe, leave
 
     everything = not (linear or labels is not None or knn)
     shares = ([1.0] if linear or everything else []) + ([labels] if labels is not None else [])
-    results = probe_run(
-        find_run(runs_root(runs_dir), run),
-        shares=shares,
-        knn=knn or everything,
-        epochs=epochs,
-        batch_size=batch_size,
-        device=device,
-    )
+    try:
+        results = probe_run(
+            find_run(runs_root(runs_dir), run),
+            shares=shares,
+            knn=knn or everything,
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+        )
+    finally:
+        leave()
+    if not describe().main:
+        return
     if form == "json":
         click.echo(json.dumps({"schema": 1, "run": run, "results": [asdict(r) for r in results]}, indent=2))
         return

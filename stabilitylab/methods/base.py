@@ -7,7 +7,7 @@ loss of the whole batch: `encode` works image by image, `loss` sees all features
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ class Method(nn.Module):
         super().__init__()
         self.base_encoder = base_encoder
         self.config = config
+        self._averaged_pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
 
     @property
     def features(self) -> int:
@@ -47,10 +48,15 @@ class Method(nn.Module):
     @torch.no_grad()
     def update_momentum_encoder(self, ema_momentum: float) -> None:
         """Update the EMA of the parameters; BN buffers are not averaged. ``lerp`` keeps equal values bit-identical."""
-        for name in self._averaged:
-            online = list(getattr(self, name).parameters())
-            averaged = list(getattr(self, f"momentum_{name.removeprefix('base_')}").parameters())
-            torch._foreach_lerp_(averaged, online, 1 - ema_momentum)
+        online, averaged = self._pairs()
+        torch._foreach_lerp_(averaged, online, 1 - ema_momentum)
+
+    def _pairs(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters and their EMA copies, collected once: in a small model it takes as long as the update itself."""
+        if self._averaged_pairs is None:
+            copies = [f"momentum_{name.removeprefix('base_')}" for name in self._averaged]
+            self._averaged_pairs = _parameters(self, self._averaged), _parameters(self, copies)
+        return self._averaged_pairs
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:
         """Backbone features (N, D) of each view."""
@@ -69,6 +75,10 @@ class Method(nn.Module):
 
     def before_update(self, iteration: int) -> None:
         """Called after the gradients have been computed and recorded, before the optimizer step."""
+
+
+def _parameters(method: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
+    return [p for name in names for p in getattr(method, name).parameters()]
 
 
 def encode(encoder: nn.Module, views: list[Tensor]) -> list[Tensor]:

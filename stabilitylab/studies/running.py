@@ -126,10 +126,12 @@ def probe_run(
     device: str = "auto",
 ) -> list[ProbeResult]:
     """Evaluate the encoder of a run's last checkpoint and add the results to the run, except those it already has.
-    ``shares``: shares of the labels for the linear classifiers."""
+    ``shares``: shares of the labels for the linear classifiers. Under torchrun or srun all processes call this and
+    share the images; rank 0 writes the results."""
     from stabilitylab.data.datasets import load_data
     from stabilitylab.train.checkpoint import load_checkpoint, restore_method
     from stabilitylab.train.device import pick_device
+    from stabilitylab.train.distributed import describe, join
     from stabilitylab.train.mitigations import configured
     from stabilitylab.train.mitigations.applied import build_mitigated
     from stabilitylab.train.probe import knn_probe, linear_probe
@@ -139,14 +141,22 @@ def probe_run(
             raise ConfigError(f"run {run_dir.name} is still training; probe it after it has ended")
     config = configured(from_dict(read_toml(run_dir / "config.toml")))
     state = load_checkpoint(run_dir / "checkpoints")
-    at = pick_device(device)
-    data = load_data(config.data)
+    world = describe()
+    at = pick_device(device, world.local_rank)
+    join(world, at)
+    data, processes = load_data(config.data), (world.rank, world.size)
     method, _ = build_mitigated(config, data.channels, at)
     restore_method(state, method)
     encoder = method.base_encoder
-    results = [knn_probe(config, data, encoder, at)] if knn else []
+    results = [knn_probe(config, data, encoder, at, processes)] if knn else []
     for share in dict.fromkeys(shares):
-        results.append(linear_probe(config, data, encoder, at, share=share, epochs=epochs, batch_size=batch_size))
+        results.append(
+            linear_probe(
+                config, data, encoder, at, share=share, epochs=epochs, batch_size=batch_size, processes=processes
+            )
+        )
+    if not world.main:
+        return results
     with open_run(run_dir) as reader:
         known = {name for name, curve in reader.evals().items() if state["iteration"] in curve["iteration"]}
     new = [result for result in results if result.metric not in known]

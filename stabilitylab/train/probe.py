@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabilitylab.config import Config
-from stabilitylab.data.batches import training_batches
+from stabilitylab.data.batches import Share, training_batches
 from stabilitylab.data.datasets import ImageData, Split
 from stabilitylab.data.views import View
 from stabilitylab.errors import ConfigError
+from stabilitylab.models.collectives import gather, sum_over_processes
 from stabilitylab.train.evaluate import KnnMonitor, features_of
 from stabilitylab.train.schedules import learning_rate
 
@@ -44,9 +45,11 @@ class ProbeResult:
     num_choice: int = 0
 
 
-def knn_probe(config: Config, data: ImageData, encoder: nn.Module, device: torch.device) -> ProbeResult:
+def knn_probe(
+    config: Config, data: ImageData, encoder: nn.Module, device: torch.device, processes: Share = (0, 1)
+) -> ProbeResult:
     """Evaluate the encoder once with the weighted kNN of `KnnMonitor`."""
-    monitor = KnnMonitor(config, data, device)
+    monitor = KnnMonitor(config, data, device, processes)
     return ProbeResult("knn_top1", monitor(encoder).item(), monitor.num_samples, len(data.train))
 
 
@@ -61,6 +64,7 @@ def linear_probe(
     batch_size: int | None = None,
     base_lrs: Sequence[float] = LR_SWEEP,
     progress: Callable[[int, int], None] = lambda epoch, epochs: None,
+    processes: Share = (0, 1),
 ) -> ProbeResult:
     """Train a linear classifier on frozen features with the protocol of the MoCo v3 release (docs/recipes.md): SGD with
     momentum 0.9, no weight decay, a half-cosine schedule stepped once per epoch, weights from N(0, 0.01), random crops,
@@ -70,7 +74,9 @@ def linear_probe(
     images, on which the rate is chosen. The other uses all images; that of the chosen rate is tested.
 
     ``share`` of the labels, drawn per class with the run's seed, at least one per class. ``batch_size``: 1024 by
-    default, or less if an epoch would have fewer than eight steps. Raises ConfigError if ``share`` is not in (0, 1].
+    default, or less if an epoch would have fewer than eight steps. With several ``processes`` (rank, number), each
+    computes the features of its rows of a batch, which is rounded down to a multiple of their number; the classifiers,
+    trained on all rows, are the same in each process. Raises ConfigError if ``share`` is not in (0, 1].
     """
     seed = config.train.seed
     labelled = data if share == 1 else replace(data, train=stratified(data.train, share, seed))
@@ -79,17 +85,18 @@ def linear_probe(
     if not len(choice):
         base_lrs = (base_lrs[0] if len(base_lrs) == 1 else _UNSWEPT["vit" if config.model.is_vit else "resnet"],)
     batch_size = min(batch_size or min(BATCH_SIZE, len(labels) // FEWEST_STEPS), len(labels)) or 1
-    heads = _train(config, labelled, encoder, device, choice, epochs, batch_size, base_lrs, progress)
+    batch_size = max(batch_size // processes[1], 1) * processes[1]
+    heads = _train(config, labelled, encoder, device, choice, epochs, batch_size, base_lrs, progress, processes)
     sweep: tuple[tuple[float, float], ...] = ()
     best = 0
     if len(choice):
         correct = _correct(
-            [narrow for narrow, _ in heads], config, data, labelled.train.subset(choice), encoder, device
+            [narrow for narrow, _ in heads], config, data, labelled.train.subset(choice), encoder, device, processes
         )
         sweep = tuple((lr, c / len(choice)) for lr, c in zip(base_lrs, correct, strict=True))
         best = max(range(len(sweep)), key=lambda i: sweep[i][1])
     n = len(data.test)
-    value = _correct([heads[best][1]], config, data, data.test, encoder, device)[0] / n
+    value = _correct([heads[best][1]], config, data, data.test, encoder, device, processes)[0] / n
     metric = "linear_top1" if share == 1 else f"linear_top1_{100 * share:g}pct"
     return ProbeResult(metric, value, n, len(labels), base_lrs[best], sweep, len(choice))
 
@@ -104,13 +111,14 @@ def _train(
     batch_size: int,
     base_lrs: Sequence[float],
     progress: Callable[[int, int], None],
+    processes: Share,
 ) -> list[tuple[nn.Linear, nn.Linear]]:
     """For each learning rate, train a classifier without the images ``choice`` and one with all images."""
     labels = data.train.labels
     seen = torch.ones(len(labels), dtype=torch.bool)
     seen[choice] = False
     train = config.train.model_copy(update={"batch_size": batch_size, "iterations": 1, "epochs": None})
-    batches = training_batches(config.model_copy(update={"train": train}), data, device)
+    batches = training_batches(config.model_copy(update={"train": train}), data, device, processes)
     batches.set_views((_view(config),))
     encoder.eval()
     width = int(encoder.num_features)  # type: ignore[arg-type]
@@ -123,7 +131,7 @@ def _train(
     per_epoch = batches.order.iterations_per_epoch
     for iteration, (images,) in enumerate(batches.iterate(0, epochs * per_epoch)):
         with torch.no_grad():
-            features = encoder(images).float()
+            features = gather(encoder(images).float())  # rows in the order of the whole batch
         indices = batches.order(iteration)
         target, weight = labels[indices].to(device), seen[indices].float().to(device)
         for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
@@ -185,9 +193,20 @@ def _view(config: Config) -> View:
 
 @torch.inference_mode()
 def _correct(
-    heads: list[nn.Linear], config: Config, data: ImageData, split: Split, encoder: nn.Module, device: torch.device
+    heads: list[nn.Linear],
+    config: Config,
+    data: ImageData,
+    split: Split,
+    encoder: nn.Module,
+    device: torch.device,
+    processes: Share,
 ) -> list[int]:
     """The number of images of ``split`` that each classifier classifies correctly, without augmentation."""
-    features = features_of(encoder, data, split, config.model.img_size, device)
-    labels = split.labels.to(device)
-    return [int((head(features).argmax(1) == labels).sum()) for head in heads]
+    rank, size = processes
+    shared = 1 < size <= len(split)  # each process takes every size-th image
+    part = split.subset(torch.arange(rank, len(split), size)) if shared else split
+    features = features_of(encoder, data, part, config.model.img_size, device)
+    labels = part.labels.to(device)
+    correct = torch.stack([(head(features).argmax(1) == labels).sum() for head in heads])
+    total = sum_over_processes(correct) if shared else correct
+    return [int(count) for count in total]

@@ -17,6 +17,7 @@ from stabilitylab.methods.base import Method
 from stabilitylab.train.distributed import describe, join, leave
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.large_batch import CutStep
+from stabilitylab.train.probe import linear_probe
 
 # Every method with a ViT; one without and one with a gathered gradient, and the one with prototypes, with BatchNorm in
 # the encoder, which the conv stem brings.
@@ -32,6 +33,22 @@ def knn(rank: int, size: int) -> list[float]:
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 8))
     monitor = KnnMonitor(config, load_data(config.data), torch.device("cpu"), (rank, size))
     return [monitor(encoder).item(), float(monitor.num_samples)]
+
+
+class Pixels(torch.nn.Module):
+    num_features = 64
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x, 2).flatten(1)
+
+
+def probe(rank: int, size: int) -> list[float]:
+    """A linear classifier on the pixels of digits: its accuracy, and that of each learning rate on the images that
+    choose it."""
+    config = resolve({"train": {"device": "cpu"}})
+    data, cpu = load_data(config.data), torch.device("cpu")
+    found = linear_probe(config, data, Pixels(), cpu, epochs=3, batch_size=100, processes=(rank, size))
+    return [found.value, *(accuracy for _, accuracy in found.sweep)]
 
 
 def main(out: str) -> None:
@@ -64,6 +81,7 @@ def main(out: str) -> None:
         buffers = {n: b.clone() for n, b in method.named_buffers()}
         found[f"{name} {arch} {stem}"] = {"losses": losses, "grads": grads, "buffers": buffers}
     found["knn"] = {"losses": knn(world.rank, world.size), "grads": {}, "buffers": {}}
+    found["probe"] = {"losses": probe(world.rank, world.size), "grads": {}, "buffers": {}}
     if world.main:
         torch.save(found, out)
     leave()

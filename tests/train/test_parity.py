@@ -1,4 +1,5 @@
-"""Several processes do what one does: losses, gradients and buffers of every method, over two steps, and the kNN."""
+"""Several processes do what one does: losses, gradients and buffers of every method, over two steps, the kNN and the
+linear probe."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def test_losses_gradients_and_buffers_are_those_of_one_process(
 ) -> None:
     shared = steps(tmp_path, processes)
     assert shared.keys() == alone.keys()
-    assert len(alone) == 11
+    assert len(alone) == 12
     for case, one in alone.items():
         several = shared[case]
         assert several["losses"] == pytest.approx(one["losses"], rel=1e-9), case
