@@ -112,5 +112,5 @@ def test_a_skip_list_is_read_line_by_line(stablab: Stablab, refusal: Refusal, tm
         refusal("train", "--skip-list", "skip.txt") == "skip.txt, line 2: 'seven' is not the index of an image, e.g. 17"
     )
     assert refusal("train", "--skip-list", "skip.txt", "--resume", "run_001").startswith(
-        "--resume uses the run's own configuration"
+        "--resume uses the configuration of the run"
     )

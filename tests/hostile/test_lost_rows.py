@@ -203,7 +203,7 @@ def test_segments_beside_another_runs_database_are_not_merged_into_it(tmp_path: 
     before = contents(run_dir)
     with open_run(run_dir) as reader:
         assert reader.num_iterations == 60
-        assert "of two runs" in reader.problems[0]
+        assert "belong to different runs" in reader.problems[0]
     assert contents(run_dir) == before
 
 

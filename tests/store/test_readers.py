@@ -209,7 +209,7 @@ def test_a_flipped_byte_in_the_file_is_told(run_dir: Path) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with open_run(run_dir) as run:
-        assert any("cannot be read whole" in problem for problem in run.verify())
+        assert any("cannot be read completely" in problem for problem in run.verify())
 
 
 def test_no_progress_bar_is_drawn_where_there_is_no_script(run_dir: Path) -> None:

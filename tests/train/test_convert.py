@@ -112,7 +112,7 @@ def test_timms_format_is_what_timm_loads(tmp_path: Path, folder: Path) -> None:
     run("convert", "moco", "-o", str(tmp_path / "again.pth"), "--momentum", *place)
     again = torch.load(tmp_path / "again.pth")
     assert again.keys() == weights.keys()
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         run("convert", "moco", "-o", str(out), *place)
 
 
