@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 
 import stabilitylab as sl
 
@@ -41,15 +42,10 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         for layer in layers:
             told = ["", "", "", ""]
-            if layer in lags.index and np.isfinite(lags.loc[layer, "median_iterations"] or np.nan):
+            if layer in lags.index and pd.notna(lags.loc[layer, "median_iterations"]):
                 row = lags.loc[layer]
-                interval = row["ci95"] if "ci95" in lags.columns else ()
-                told = [
-                    f"{row['median_iterations']:g}",
-                    " to ".join(f"{edge:g}" for edge in interval) if interval else "",
-                    str(row["num_matched"]),
-                    f"{row['p_value']:.2g}",
-                ]
+                interval = " to ".join(f"{edge:g}" for edge in row["ci95"])
+                told = [f"{row['median_iterations']:g}", interval, str(row["num_matched"]), f"{row['p_value']:.2g}"]
             rate = f"{1e4 * counts[layer] / length:.1f}"
             top = f"{largest[layer]:.1f}x" if layer in largest else ""
             print(f"| {' | '.join([layer, str(counts[layer]), rate, top, *told])} |")

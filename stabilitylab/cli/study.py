@@ -73,6 +73,7 @@ def command(
         raise ConfigError("--hours requires --search; the length of a study is given by its grid")
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies.collect import finished_runs, read_summary, verdicts, write_summary
+    from stabilitylab.studies.lag_figure import draw_lags
     from stabilitylab.studies.overview import draw_overview
     from stabilitylab.studies.page import write_page
     from stabilitylab.studies.study import load_study
@@ -95,6 +96,7 @@ def command(
     write_summary(study, root, folder)
     rows = read_summary(folder)
     draw_overview(rows, study.title, folder / "overview.png")
+    draw_lags(folder, study.title)
     write_page(study, rows, folder)
     if report:
         from stabilitylab.cli.report import build_report

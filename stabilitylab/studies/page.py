@@ -87,6 +87,7 @@ def _lags(folder: Path) -> list[str]:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    drawn = any(row["low"] and row["high"] for row in rows)
     lines = [
         "",
         "## The lag behind the first layer, all runs of a group together",
@@ -94,6 +95,7 @@ def _lags(folder: Path) -> list[str]:
         "Iterations from a spike of the source to the matching one of the layer; the interval resamples runs; p: how "
         "often shifted spikes match as well. `lags.csv` has the reasons.",
         "",
+        *(["![Lag of each layer behind the first one, with intervals](lags.png)", ""] if drawn else []),
         "| group | source | layer | lag | 95% | p | matched spikes | runs with a match | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
