@@ -53,7 +53,7 @@ def test_a_branch_needs_an_earlier_checkpoint(stablab: Stablab, refusal: Refusal
     assert message.startswith(
         "no checkpoint at or before iteration 1 in runs/held/checkpoints (there: 2); train with --k"
     )
-    assert refusal("branch", "held", "--at", "2", "--mitigation", "none").startswith("--mitigation none: the branch")
+    assert refusal("branch", "held", "--at", "2", "--mitigation", "none").startswith("--mitigation none: a branch")
 
 
 def test_a_taken_name_is_refused_and_the_run_is_untouched(stablab: Stablab, refusal: Refusal, tmp_path: Path) -> None:
