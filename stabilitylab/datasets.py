@@ -58,9 +58,12 @@ def describe_datasets() -> str:
 
 
 def load(name: str) -> Any:
-    """Recorded runs that ship with the package, to test detectors on: gradient norms of every layer at every iteration.
+    """Load recorded runs that ship with the package: the gradient norms of every layer at every iteration, for testing
+    detectors. These are not images to train on.
 
-    ``load("first-layer-spikes")`` gives a `stabilitylab.run.open_data.OpenData`. These are no images to train on.
-    Raises ConfigError for a name that is not there.
+    ``load("first-layer-spikes")`` returns a `stabilitylab.run.open_data.OpenData`.
+
+    Raises:
+        ConfigError: the name is unknown.
     """
     return located("stabilitylab.run.open_data:load")(name)

@@ -81,7 +81,7 @@ def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = No
     if any(sign in features for sign in sure) or (sure and len(gone) + len(low) > 1) or (sure and not features):
         since = min(sign.since for sign in sure if sign.since is not None)
         return Collapse("collapsed", since, named, signs)
-    # One low sign of the features beside a healthy accuracy is no collapse: the accuracy is what features are for.
+    # A single low sign of the features with a healthy accuracy is not a collapse: accuracy is what matters in the end.
     alone = not gone and len(low) == 1 and low[0] in features and signs[3].state == "healthy"
     if (gone or low) and not alone:
         return Collapse("partly", min(s.since for s in (*gone, *low) if s.since is not None), named, signs)

@@ -32,7 +32,7 @@ class Resolution:
     ``changing``, or ``unknown`` with fewer than two rows. ``rows``: what a row is: ``sampled``, ``mean``, ``bucket``,
     or ``unknown`` if the log does not say. ``seen``: pairs of a spike's width in iterations and the probability that a
     row falls within it. ``eval_step``: iterations between two evaluations; None with fewer than two.
-    ``mostly``: 95% of the rows are at most this many iterations after the row before.
+    ``mostly``: 95% of the rows are at most this many iterations after the previous row.
     """
 
     step: int
@@ -46,7 +46,7 @@ class Resolution:
 
     @property
     def open_by(self) -> float:
-        """Iterations by which an event of any layer may have begun before the row that shows it, in 95% of the rows."""
+        """Iterations by which an event may begin before the row that shows it, in 95% of the rows of any layer."""
         if self.mostly <= 1:
             return 0.0
         return self.mostly * (MEANS_WIDER if self.rows == "mean" else 1.0)
@@ -74,7 +74,7 @@ class Resolution:
 
 
 def mostly(gaps: np.ndarray) -> int:
-    """The gap (n,) between rows that 95% of them do not exceed; 1 without any."""
+    """The 95th percentile of ``gaps`` (n,) between rows; 1 without any."""
     return max(int(np.percentile(gaps, 95, method="inverted_cdf")), 1) if len(gaps) else 1
 
 

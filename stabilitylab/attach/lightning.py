@@ -31,7 +31,7 @@ class StabilityCallback(pl.Callback):
     def __init__(self, run: str | None = None, **options: Any) -> None:
         self._recording = Recording({"run": run, **options})
         self._loss: Tensor | None = None
-        self._told = False  # whether Lightning has announced the current step
+        self._announced = False  # whether Lightning has announced the current step
         self._hooks: list[Any] = []
 
     @property
@@ -70,7 +70,7 @@ class StabilityCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        self._told = True
+        self._announced = True
         loss, self._loss = self._loss, None
         if self.recorder is None or not self._recording.may_step():
             return
@@ -91,11 +91,11 @@ class StabilityCallback(pl.Callback):
         )
 
     def _begins(self, *_: Any) -> None:
-        self._told = False
+        self._announced = False
 
     def _ends(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, *_: Any) -> None:
         """Handle the step of an optimizer that Lightning did not announce."""
-        if not self._told:
+        if not self._announced:
             self.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def _remove_hooks(self) -> None:

@@ -26,7 +26,7 @@ class SpikeSink:
         self.sink, self.names, self.on_spike = sink, list(names), on_spike
         self.settings = SpikeSettings()
         self._rows: dict[int, tuple[list[np.ndarray], list[np.ndarray]]] = {}
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
         self._new = False
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class SpikeSink:
             step = max(int(np.median(np.diff(layer.iteration))), 1)
             over = int(layer.iteration[-1]) - (self.settings.merge_gap + 1) * step
             for spike in detect(layer, self.settings, shared).spikes:
-                if spike.end <= over and spike.onset > self._told.get(layer.name, -1):
-                    self._told[layer.name] = spike.end
+                if spike.end <= over and spike.onset > self._reported.get(layer.name, -1):
+                    self._reported[layer.name] = spike.end
                     found.append(spike)
         return sorted(found, key=lambda spike: spike.onset)

@@ -42,14 +42,16 @@ DEMO_SEEDS = 3
     help="Length of each run.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The first seed.")
-@click.option("--seeds", default=DEMO_SEEDS, show_default=True, type=click.IntRange(1), help="Seeds of either side.")
+@click.option(
+    "--seeds", default=DEMO_SEEDS, show_default=True, type=click.IntRange(1), help="Number of seeds per side."
+)
 @click.option("-o", "--output", metavar="FILE", help="The report. Default: demo_report.html next to the runs.")
 @runs_dir
 def command(iterations: int, seed: int, seeds: int, output: str | None, runs_dir: str | None) -> None:
     """Train with a learned and with a frozen patch projection, several seeds each, and compare them in one report.
 
-    SimCLR on digits, at a rate at which training works and the first layer's gradient spikes. The first line of the
-    report says what was seen. Takes a few minutes on two cores.
+    Trains SimCLR on digits, at a learning rate at which training works and the gradient of the first layer spikes. The
+    first line of the report states what was observed. Takes a few minutes on two cores.
     """
     from stabilitylab.cli.progress import TrainingProgress
     from stabilitylab.cli.report import build_report

@@ -57,7 +57,7 @@ _metric = click.option(
 )
 @_strict
 @runs_dir
-def auto(path: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
+def auto(path: str, name: str | None, runs_dir: str | None, **options: Any) -> None:
     """Import a log. The format is detected and printed.
 
     \b
@@ -67,7 +67,7 @@ def auto(path: str, name: str | None, runs_dir: str | None, **said: Any) -> None
 
     Limitations of the data are printed at the end and stored in the run's events.
     """
-    _import(Path(path), None, name, runs_dir, said)
+    _import(Path(path), None, name, runs_dir, options)
 
 
 @command.command("csv")
@@ -96,9 +96,9 @@ def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | 
 @_metric
 @_strict
 @runs_dir
-def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
+def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **options: Any) -> None:
     """Import the TensorBoard event files below DIR: scalars, and histograms of gradients."""
-    _import(Path(folder), "tensorboard", name, runs_dir, said)
+    _import(Path(folder), "tensorboard", name, runs_dir, options)
 
 
 @command.command("wandb")
@@ -110,26 +110,26 @@ def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **said
 @_metric
 @_strict
 @runs_dir
-def from_wandb(file: str, name: str | None, runs_dir: str | None, **said: Any) -> None:
+def from_wandb(file: str, name: str | None, runs_dir: str | None, **options: Any) -> None:
     """Import from Weights & Biases: CSV from the web page, history as CSV or JSON lines, an offline run (.wandb)."""
-    _import(Path(file), "wandb", name, runs_dir, said)
+    _import(Path(file), "wandb", name, runs_dir, options)
 
 
-def _import(path: Path, format: str | None, name: str | None, root: str | None, said: dict[str, Any]) -> None:
+def _import(path: Path, format: str | None, name: str | None, root: str | None, options: dict[str, Any]) -> None:
     """Import, then print the roles of the series, limitations of the data, and the next command."""
     from stabilitylab.importers.options import Options, parse_metric
     from stabilitylab.importers.registry import IMPORTERS, import_log
     from stabilitylab.store.location import runs_root
 
-    metrics = tuple(parse_metric(text) for text in said.pop("metrics"))
-    made = import_log(runs_root(root), path, Options(metrics=metrics, **said), format=format, name=name)
+    metrics = tuple(parse_metric(text) for text in options.pop("metrics"))
+    made = import_log(runs_root(root), path, Options(metrics=metrics, **options), format=format, name=name)
     click.echo(f"{path.name}: {IMPORTERS[made[0].format].title}" + (f", {len(made)} runs" if len(made) > 1 else ""))
     for run in made:
-        _tell(run)
+        _print_imported(run)
     _next(made[0].path.name, root)
 
 
-def _tell(run: Imported) -> None:
+def _print_imported(run: Imported) -> None:
     click.echo(f"imported as {run.path.name}" + (f" ({run.run})" if run.run else ""))
     layers = f"{_count(len(run.layers), 'layer')} ({_some(run.layers)})" if run.layers else "no layers"
     click.echo(f"  {layers}, {run.rows:,} rows, {run.iterations:,} iterations")

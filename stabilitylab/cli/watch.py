@@ -82,7 +82,7 @@ def command(run: str, once: bool, every: float, on_spike: str | None, runs_dir: 
             return  # the usual way to stop watching
 
 
-class Told:
+class ReportedSpikes:
     """Remembers which spikes were reported. Later values may move an onset, so overlapping spikes are the same."""
 
     def __init__(self) -> None:
@@ -112,13 +112,13 @@ class Alert:
 
     def __init__(self, command: str | None) -> None:
         self.command = command
-        self._told = Told()
+        self._reported = ReportedSpikes()
 
     def note(self, now: Snapshot, *, run: bool = True) -> None:
         if self.command is None:
             return
         for spike in now.over():
-            if self._told.new(spike) and run:
+            if self._reported.new(spike) and run:
                 self._run(now.run, spike)
 
     def _run(self, run: str, spike: Spike) -> None:
@@ -137,13 +137,13 @@ class PlainLines:
     def __init__(self) -> None:
         self._iterations = -1
         self._status = ""
-        self._told = Told()
+        self._reported = ReportedSpikes()
 
     def show(self, now: Snapshot) -> None:
         for spike in now.over():
-            if self._told.new(spike):
+            if self._reported.new(spike):
                 click.echo(f"spike {_spike(spike, now)}")
-        for layer, onset in self._told.withdrawn(now):
+        for layer, onset in self._reported.withdrawn(now):
             click.echo(f"withdrawn: {clean(layer, 32)} at {onset} is not a spike, given the later values")
         if (now.iterations, now.status) != (self._iterations, self._status):
             click.echo("  ".join([clean(now.run), now.status, *_progress(now), *_numbers(now)]))
@@ -167,8 +167,8 @@ def view(now: Snapshot, console: Console) -> Group:
     for name, values, form in (("loss", now.loss, ".3f"), ("kNN", now.knn, ".3f")):
         finite = values[np.isfinite(values)]
         if len(finite):
-            said = f"{name:<5}{values[-1]:{form}} "
-            parts.append(Text(said + sparkline(values, width - len(said), _BARS if unicode else _PLAIN_BARS)))
+            prefix = f"{name:<5}{values[-1]:{form}} "
+            parts.append(Text(prefix + sparkline(values, width - len(prefix), _BARS if unicode else _PLAIN_BARS)))
     if now.layers:
         parts += [Text(), _layer_table(now)]
         if len(now.layers) > _LAYERS:

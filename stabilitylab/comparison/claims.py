@@ -125,12 +125,12 @@ def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdi
 
 
 def _judge_pooled(claim: Claim, rows: Sequence[Row], looks: Sequence[int]) -> Verdict:
-    """By the interval over runs. Where seeds are added in turn it decides once, when all are there: its level is that
-    of a single look."""
+    """Decide a claim about a pooled lag by its interval over runs. In a sequential study it is decided once, when all
+    seeds are available, so its level is that of a single test."""
     chosen = [row for row in rows if matches(row, claim.where) and matches(row, claim.treated)]
     seeds = len({_text(row.get("train.seed")) for row in chosen})
     if looks and seeds < looks[-1]:
-        few = f"{seeds} of {looks[-1]} seeds: a pooled lag is decided when all are there"
+        few = f"{seeds} of {looks[-1]} seeds; a pooled lag is decided when all seeds are available"
         return Verdict(claim, "inconclusive", few, None, None, seeds)
     verdict, reason, median, interval = decide_pooled(chosen, claim.direction, claim.smallest)
     dead = _dead_group(claim, rows)

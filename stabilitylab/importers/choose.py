@@ -42,7 +42,7 @@ def choose(log: Log, options: Options) -> Chosen:
     for series in (*norms.values(), *maxima.values(), *totals):
         rest.pop(series.name, None)
         _drop_negative(series, refused)
-    refused.tell(log)
+    refused.add_note(log)
     chosen = Chosen(layers=layers_of_parameters(log, norms, maxima))
     chosen.total = _one_total(log, totals, rest)
     if not chosen.layers and chosen.total is not None:

@@ -46,7 +46,7 @@ def read(path: Path, options: Options) -> list[Log]:
     log.series = points.series()
     if not log.series:
         raise LogFormatError(f"{path} contains no curve with integer steps; export scalars by iteration")
-    refused.tell(log)
+    refused.add_note(log)
     return [log]
 
 

@@ -62,7 +62,7 @@ def read(path: Path, options: Options) -> list[Log]:
         logs.append(log)
     if not logs:
         raise LogFormatError(f"{path} contains no metric with a step; export metrics with their steps")
-    refused.tell(logs[0])
+    refused.add_note(logs[0])
     return logs
 
 

@@ -81,7 +81,7 @@ def long_logs(table: Table, columns: LongColumns) -> list[Log]:
                 log.maxima[tag] = name
             if depth is not None and np.isfinite(depth[rows[0]]):
                 log.depths[name] = int(depth[rows[0]])
-    _tell(table, list(logs.values()))
+    _add_notes(table, list(logs.values()))
     return list(logs.values())
 
 
@@ -119,7 +119,7 @@ def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> l
             log.note("axis", "the log has no step, so the axis is the epoch and each row covers a whole epoch")
         if options.grads is None:
             _plain_layers(table, log)
-    _tell(table, logs)
+    _add_notes(table, logs)
     return [log for log in logs if log.series]
 
 
@@ -183,6 +183,6 @@ def _optional(table: Table, column: str | None) -> np.ndarray | None:
     return np.where(state == 1, value, np.nan)
 
 
-def _tell(table: Table, logs: Sequence[Log]) -> None:
+def _add_notes(table: Table, logs: Sequence[Log]) -> None:
     if logs:
-        table.refused.tell(logs[0])
+        table.refused.add_note(logs[0])

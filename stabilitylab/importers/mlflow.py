@@ -36,7 +36,7 @@ def read(path: Path, options: Options) -> list[Log]:
     logs = [log for log in logs if log.series]
     if not logs:
         raise LogFormatError(f"{path} contains no run with metrics")
-    refused.tell(logs[0])
+    refused.add_note(logs[0])
     return logs
 
 

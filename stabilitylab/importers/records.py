@@ -88,7 +88,7 @@ def log_of_records(
         log.note(
             "no_step", f"{len(stepless)} records without a step were skipped ({shortened(dict.fromkeys(stepless))})"
         )
-    refused.tell(log)
+    refused.add_note(log)
     texts = [name for name in skipped if name not in log.series]
     if texts:
         log.note("skipped", f"{len(texts)} non-numeric entries were skipped ({shortened(texts)})")

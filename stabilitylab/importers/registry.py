@@ -122,10 +122,10 @@ def nearest(sample: Sample, count: int = NEAREST) -> Sequence[Format]:
     if sample.is_folder:
         inside += "\n".join(file.name for file in list(sample.path.iterdir())[:200])
 
-    def held(format: Format) -> float:
+    def match_score(format: Format) -> float:
         return sum(mark in inside for mark in format.marks) / max(len(format.marks), 1)
 
-    return sorted(IMPORTERS.values(), key=held, reverse=True)[:count]
+    return sorted(IMPORTERS.values(), key=match_score, reverse=True)[:count]
 
 
 def looks_like(sample: Sample) -> str:

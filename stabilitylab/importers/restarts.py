@@ -46,7 +46,7 @@ def drop_superseded(log: Log) -> None:
         if twice and name.rpartition("/")[2] != "epoch":
             repeated[name] = twice
         log.series[name] = series
-    _tell(log, cuts, dropped, repeated)
+    _add_notes(log, cuts, dropped, repeated)
 
 
 def _confirmed(log: Log) -> list[_Cut]:
@@ -112,7 +112,7 @@ def _last_of_each_step(series: Series) -> tuple[Series, int]:
     return series.take(last), int((~last).sum())
 
 
-def _tell(log: Log, cuts: list[_Cut], dropped: dict[str, tuple[int, int]], repeated: dict[str, int]) -> None:
+def _add_notes(log: Log, cuts: list[_Cut], dropped: dict[str, tuple[int, int]], repeated: dict[str, int]) -> None:
     if dropped:
         rows = sum(again + beyond for again, beyond in dropped.values())
         name = max(dropped, key=lambda series: sum(dropped[series]))

@@ -110,7 +110,7 @@ class Refused:
             self._first = f"{where}: {why}"
         self.count += count
 
-    def tell(self, log: Log) -> None:
+    def add_note(self, log: Log) -> None:
         if self.count:
             rows = "1 row was refused" if self.count == 1 else f"{self.count:,} rows were refused, the first"
             log.note("refused_rows", f"{rows} ({self._first})")

@@ -34,7 +34,7 @@ class Table:
         self._source = source
         self._con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY})
         self._con.execute("SET enable_progress_bar = false")
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self.rows = 0
         self.delimiter = ","
 
@@ -96,9 +96,9 @@ class Table:
     def refuse_text(self, column: str, state: np.ndarray) -> None:
         """Refuse the rows in which a numeric column contains text."""
         text = np.flatnonzero(state == 2)
-        if len(text) == 0 or column in self._told:
+        if len(text) == 0 or column in self._reported:
             return
-        self._told.add(column)
+        self._reported.add(column)
         self.refuse_rows(state == 2, column, "is not a number")
 
     def refuse_rows(self, bad: np.ndarray, column: str, why: str) -> None:

@@ -66,7 +66,7 @@ def read(path: Path, options: Options) -> list[Log]:
         log.run = "" if main == home else main.relative_to(home).as_posix()
         logs.append(log)
     if refused.count:
-        refused.tell(logs[0])
+        refused.add_note(logs[0])
     return logs
 
 

@@ -76,7 +76,7 @@ def read(path: Path, options: Options) -> list[Log]:
         log.note("means", f"{smoothed:,} lines contain medians or means over a window of iterations, not single values")
     if numbered:
         log.note("row_numbers", "the lines contain no step, so those with a gradient norm are numbered from 0")
-    refused.tell(log)
+    refused.add_note(log)
     return [log]
 
 
@@ -122,7 +122,7 @@ def _read_pattern(path: Path, text: str, refused: Refused) -> Log:
     if not matched:
         raise LogFormatError(f"--pattern {text!r} matches no line of {path}")
     log.series = points.series()
-    refused.tell(log)
+    refused.add_note(log)
     return log
 
 

@@ -54,7 +54,7 @@ def read(path: Path, options: Options) -> list[Log]:
         log_of_records(records, path, one, format="trackio", run=name, refused=Refused(path, options.strict))
         for (_, name), records in runs.items()
     ]
-    refused.tell(logs[0])
+    refused.add_note(logs[0])
     return logs
 
 

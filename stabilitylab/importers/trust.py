@@ -115,6 +115,8 @@ def is_percent(series: Series) -> bool:
 
 
 def _percent(log: Log, chosen: Chosen) -> None:
-    percent = [s.name for s, said in chosen.metrics if said.percent or (said.percent is None and is_percent(s))]
+    percent = [
+        s.name for s, declared in chosen.metrics if declared.percent or (declared.percent is None and is_percent(s))
+    ]
     if percent:
         log.note("percent", f"{shortened(percent)}: in percent, kept as logged")

@@ -94,7 +94,7 @@ def _page(path: Path, table: Table, options: Options) -> list[Log]:
                     name, steps[there], value[there], rows[there],
                     low=low if bucketed else None, high=high if bucketed else None,
                 )  # fmt: skip
-        table.refused.tell(log)
+        table.refused.add_note(log)
         if not log.series:
             raise LogFormatError(f"{path} contains no numbers of {run}; export the chart with its step")
         logs.append(log)

@@ -115,16 +115,16 @@ def _whole(log: Log, chosen: Chosen, name: str | None) -> WholeRun:
         for place, layer in enumerate(chosen.layers):
             _append(writer, "layer_stats", _layer_columns(place, layer.norm, layer.largest))
         _append(writer, "iterations", _iteration_columns(chosen))
-        for metric, said in chosen.metrics:
-            _append(writer, "evals", _metric_columns(metric, said.name))
+        for metric, declared in chosen.metrics:
+            _append(writer, "evals", _metric_columns(metric, declared.name))
         for scalar in chosen.scalars:
             _append(writer, "scalars", {"iteration": scalar.step, "name": scalar.name, "value": scalar.value})
         for note in log.notes:
             writer.event(note.iteration, note.kind, note.text)
-        for _, said in chosen.metrics:
-            if said.goal is not None or said.percent is not None:
-                scale = "percent" if said.percent else None
-                writer.event(0, "metric", json.dumps({"name": said.name, "goal": said.goal, "scale": scale}))
+        for _, declared in chosen.metrics:
+            if declared.goal is not None or declared.percent is not None:
+                scale = "percent" if declared.percent else None
+                writer.event(0, "metric", json.dumps({"name": declared.name, "goal": declared.goal, "scale": scale}))
 
     meta = {"source": log.format} | ({"rows": log.rows} if log.rows else {})
     return WholeRun(name, fill, {"source": log.format, "file": log.path.name, "run": log.run}, meta, rows)

@@ -46,7 +46,7 @@ def test_what_the_runs_cannot_carry_is_inconclusive() -> None:
     assert judge(claim(), rows(12, related=False)).verdict == "inconclusive"
     assert judge(claim(), []).reason == "no run of this group is finished"
     mixed = [*rows(12, **{"optim.base_lr": 0.1}), *rows(30, **{"optim.base_lr": 0.2})]
-    assert judge(claim(), mixed).reason == "the runs are of several settings: let `where` name one"
+    assert judge(claim(), mixed).reason == "the runs have several settings; select one with `where`"
     assert judge(claim(where={"optim.base_lr": 0.2}), mixed).verdict == "reproduced"
 
 

@@ -110,7 +110,7 @@ def detect(
         own = not too_short(int((~np.isnan(x)).sum()), settings)
         found = _search(x, series.iteration, settings, None if own else shared)
     else:
-        found = _search_by(x, series, settings)
+        found = _search_published(x, series, settings)
     level = np.where(np.isnan(x), -np.inf, x)
     # With gaps between rows, the number of consecutive values does not tell how long a spike lasted.
     one_by_one = len(series.iteration) > 1 and _step(series.iteration) == 1
@@ -139,7 +139,7 @@ def detect(
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Events:
     """``runs``: events as index ranges. ``centre`` (n,): log of the baseline. ``height`` (n,): noise sd above it.
     ``score`` (n,): what the events were detected by. ``excess`` (n,): log norm minus the higher median, by which onsets
     are timed; None for published rules."""
@@ -155,22 +155,22 @@ class _Found:
 
 def _search(
     x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings, shared: Mapping[int, float] | None
-) -> _Found:
+) -> _Events:
     present = ~np.isnan(x)
     if present.sum() <= settings.warmup:
-        return _Found([], 0, x, x, np.full(len(x), -np.inf))
+        return _Events([], 0, x, x, np.full(len(x), -np.inf))
     flagged = mirrored_flagged = np.zeros(len(x), dtype=bool)
-    farther: float | None = None  # correction for skew, set in the first pass
+    skew_shift: float | None = None  # correction for skew, set in the first pass
     for _ in range(MAX_PASSES):
         base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
         score = score_of(x, base)
         mirrored = score_of(-x, Baseline(-base.before, -base.after, base.scale))
         thresholds = thresholds_of(mirrored, settings) if shared is None else shared
-        if farther is None:
-            farther = 0.0
+        if skew_shift is None:
+            skew_shift = 0.0
             if shared is None and settings.false_alarms_per_10k is not None:
-                farther = skewed_threshold(score, mirrored, thresholds[1], settings) - thresholds[1]
-        raised = {**thresholds, 1: thresholds[1] + farther}
+                skew_shift = skewed_threshold(score, mirrored, thresholds[1], settings) - thresholds[1]
+        raised = {**thresholds, 1: thresholds[1] + skew_shift}
         runs = _runs(x, base.before, score, raised, iteration, settings)
         mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
         now, now_mirrored = _mask(runs, len(x)), _mask(mirrored_runs, len(x))
@@ -179,10 +179,10 @@ def _search(
         if settled:
             break
     height = (x - base.before) / base.scale
-    return _Found(runs, len(mirrored_runs), base.before, height, score, score * base.scale, float(raised[1]))
+    return _Events(runs, len(mirrored_runs), base.before, height, score, score * base.scale, float(raised[1]))
 
 
-def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Found:
+def _search_published(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Events:
     """Detect events with a published rule, on the norm and on 1 / norm."""
     found = []
     for sign in (1, -1):
@@ -190,7 +190,7 @@ def _search_by(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _
         starts, stops = stretches(score >= RULES[settings.rule].threshold, 0)
         found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
     runs, score, centre = found[0]
-    return _Found(runs, len(found[1][0]), centre, score, score)
+    return _Events(runs, len(found[1][0]), centre, score, score)
 
 
 def _runs(

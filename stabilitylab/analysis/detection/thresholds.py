@@ -32,12 +32,12 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
         return {1: settings.z_open}
     wanted = settings.false_alarms_per_10k * n / 10_000
     tails: dict[int, tuple[float, Tail, np.ndarray]] = {}
-    never: list[int] = []
+    unreached: list[int] = []
     lowest, before = mirrored, 1
     for count in IN_A_ROW:
         lowest, before = lowest_of(lowest, count // before, apart=before), count  # a minimum of 8 is one of two 4s
         if count > 1 and wanted >= 3 and lowest.max() < settings.z_close:
-            never.append(count)  # no tail is needed: noise does not reach z_close
+            unreached.append(count)  # no tail is needed: noise does not reach z_close
             continue
         quantile = float(np.partition(lowest, len(lowest) - keep)[len(lowest) - keep])
         above = lowest > quantile
@@ -59,7 +59,7 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
         slopes = {count: tails[count][1].slope(passed[count] - tails[count][0]) for count in sharing}
         for count, share in _shares(slopes, passed, apart).items():
             passed[count] = tails[count][0] + tails[count][1].threshold(wanted * share)
-    passed |= dict.fromkeys(never, settings.z_close)
+    passed |= dict.fromkeys(unreached, settings.z_close)
     return {count: max(threshold, settings.z_close) for count, threshold in passed.items()}
 
 
