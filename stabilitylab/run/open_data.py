@@ -1,7 +1,8 @@
 """Recorded training runs that ship with the package: gradient norms by layer, loss and accuracy, as Parquet files.
 
-``stabilitylab/open_data/<name>/`` holds ``README.md`` (the data card), ``runs.csv`` (a row a run) and ``<run>.parquet``
-(a row an iteration: ``iteration``, a column a layer from input to output, ``loss``, ``knn_top1``).
+``stabilitylab/open_data/<name>/`` contains ``README.md`` (the data card), ``runs.csv`` (one row per run) and
+``<run>.parquet`` (one row per iteration: ``iteration``, one column per layer from input to output, ``loss``,
+``knn_top1``).
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ FOLDER = "open_data"
 
 
 def available() -> list[str]:
-    """The names that `load` knows."""
+    """The names that `load` accepts."""
     root = files("stabilitylab") / FOLDER
     return sorted(entry.name for entry in root.iterdir() if (entry / "README.md").is_file())
 
 
 def load(name: str) -> OpenData:
-    """The recorded runs called ``name``. ConfigError names those that there are."""
+    """Load the recorded runs called ``name``. Raises ConfigError, which lists the available names."""
     check_choice("recorded data", name, available())
     return OpenData(Path(str(files("stabilitylab") / FOLDER / name)))
 
 
 class OpenData:
-    """Recorded runs. ``runs`` has a row a run; ``series`` and ``analyze`` take a run's name, ``pooled_lags`` a group.
+    """Recorded runs. ``runs`` has one row per run; ``series`` and ``analyze`` take the name of a run, ``pooled_lags`` a
+    group of runs.
 
     >>> data = load("first-layer-spikes")                          # doctest: +SKIP
     >>> data.series(data.runs.run[0]).plot()                       # doctest: +SKIP
@@ -57,19 +59,19 @@ class OpenData:
 
     @property
     def card(self) -> str:
-        """The data card, Markdown: how the runs were made, what is in them and what is not."""
+        """The data card in Markdown: how the runs were made and what they contain."""
         return (self.path / "README.md").read_text(encoding="utf-8")
 
     @property
     def runs(self) -> DataFrame:
-        """One row a run: its name, what varies between runs, and what happened."""
+        """One row per run: its name, the settings that vary, and its results."""
         import pandas as pd
 
         return pd.read_csv(self.path / "runs.csv", keep_default_na=False, na_values=[""])
 
     def series(self, run: str) -> DataFrame:
-        """Gradient norms (L2, before any clipping), indexed by iteration: a column a layer, then ``loss`` and
-        ``knn_top1``, which is NaN between evaluations. Raises NoDataError for a run that is not here."""
+        """Gradient norms (L2, before any clipping), indexed by iteration: one column per layer, then ``loss`` and
+        ``knn_top1``, which is NaN between evaluations. Raises NoDataError for an unknown run."""
         import pandas as pd
 
         file = self.path / f"{run}.parquet"
@@ -78,13 +80,13 @@ class OpenData:
         return pd.read_parquet(file).set_index("iteration")
 
     def analyze(self, run: str) -> Analysis:
-        """Spikes, episodes, lags and dips of a run, as `Run.analyze` finds them."""
+        """Spikes, episodes, lags and dips of a run, as from `Run.analyze`."""
         return Analysis(self._analyse(run), "finished")
 
     def pooled_lags(self, **chosen: Any) -> DataFrame:
-        """One row a layer: its lag behind the first one over the chosen runs together, in iterations.
+        """One row per layer: its lag behind the first layer, in iterations, pooled over the chosen runs.
 
-        ``chosen``: columns of ``runs`` and the value that they must have, such as ``mitigation="none"``.
+        ``chosen``: required values of columns of ``runs``, such as ``mitigation="none"``.
         """
         rows = self.runs
         for key, value in chosen.items():

@@ -87,7 +87,7 @@ def run_jobs(
                     if message:
                         failures[name] = message
                     if waiting and worker in workers and not time_is_up():
-                        worker.give(waiting.popleft())  # it trains while the run that ended is summed up
+                        worker.give(waiting.popleft())  # trains while the finished run is summarised
                     ended(name, message)
                 else:
                     progress(name, message)

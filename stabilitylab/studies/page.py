@@ -1,4 +1,4 @@
-"""The page of a finished study: its regime, machine and hours, its claims, and the pooled lags of its groups."""
+"""The page of a finished study: its settings, machine and cost, its claims, and the pooled lags of its groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REGIME = {
 
 
 def write_page(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """``README.md`` in ``folder``, from the summary that lies there."""
+    """Write ``README.md`` to ``folder`` from the summary in this folder."""
     about = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     machines = about.get("machines") or ["a machine that was not recorded"]
     commits = ", ".join(commit[:10] for commit in about["trained_at_commits"]) or "an unknown commit"
@@ -60,25 +60,25 @@ def write_page(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) ->
 
 
 def _regime(study: Study) -> str:
-    """What all runs have in common."""
-    said = []
+    """The settings that all runs have in common."""
+    parts = []
     for key, name in _REGIME.items():
         values = {str(look_up(run.config, key)) for run in study.runs}
         if len(values) == 1:
-            said.append(f"{name} {values.pop()}")
+            parts.append(f"{name} {values.pop()}")
     rates = {f"{r.config.optim.base_lr * r.config.train.batch_size / 256:.4g}" for r in study.runs}
-    said.append(f"learning rate {' or '.join(sorted(rates, key=float))} (base_lr x batch / 256)")
-    return ", ".join(said)
+    parts.append(f"learning rate {' or '.join(sorted(rates, key=float))} (base_lr x batch / 256)")
+    return ", ".join(parts)
 
 
 def _varied(study: Study) -> str:
     keys = sorted({key for run in study.runs for key in run.axes})
-    said = []
+    parts = []
     for key in keys:
         values = list(dict.fromkeys(str(look_up(run.config, key)) for run in study.runs))
         if len(values) > 1:
-            said.append(f"{key} ({', '.join(values) if key != 'train.seed' else f'{len(values)} at most'})")
-    return ", ".join(said) or "nothing but the seed"
+            parts.append(f"{key} ({', '.join(values) if key != 'train.seed' else f'{len(values)} at most'})")
+    return ", ".join(parts) or "nothing but the seed"
 
 
 def _lags(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@
     [[claim]]                  see comparison/claims.py
     [sequential]               instead of seeds in the grid: first = 5, step = 5, most = 20 adds seeds 0, 1, ... until
                                every claim is decided or all are used; see comparison/decisions.py for the levels;
-                               start = 10 begins with seed 10, if other runs have shown what earlier seeds do
+                               start = 10 begins with seed 10, if earlier seeds have been used to choose the settings
 
 Keys of a grid are configuration keys or the short names in `AXES`. The name of a run contains a digest of its whole
 configuration, so studies that share a run train it only once.

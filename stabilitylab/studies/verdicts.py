@@ -80,7 +80,7 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
 
 
 def _searches(reports: Path) -> list[str]:
-    """What the searches in ``reports/search/`` tried, and how often each part of their objective was met."""
+    """A table of the searches in ``reports/search/``: settings tried and how often each objective was met."""
     tables = {file.parent.name: read_table(file.parent) for file in sorted(reports.glob(f"search/*/{TABLE}"))}
     if not tables:
         return []
