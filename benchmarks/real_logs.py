@@ -41,7 +41,7 @@ def main() -> int:
             except StabilityLabError as error:
                 failed += 1
                 rows.append(f"| {path.name} | `stablab import auto {path.name}` | | failed: {error} | |")
-    table = "\n".join(["| log | command | rows | said | found |", "|---|---|---|---|---|", *rows])
+    table = "\n".join(["| log | command | rows | notes | result |", "|---|---|---|---|---|", *rows])
     print(table)
     if given.write is not None:
         page = given.write.read_text(encoding="utf-8")

@@ -38,8 +38,8 @@ NOISE_OVER = 41
 SHORT = 4.0
 """A noise estimate from n evaluations is multiplied by 1 + SHORT / n."""
 LINK_WINDOW = 100
-"""A dip is linked to a spike if it can have begun at most this many iterations after the onset of the spike. Where it
-began between two evaluations is not known."""
+"""A dip is linked to a spike if it may have begun at most this many iterations after the onset of the spike. A dip may
+begin anywhere between two evaluations."""
 
 
 def find_dips(

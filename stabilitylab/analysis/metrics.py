@@ -130,7 +130,7 @@ _RULES = (
 
 
 def default_metric(goals: Mapping[str, str | None]) -> str | None:
-    """The default metric among these, as `choose_metric` picks it. ``goals``: the declared goal of each, or None."""
+    """The default metric among these, by the rule of `choose_metric`. ``goals``: declared goal of each, or None."""
     known = [name for name, goal in goals.items() if goal or goal_of(name)]
     return min(known, key=lambda name: (_rank(name, goals[name]), name), default=None)
 

@@ -68,9 +68,9 @@ class Dip:
     a fraction for accuracies (also if recorded in percent), a difference for losses, a difference of logarithms for
     perplexities. ``z``: depth in standard errors. ``area``: depth x iterations.
 
-    ``start`` is the first evaluation in the dip: it began after ``began_after``, the evaluation before (None if there
-    is none). It ended after ``down_until``, the last evaluation in the dip, and by ``recovered``. A spike between
-    ``began_after`` and ``start`` may have come before the dip began or after.
+    ``start`` is the first evaluation in the dip, which began after ``began_after``, the previous evaluation (None if
+    there is none). The dip ended between ``down_until``, its last evaluation, and ``recovered``. A spike between
+    ``began_after`` and ``start`` may have occurred before or after the beginning of the dip.
     """
 
     start: int
@@ -85,12 +85,12 @@ class Dip:
 
     @property
     def earliest(self) -> int:
-        """The first iteration at which it can have begun."""
+        """The first iteration at which the dip may have begun."""
         return self.start if self.began_after is None else min(self.began_after + 1, self.start)
 
     @property
     def order_known(self) -> bool:
-        """Whether the spike it is linked to opened before the dip can have begun."""
+        """Whether the linked spike opened before the dip may have begun."""
         return self.after_spike is not None and self.after_spike.onset <= self.earliest
 
 

@@ -66,7 +66,7 @@ def link_sentence(found: RunAnalysis) -> str:
 
 
 def collapse_sentence(found: RunAnalysis) -> str:
-    """Whether the features collapsed, from when on, and by which signs; what was not measured is not judged."""
+    """Whether the features collapsed, since when, and by which signs."""
     collapse = found.collapse
     if collapse is None:
         return ""
@@ -84,7 +84,7 @@ def factor_text(factor: float) -> str:
 
 
 def drift_sentence(found: RunAnalysis) -> str:
-    """How many norms drift, and the one that changes most; empty where none does or none was judged."""
+    """How many norms drift, and which one changes most; empty without drift or if drift was not judged."""
     if not found.drifts:
         return ""
     most = max(found.drifts, key=lambda drift: abs(math.log(drift.factor)))

@@ -20,7 +20,7 @@ LONGEST_GAP = 200
 class Timeline:
     """``rows`` (n,): recorded iterations, increasing. ``steps`` (n,): iterations since the previous row. ``clock``
     (n,): time of each row with long gaps shortened. ``span``: length of the clock. ``means``: whether rows are means
-    over the step. ``mostly``: 95% of the rows are at most this many iterations after the row before."""
+    over the step. ``mostly``: 95% of the rows are at most this many iterations after the previous row."""
 
     rows: np.ndarray
     steps: np.ndarray

@@ -123,7 +123,8 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
         step = found.resolution.eval_step if found.resolution is not None else None
         if step is not None and step > 1:
             say(
-                f"  evaluated every {step} iterations: each began up to {step} before its start, shorter ones go unseen"
+                f"  evaluated every {step} iterations: a dip may begin up to {step} before its start, and shorter dips "
+                "may be missed"
             )
         say(f"  {'start':>8}{'trough':>8}{'recovered':>11}{'depth':>8}{'z':>7}  after spike")
     for dip in dips:

@@ -85,8 +85,8 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
-    """Print a table without lines. Columns whose title is in ``right`` are right-aligned. Cells are folded to the width
-    of a terminal; nothing is cut in a pipe or a file."""
+    """Print a table without borders. Columns whose title is in ``right`` are right-aligned. Cells are wrapped to the
+    width of a terminal; output to a pipe or a file is not truncated."""
     out = console()
     if out.is_terminal:
         from rich.table import Table

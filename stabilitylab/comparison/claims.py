@@ -66,7 +66,7 @@ class Claim:
         if not 0 < claim.smallest < math.inf:
             raise ValueError(f"claim {claim.text!r}: smallest {claim.smallest!r} is not a positive number")
         if claim.metric == POOLED and claim.baseline:
-            raise ValueError(f"claim {claim.text!r}: {POOLED} is about one group of runs; leave out baseline")
+            raise ValueError(f"claim {claim.text!r}: {POOLED} is about one group of runs; remove baseline")
         if claim.is_share and (claim.direction == "equal" or claim.smallest >= 1):
             raise ValueError(f"claim {claim.text!r}: a share must be higher or lower than a limit between 0 and 1")
         return claim

@@ -48,7 +48,7 @@ def decide(values: np.ndarray, direction: str, smallest: float, level: float = L
 
 
 def decide_interval(interval: tuple[float, float], direction: str, smallest: float) -> tuple[str, str]:
-    """Verdict and reason by an interval, whatever gave it; see `decide`."""
+    """Verdict and reason from an interval; see `decide`."""
     return _equal(interval, smallest) if direction == "equal" else _one_sided(interval, direction, smallest)
 
 

@@ -89,8 +89,8 @@ def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag,
 
 
 def pooled_between(runs: Sequence[RunAnalysis], target: str) -> PooledLag | None:
-    """The pooled lag of runs of one setting from their first layer to ``target``; None with fewer than two runs, or
-    where no run has a spike there."""
+    """The pooled lag of runs of one setting from their first layer to ``target``. None with fewer than two runs, or if
+    ``target`` has no spike in any run."""
     return next((lag for lag in pooled_lags({"": runs}) if lag.target == target), None)
 
 
