@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stabilitylab.recording.measurement import Measured, Measurement, Step, measures, real
+from stabilitylab.recording.passes import Parts, ratio_sums, readable
 from stabilitylab.recording.selection import local
 
 _CHUNK = 1 << 24
@@ -84,6 +85,10 @@ def _adam_sums(
 ) -> list[Tensor]:
     """Sum of g^2 / max(v, eps^2) for each parameter, computed without a device sync."""
     beta2, eps = _known(group["betas"][1]), float(group["eps"])
+    if scale is None and isinstance(beta2, float) and beta2 > 0 and all(states):
+        kept = [list(column) for column in zip(*(_seconds(state) for state in states), strict=False)]
+        if all(len(column) == len(grads) for column in kept) and all(map(readable, grads, *kept)):
+            return _sums_in_parts(grads, kept, states, group)
     if scale is not None:
         grads = [g / scale for g in grads]
     squares = torch._foreach_mul(grads, grads)
@@ -107,6 +112,26 @@ def _adam_sums(
     torch._foreach_clamp_min_(v, eps**2)
     torch._foreach_div_(squares, v)
     return list(torch._foreach_norm(squares, 1)) if squares[0].is_cuda else [s.sum() for s in squares]
+
+
+def _seconds(state: Mapping[str, Any]) -> list[Tensor]:
+    return [state[name] for name in ("exp_avg_sq", "max_exp_avg_sq") if name in state]
+
+
+def _sums_in_parts(
+    grads: list[Tensor], kept: list[list[Tensor]], states: list[dict[str, Any]], group: dict[str, Any]
+) -> list[Tensor]:
+    """As `_adam_sums`, on the CPU: v_t / beta2 = v_(t-1) + (1 - beta2) / beta2 g^2 is one operation. ``kept``: the
+    second moments, and their largest so far where AMSGrad keeps it."""
+    beta2, eps = float(group["betas"][1]), float(group["eps"])
+    made = [_made(state, group) for state in states]
+    if all(isinstance(count, Tensor) for count in made):
+        made = torch.stack(made).tolist()
+    bias = [(1 - beta2 ** (float(count) + 1)) / beta2 for count in made]
+    kept = [kept[0], *(list(torch._foreach_div(top, beta2)) for top in kept[1:])]
+    factors = [((1 - beta2) / beta2, eps**2 * b) for b in bias]
+    sums = ratio_sums(Parts([g.shape for g in grads]), grads, kept, factors)
+    return list((torch.from_numpy(sums) * torch.tensor(bias, dtype=torch.float64)).float().unbind())
 
 
 def _known(number: float | Tensor) -> float | Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stabilitylab.recording.norms import l2_and_largest
+from stabilitylab.recording.norms import l2_and_largest, l2_norms
 from stabilitylab.recording.selection import LayerIndex, Selection, local
 from stabilitylab.registry import located
 from stabilitylab.signals import SIGNALS
@@ -38,7 +38,8 @@ class Step:
     """The inputs for measuring the signals of one iteration.
 
     ``index``: all recorded parameters. ``chosen``: those that got a gradient. ``held``: those that the optimizer may
-    update. ``scale``: the loss scale still contained in the gradients.
+    update. ``scale``: the loss scale still contained in the gradients. ``settled``: whether `after_update` of the
+    update before was called a moment ago, so that the weights are still those that it saw.
     """
 
     index: LayerIndex
@@ -46,6 +47,7 @@ class Step:
     held: Selection
     optimizer: Optimizer | None = None
     scale: float | Tensor | None = None
+    settled: bool = False
 
     @property
     def nothing(self) -> Measured:
@@ -69,6 +71,11 @@ class Step:
         """The weights of each parameter in ``held``, as views."""
         return [real(p) for p in self.held.parameters]
 
+    @cached_property
+    def weight_norms(self) -> Tensor:
+        """(n,): L2 norm of each parameter in ``held``."""
+        return self.held.kinds.measure(l2_norms, self.weights)[0]
+
 
 class Measurement:
     """One signal of one recording, with its state. Override the methods that the signal needs. ``why`` is the reason
@@ -78,6 +85,9 @@ class Measurement:
 
     def attach(self, model: nn.Module, layers: Sequence[str]) -> None:
         """Register forward hooks before training. Raises ValueError if the model has nothing to measure."""
+
+    def prepare(self, step: Step) -> None:
+        """Called before any signal is measured: set what is known of ``step`` already, to save a pass."""
 
     def measure(self, step: Step) -> Tensor | Measured | None:
         """The value per layer, (layers,), between ``backward()`` and the optimizer step.

@@ -116,11 +116,13 @@ class Recorder:
         """Record one iteration. ``scalars`` are columns of the table ``iterations``; tensors stay on the device.
         ``stats``: an earlier result of `measure`, if the gradients have changed since. ``grad_scale``, ``optimizer``:
         as in `measure`. ``skipped``: whether a loss scaler skips this update, if known."""
+        measures = self.log_grads and iteration % self.every == 0
+        if measures and stats is None:
+            stats = self.measure(grad_scale=grad_scale, optimizer=optimizer)
         self.settle()
         if skipped is not None:
             self._buffer.skips.append((iteration, skipped))
-        if self.log_grads and iteration % self.every == 0:
-            stats = self.measure(grad_scale=grad_scale, optimizer=optimizer) if stats is None else stats
+        if measures and stats is not None:
             self._buffer.stats.append((iteration, stats))
             for measurement in self._stateful:
                 measurement.recorded()
@@ -139,7 +141,7 @@ class Recorder:
         gradients. ``optimizer``: measure only its parameters; the gradients of others are not from this step.
         ``arrived``: (norm, largest absolute entry) of each gradient, if gradients are already freed; other gradient
         signals are then not measured."""
-        self.settle()
+        settled = self.settle()
         parameters = self._index.parameters
         reached = [p.grad is not None if arrived is None else p in arrived for p in parameters]
         if optimizer is not None:
@@ -148,10 +150,12 @@ class Recorder:
         chosen = self._index.select(reached)
         # Skip the second pass over all parameters unless a signal reads weights.
         held = self._held(optimizer) if self._reads_weights or not chosen.parameters else chosen
-        step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale)
+        step = Step(self._index, chosen, held, optimizer or self._optimizer, grad_scale, settled)
         if arrived and chosen.parameters:
             norms = torch.stack([arrived[p].to(chosen.device) for p in chosen.parameters], 1).float()
             step.grad_norms = norms if grad_scale is None else norms / grad_scale
+        for measurement in self._measurements:
+            measurement.prepare(step)
         rows: list[Measured] = []
         for signal, measurement in zip(self.declared, self._measurements, strict=True):
             selection = held if signal.source == "weights" else chosen
@@ -177,16 +181,15 @@ class Recorder:
         return self._index.select(p.requires_grad and (updated is None or p in updated) for p in self._index.parameters)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Complete the last row with the values known only after the update. The next ``step`` calls it if needed."""
-        if not self._unsettled:
-            return
-        self._unsettled = False
-        values, measured = self._buffer.stats[-1][1]
-        for index, measurement in enumerate(self._measurements):
-            late = placed(measurement.after_update(), None)
-            if late is not None:
-                values[index], measured[index] = late
+    def settle(self) -> bool:
+        """Complete the last row with what is known only after the update. Returns whether there was such a row."""
+        unsettled, self._unsettled = self._unsettled, False
+        if unsettled:
+            values, measured = self._buffer.stats[-1][1]
+            for index, measurement in enumerate(self._measurements):
+                if (late := placed(measurement.after_update(), None)) is not None:
+                    values[index], measured[index] = late
+        return unsettled
 
     def flush_if_due(self) -> bool:
         """Flush if ``flush_every`` iterations or ``flush_seconds`` have passed. Returns whether a flush was due."""
@@ -274,7 +277,10 @@ class Recorder:
     def _append_stats(self, stats: LayerStats, skipped: set[int], rows: Mapping[int, dict[str, Scalar]]) -> None:
         """Write ``stats`` to the sink and add the norm over all layers to ``rows``."""
         self._note_silence(stats)
-        self._check_norms(stats)
+        for kind, text in self._checks.look(stats):
+            self.found_clipped |= kind == "clipped"
+            self.event(int(stats.iterations[-1]), kind, text)
+            warnings.warn(text, stacklevel=2)
         self._live |= stats.with_gradient()
         self.num_measured += int(stats.measured[:, stats.of_gradient()].any(axis=(1, 2)).sum())
         stats.drop_gradients(skipped)
@@ -282,12 +288,6 @@ class Recorder:
             if t in rows:
                 rows[t]["grad_norm"] = norm
         self.sink.append("layer_stats", stats.columns(self._live))
-
-    def _check_norms(self, stats: LayerStats) -> None:
-        for kind, text in self._checks.look(stats):
-            self.found_clipped |= kind == "clipped"
-            self.event(int(stats.iterations[-1]), kind, text)
-            warnings.warn(text, stacklevel=2)
 
     def _note_silence(self, stats: LayerStats) -> None:
         """Warn once about a signal that was never measured."""
