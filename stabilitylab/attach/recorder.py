@@ -125,6 +125,8 @@ class LoopRecorder(RecordsFeatures):
             if value is not None
         }
         at = self.iteration if iteration is None else iteration
+        if grad_scale is None and norms is None:
+            grad_scale = self._timing.scale_at_call(at, optimizer)
         stats = self._given(norms) if norms is not None else self._timing.take(at, grad_scale, optimizer)
         if stats is None and recorder.log_grads and not self.has_gradient():
             raise RecordError(
@@ -149,7 +151,7 @@ class LoopRecorder(RecordsFeatures):
         """Measure the last recorded iteration again, because its gradient was replaced before the update, as in SAM."""
         stats = self._timing.take(self.iteration - 1, None, optimizer)
         stats = self._recorder.measure(optimizer=optimizer) if stats is None else stats
-        self._recorder.replace(self.iteration - 1, stats)
+        self._recorder.change(self.iteration - 1, lambda _: stats)
 
     def starts_forward(self, loss: Tensor) -> None:
         """For frameworks: a forward pass returned ``loss``, whose graph shows which layers it depends on."""

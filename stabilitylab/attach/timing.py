@@ -3,16 +3,15 @@ pass."""
 
 from __future__ import annotations
 
-import gc
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stabilitylab.attach.applied import AppliedGradient
+from stabilitylab.attach.scaling import LossScale
 from stabilitylab.recording.backward import BackwardEnd
 from stabilitylab.recording.measurement import Measured
 from stabilitylab.recording.recorder import Recorder
@@ -35,12 +34,13 @@ class Timing:
         self._recorder = recorder
         self._backward: BackwardEnd | None = None
         self._optimizer = optimizer
-        self._scaler: Any = None
+        self._scaling = LossScale(recorder, optimizer)
         self._trial = 0
         self._changed: list[tuple[int, Measured, float, float]] = []  # iteration, before, norm before and at the call
         self._complete: Callable[[], bool] = lambda: True
         self._updated = False  # whether the optimizer has stepped since the last backward pass
         self._hooks: list[Any] = []
+        self._applied = AppliedGradient(recorder, optimizer if self._auto else None)
         if self.mode != "step" and recorder.log_grads:
             self._backward = BackwardEnd(recorder, scale=self._scale)
             if optimizer is not None and self.mode == "auto":
@@ -57,8 +57,13 @@ class Timing:
         """Whether a measured backward pass was not yet recorded by a step."""
         return self._backward is not None and self._backward.pending
 
+    def scale_at_call(self, iteration: int, optimizer: Optimizer | None) -> Tensor | None:
+        """The factor by which the gradients are still scaled, for a loop that passes none."""
+        return self._scaling.at_call(iteration, optimizer, stepped=self._updated)
+
     def take(self, iteration: int, grad_scale: float | Tensor | None, optimizer: Optimizer | None) -> Measured | None:
         """Gradient statistics of this step; None if they should be measured at the call."""
+        self._applied.recording(iteration)
         before = self._backward.take() if self._backward is not None else None
         updated, self._updated = self._updated, False
         if before is None:
@@ -78,7 +83,9 @@ class Timing:
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._scaler, self._optimizer = [], None, None
+        self._hooks = []
+        self._applied.remove()
+        self._scaling = LossScale(self._recorder, None)
         if self._backward is not None:
             self._backward.remove()
 
@@ -89,7 +96,7 @@ class Timing:
         recorder = self._recorder
         if updated or not recorder.has_gradient():
             why = "the optimizer had stepped before rec.step()" if updated else "gradients were freed before rec.step()"
-            scale = self._find_scale() if updated else None
+            scale = self._scaling.search() if updated else None
             self._settle("backward", iteration, why)
             return before if scale is None else scaled(before, recorder.declared, 1 / scale)
         now = recorder.measure(grad_scale=grad_scale)
@@ -100,13 +107,14 @@ class Timing:
         self._trial += 1
         if math.isfinite(was) and math.isfinite(norm) and abs(norm - was) > 1e-4 * was:
             self._changed.append((iteration, before, was, norm))
-            recorder.hold = len(self._changed) < _EVIDENCE
+            if len(self._changed) < _EVIDENCE:
+                recorder.holds.add("trial")
         if len(self._changed) >= _EVIDENCE:
             norms = [norm for *_, norm in self._changed]
             ratios = [norm / was for *_, was, norm in self._changed]
             if max(norms) - min(norms) < 1e-3 * max(norms) and max(ratios) - min(ratios) > 1e-3 * max(ratios):
                 for at, stats, *_ in self._changed[:-1]:
-                    recorder.replace(at, stats)
+                    recorder.change(at, lambda _, stats=stats: stats)
                 text = f"gradients are clipped to a norm of {norm:.4g} before rec.step()"
                 self._settle("backward", self._changed[0][0], text)
                 return before
@@ -116,7 +124,8 @@ class Timing:
         return joined(before, now, recorder.declared)
 
     def _settle(self, mode: str, iteration: int, why: str = "") -> None:
-        self.mode, self._changed, self._recorder.hold = mode, [], False
+        self.mode, self._changed = mode, []
+        self._recorder.holds.discard("trial")
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -135,27 +144,14 @@ class Timing:
 
     def _stepping(self, *_: Any) -> None:
         self._updated = True
+        if self._scaling.stepping() and self._changed:  # what was measured in backward was scaled
+            scale = float(self._scaling.current() or 1.0)
+            self._changed = [
+                (at, scaled(stats, self._recorder.declared, 1 / scale), was / scale, norm)
+                for at, stats, was, norm in self._changed
+                if abs(norm - was / scale) > 1e-4 * was / scale
+            ]
 
     def _scale(self) -> Tensor | None:
         self._updated = False
-        scale = getattr(self._scaler, "_scale", None)
-        return None if scale is None else scale.clone()
-
-    def _find_scale(self) -> Tensor | None:
-        """The scale of a loss scaler that the loop does not pass on (timm's NativeScaler), if exactly one exists."""
-        alive = [
-            scaler
-            for scaler in gc.get_objects()
-            if issubclass(type(scaler), torch.amp.GradScaler) and scaler.is_enabled() and scaler._scale is not None
-        ]
-        stepping = [scaler for scaler in alive if id(self._optimizer) in scaler._per_optimizer_states]
-        alive = stepping or alive
-        if len(alive) > 1:
-            text = "several loss scalers exist, so gradient norms may be scaled. Pass rec.step(grad_scale=...)"
-            self._recorder.event(0, "scaled", text)
-            warnings.warn(text, stacklevel=6)
-        if len(alive) != 1:
-            return None
-        self._scaler = alive[0]
-        self._recorder.amp_skips = True
-        return self._scale()
+        return self._scaling.current()

@@ -11,6 +11,7 @@ import numpy as np
 
 from stabilitylab.analysis.detection.baseline import baseline
 from stabilitylab.analysis.detection.spikes import SpikeSettings, detect, log_norms, shared_by
+from stabilitylab.analysis.metrics import default_metric
 from stabilitylab.analysis.results import LayerSeries, Spike
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class LayerNow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment. ``layers``: by decreasing z. ``spikes``: by onset, from iteration ``since`` on."""
+    """A run at one moment. ``layers``: by decreasing z. ``spikes``: by onset, from iteration ``since`` on. ``evals``: the
+    values of ``metric``, by which the run is judged."""
 
     run: str
     status: str
@@ -46,12 +48,13 @@ class Snapshot:
     total: int | None
     rate: float | None
     loss: np.ndarray
-    knn: np.ndarray
+    evals: np.ndarray
     layers: tuple[LayerNow, ...]
     spikes: tuple[Spike, ...]
     events: tuple[str, ...]
     since: int = 0
     step: int = 1
+    metric: str = ""
 
     def over(self) -> list[Spike]:
         """Spikes that have ended, according to the recorded values."""
@@ -85,7 +88,11 @@ class Watcher:
         table = reader.query("SELECT iteration, epoch, loss, seconds FROM iterations ORDER BY iteration").fetchnumpy()
         seconds = _plain(table["seconds"])[-50:]
         mean = float(seconds.mean()) if len(seconds) and np.isfinite(seconds).all() else 0.0
-        knn = reader.evals().get("knn_top1")
+        curves = reader.evals()
+        section = reader.config.get("analysis")
+        metric = section.get("metric") if isinstance(section, dict) else None
+        if metric not in curves:
+            metric = default_metric({name: None for name in curves}) or ""
         return Snapshot(
             run=reader.name,
             status=reader.status,
@@ -93,7 +100,8 @@ class Watcher:
             total=_total(reader.config, table, iterations),
             rate=1 / mean if mean > 0 else None,
             loss=_plain(table["loss"]),
-            knn=np.array([]) if knn is None else knn["value"],
+            metric=metric,
+            evals=_plain(curves[metric]["value"]) if metric else np.array([]),
             layers=self._layers(iterations),
             spikes=tuple(sorted((s for found in self._spikes.values() for s in found), key=lambda s: s.onset)),
             events=tuple(

@@ -43,7 +43,7 @@ _SPIKES = 6
 )  # fmt: skip
 @runs_dir
 def command(run: str, once: bool, every: float, on_spike: str | None, runs_dir: str | None) -> None:
-    """Watch RUN while it trains: progress, loss, kNN accuracy, the layers by their latest z, and spikes.
+    """Watch RUN while it trains: progress, loss, the judged metric, layers by their latest z, and spikes.
 
     Exits when the run ends. Prints plain lines if the output is not a terminal.
     """
@@ -164,10 +164,10 @@ def view(now: Snapshot, console: Console) -> Group:
         parts.append(Text(("━" * done + "╌" * (width - done)) if unicode else "#" * done + "." * (width - done)))
     if not now.iterations:
         parts.append(Text("nothing recorded yet"))
-    for name, values, form in (("loss", now.loss, ".3f"), ("kNN", now.knn, ".3f")):
+    for name, values, form in (("loss", now.loss, ".3f"), (_metric(now), now.evals, ".4g")):
         finite = values[np.isfinite(values)]
         if len(finite):
-            prefix = f"{name:<5}{values[-1]:{form}} "
+            prefix = f"{name:<4} {values[-1]:{form}} "
             parts.append(Text(prefix + sparkline(values, width - len(prefix), _BARS if unicode else _PLAIN_BARS)))
     if now.layers:
         parts += [Text(), _layer_table(now)]
@@ -241,11 +241,16 @@ def _progress(now: Snapshot) -> list[str]:
 
 
 def _numbers(now: Snapshot) -> list[str]:
-    parts = [f"{name} {values[-1]:.3f}" for name, values in (("loss", now.loss), ("kNN", now.knn)) if len(values)]
+    shown = (("loss", now.loss), (_metric(now), now.evals))
+    parts = [f"{name} {values[-1]:.3f}" for name, values in shown if len(values)]
     top = next((layer for layer in now.layers if layer.z is not None), None)
     if top is not None:
         parts.append(f"z {top.z:.1f} in {clean(top.name, 32)}")
     return parts
+
+
+def _metric(now: Snapshot) -> str:
+    return "kNN" if now.metric == "knn_top1" else clean(now.metric, 24)
 
 
 def _duration(seconds: float) -> str:

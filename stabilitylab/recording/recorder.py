@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Recorder:
         self._last_flush = time.monotonic()
         self._flush_at = min(flush_every, FIRST_LOOK)
         self.amp_skips = amp_skips
-        self.hold = False
+        self.holds: set[str] = set()
         """Whether flushes are on hold because rows in memory may still be replaced."""
         self.found_clipped = False
         """Whether the recorded norms turned out to be measured after clipping."""
@@ -167,9 +167,9 @@ class Recorder:
         device = held.device
         return Measured(torch.stack([v.to(device) for v in values]), torch.stack([m.to(device) for m in measured]))
 
-    def replace(self, iteration: int, stats: Measured) -> None:
-        """Replace the statistics of an iteration that is still in memory."""
-        self._buffer.stats = [(t, stats if t == iteration else old) for t, old in self._buffer.stats]
+    def change(self, iteration: int, change: Callable[[Measured], Measured]) -> None:
+        """Replace the statistics of an iteration that is still in memory by what ``change`` makes of them."""
+        self._buffer.stats = [(t, change(stats) if t == iteration else stats) for t, stats in self._buffer.stats]
 
     def layers_of(self, optimizer: Optimizer) -> list[bool]:
         """For each layer, whether ``optimizer`` updates any of its parameters."""
@@ -196,7 +196,7 @@ class Recorder:
         if self._copying is not None and self._copying[1].ready():
             self._hand_over()
             self.sink.publish()
-        if self.hold:
+        if self.holds:
             return False
         due = len(self._buffer.rows) >= self._flush_at or time.monotonic() - self._last_flush >= self.flush_seconds
         if due and self._buffer.rows:

@@ -45,6 +45,14 @@ def joined(before: Measured, now: Measured, signals: Sequence[Signal]) -> Measur
     return Measured(values, measured)
 
 
+def with_gradients(old: Measured, new: Measured, signals: Sequence[Signal]) -> Measured:
+    """``new``, with the signals of the weights as they are in ``old``."""
+    of_weights = torch.tensor([[signal.source == "weights"] for signal in signals], device=new.values.device)
+    pairs = zip(old, new, strict=True)
+    values, measured = (torch.where(of_weights, before, now) for before, now in pairs)
+    return Measured(values, measured)
+
+
 def global_norm(stats: Measured, signals: Sequence[Signal]) -> float:
     """The L2 norm of the gradient over all layers; 0 if ``grad_norm`` is not measured. Waits for the device."""
     for i, signal in enumerate(signals):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stabilitylab.analysis.metrics import curve_of, metric_label
 from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import RunSeries
 from stabilitylab.errors import ConfigError
@@ -29,7 +30,7 @@ class _Future:
 
 def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
     """Draw the branches from `branch_run`, alternately without and with the mitigation: the gradient norm of the layer
-    with the largest spike, and the kNN accuracy. ``output`` is a .png or .svg. Raises ConfigError if it cannot be
+    with the largest spike, and the judged metric. ``output`` is a .png or .svg. Raises ConfigError if it cannot be
     written."""
     from matplotlib.figure import Figure
 
@@ -37,20 +38,26 @@ def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
     layer = _shown_layer(futures)
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     gradient, accuracy = figure.subplots(2, sharex=True)
+    metric = analyze_run(futures[0].series, lag=False).metric
+    factor = 100 if metric is not None and metric.scale == "fraction" else 1
+    percent = " (%)" if metric is not None and metric.share else ""
+    name = "kNN top-1" if metric is None or metric.name == "knn_top1" else metric_label(metric.name)
+    axis = f"{name}{percent}"
     for index, future in enumerate(futures):
         label = future.label if index < 2 else None
         norm = next(x for x in future.series.layers if x.name == layer)
         gradient.plot(norm.iteration, norm.grad_norm, color=future.colour, lw=0.8, alpha=0.85, label=label)
-        curve = future.series.evals.get("knn_top1")
+        curve = None if metric is None else curve_of(future.series, metric)
         if curve is not None:
-            accuracy.plot(curve.iteration, 100 * curve.value, color=future.colour, lw=1.1, alpha=0.85, label=label)
+            values = factor * np.asarray(curve.value)
+            accuracy.plot(curve.iteration, values, color=future.colour, lw=1.1, alpha=0.85, label=label)
     at = futures[0].branched_at
     for axes in (gradient, accuracy):
         axes.axvline(at, color="0.4", lw=0.8, ls=":")
         axes.spines[["top", "right"]].set_visible(False)
     gradient.annotate(f"branched at {at}", (at, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     gradient.set(yscale="log", ylabel=f"gradient norm, {layer}")
-    accuracy.set(xlabel="iteration", ylabel="kNN top-1 (%)")
+    accuracy.set(xlabel="iteration", ylabel=axis)
     accuracy.legend(frameon=False, fontsize=8, loc="lower right")
     drawn = io.BytesIO()
     try:

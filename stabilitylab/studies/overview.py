@@ -11,7 +11,8 @@ from stabilitylab.errors import ConfigError
 from stabilitylab.report.writing import write_whole
 
 _COLOURS = ("#8c2d04", "#2166ac", "#1b7837", "#762a83", "#b8860b", "#555555")
-_PANELS = (("final_knn", "final kNN top-1 (%)"), ("max_dip_depth", "deepest dip (points)"))
+_KNN = (("final_knn", "final kNN top-1 (%)", 100), ("max_dip_depth", "deepest dip (points)", 100))
+_OTHER = (("final", "final value of the judged metric", 1), ("max_dip_depth", "deepest dip or rise", 1))
 
 
 def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
@@ -28,13 +29,14 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
     colours = mitigations if keys else [""]
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     figure.suptitle(title, fontsize=9)
-    for axes, (metric, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+    panels = _KNN if any(row.get("final_knn") not in ("", None) for row in rows) else _OTHER
+    for axes, (metric, label, factor) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for index, mitigation in enumerate(colours):
             colour = _COLOURS[index % len(_COLOURS)]
             shift = (index - (len(colours) - 1) / 2) * 0.6 / len(colours)
             for position, level in enumerate(levels):
                 group = [r for r in rows if r[across] == level and mitigation in ("", r["mitigation"])]
-                values = [100 * float(r[metric]) for r in group if r[metric] not in ("", None)]
+                values = [factor * float(r[metric]) for r in group if r[metric] not in ("", None)]
                 if not values:
                     continue
                 axes.plot([position + shift] * len(values), values, "o", color=colour, ms=3.5, alpha=0.6, mew=0)
@@ -47,7 +49,7 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
         axes.set_ylabel(label, fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(colours) > 1 and metric == "final_knn":
+        if len(colours) > 1 and metric == panels[0][0]:
             axes.legend(frameon=False, fontsize=7)
     drawn, form = io.BytesIO(), output.suffix[1:].lower()
     try:
