@@ -92,7 +92,7 @@ class Watcher:
         section = reader.config.get("analysis")
         metric = section.get("metric") if isinstance(section, dict) else None
         if metric not in curves:
-            metric = default_metric({name: None for name in curves}) or ""
+            metric = default_metric(dict.fromkeys(curves)) or ""
         return Snapshot(
             run=reader.name,
             status=reader.status,
