@@ -46,7 +46,8 @@ class RunSeries:
     (iteration, value). ``signals``: signals other than ``grad_norm``, by name, as series by layer. ``facts``: parts of
     the configuration that verdicts need (``method``, ``temperature``, ``batch_size``). ``metric``, ``goal``: by which
     the run asks to be judged. ``first``, ``last``: the layers between which the run asks for the lag. ``off_path``:
-    layers whose gradients do not come from the main loss (a probe on detached features).
+    layers whose gradients do not come from the main loss (a probe on detached features). ``consumed``: what the run
+    counts besides iterations, tokens or images, as (name, iteration, count so far).
     """
 
     run: str
@@ -62,6 +63,7 @@ class RunSeries:
     first: str | None = None
     last: str | None = None
     off_path: tuple[str, ...] = ()
+    consumed: tuple[str, np.ndarray, np.ndarray] | None = None
 
     @property
     def loss(self) -> EvalCurve | None:

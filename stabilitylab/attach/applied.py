@@ -21,7 +21,7 @@ class AppliedGradient:
         self._recorder = recorder
         self._at: int | None = None  # the iteration recorded last, while its step is not over
         self._hook: Any = None
-        self._seen = False
+        self._seen, self._first = False, True
         if optimizer is not None and hasattr(optimizer, "second_step") and recorder.log_grads:
             self._hook = optimizer.register_step_post_hook(self._applied)
 
@@ -29,9 +29,11 @@ class AppliedGradient:
         """Called by ``rec.step()`` before it records ``iteration``."""
         if self._hook is None:
             return
-        if self._at is not None and not self._seen:  # its steps are not made by step(closure)
+        # Either no step(closure) came after the last row, or one came before the first: nothing is to be replaced.
+        if self._seen == self._first:
             self.remove()
             return
+        self._first = False
         self._at = iteration
         self._recorder.holds.add("applied")
 
@@ -44,11 +46,10 @@ class AppliedGradient:
 
     def _applied(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         at, self._at = self._at, None
-        given = args or any(value is not None for value in kwargs.values())
+        self._seen |= bool(args) or any(value is not None for value in kwargs.values())
         recorder = self._recorder
-        if at is None or not given or at % recorder.every:
+        if at is None or not self._seen or at % recorder.every:
             return
-        self._seen = True
         if recorder.has_gradient():
             new = recorder.measure()
             recorder.change(at, lambda old: with_gradients(old, new, recorder.declared))

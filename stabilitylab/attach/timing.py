@@ -18,7 +18,7 @@ from stabilitylab.recording.recorder import Recorder
 from stabilitylab.recording.statistics import global_norm, joined, of_layers, scaled
 
 MEASURES = ("auto", "step", "backward")
-_TRIAL = 20
+_TRIAL = 12
 """Number of steps in which both are measured and compared before ``auto`` chooses the call."""
 _EVIDENCE = 3
 """Number of steps in which the two measurements differ before the cause is judged."""
@@ -33,6 +33,7 @@ class Timing:
         self._auto = self.mode == "auto"
         self._recorder = recorder
         self._backward: BackwardEnd | None = None
+        optimizer = _with_hooks(optimizer)
         self._optimizer = optimizer
         self._scaling = LossScale(recorder, optimizer)
         self._trial = 0
@@ -155,3 +156,10 @@ class Timing:
     def _scale(self) -> Tensor | None:
         self._updated = False
         return self._scaling.current()
+
+
+def _with_hooks(optimizer: Any) -> Optimizer | None:
+    """The optimizer inside wrappers such as accelerate's, which call it and take no hooks of their own."""
+    while optimizer is not None and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer = getattr(optimizer, "optimizer", None)
+    return optimizer  # type: ignore[no-any-return]

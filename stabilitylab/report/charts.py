@@ -13,7 +13,7 @@ import numpy as np
 
 from stabilitylab.analysis.metrics import curve_of
 from stabilitylab.analysis.results import Episode, RunAnalysis, Spike
-from stabilitylab.analysis.series import LayerSeries
+from stabilitylab.analysis.series import LayerSeries, RunSeries
 from stabilitylab.comparison.arms import Arm, lr_label, mitigation_label
 from stabilitylab.comparison.results import Comparison, RunSummary
 from stabilitylab.report.marks import Axis, Band, Bars, Chart, Heat, Line, Mark, Outline, Points
@@ -28,8 +28,30 @@ LAG_EDGES = np.arange(-102.5, 103, 5)
 ITERATION = Axis("iteration")
 
 
-def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries]) -> Chart:
-    """Gradient norms of some layers on a log axis, with spikes marked at their peak, as in the paper's Figure 4."""
+def iteration_axis(series: Sequence[RunSeries]) -> Axis:
+    """The axis of iterations; for a single run that counts tokens or images, with these on the other side."""
+    if len(series) != 1 or series[0].consumed is None:
+        return ITERATION
+    name, iteration, count = series[0].consumed
+    rising, first = np.unique(count, return_index=True)
+    step = 10.0 ** math.floor(math.log10(rising[-1]))
+    step *= next(factor for factor in (0.2, 0.5, 1, 2) if rising[-1] / (factor * step) <= 5.5)
+    ticks = np.arange(math.ceil(rising[0] / step), math.floor(rising[-1] / step) + 1) * step
+    at = np.interp(ticks, rising, np.asarray(iteration, dtype=np.float64)[first])
+    return Axis("iteration", beside=(name, tuple(zip(at.tolist(), map(_short, ticks.tolist()), strict=True))))
+
+
+def _short(count: float) -> str:
+    """``1.5M`` for 1,500,000."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.4g}{letter}"
+    return f"{count:.4g}"
+
+
+def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries], x: Axis = ITERATION) -> Chart:
+    """Gradient norms of some layers on a log axis, with spikes marked at their peak, as in the paper's Figure 4. ``x``:
+    see `iteration_axis`."""
     marks: list[Mark] = []
     for style, layer in enumerate(layers):
         norm = np.where(layer.grad_norm > 0, layer.grad_norm, np.nan)
@@ -39,7 +61,7 @@ def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries]) -> Chart:
             at = np.searchsorted(layer.iteration, [s.peak for s in found])
             texts = tuple(f"{s.ratio:.1f}x, z = {s.z:.1f}, from {s.onset} to {s.end}" for s in found)
             marks.append(Points(layer.iteration[at], norm[at], layer.name, "spikes", style, texts))
-    return Chart(ITERATION, Axis("gradient norm", log=True), tuple(marks))
+    return Chart(x, Axis("gradient norm", log=True), tuple(marks))
 
 
 def heatmap(run: AnalysedRun) -> Chart:
@@ -53,7 +75,7 @@ def heatmap(run: AnalysedRun) -> Chart:
         [s.onset for s in found], [row[s.layer] for s in found], "spike onset", "onsets", 0, texts, hollow=True
     )
     return Chart(
-        ITERATION,
+        iteration_axis([run.series]),
         Axis("", names=tuple(layer.name for layer in layers)),
         (Heat(layers), onsets, *_outlines(run.analysis.episodes or (), row)),
     )
@@ -152,7 +174,7 @@ def metric_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
         if len(curves) > 1 and all(np.array_equal(curve.iteration, first) for _, curve in curves):
             mean = scale * np.mean([curve.value for _, curve in curves], axis=0)
             marks.append(Line(first, mean, arm.label, arm.index, "mean", "mean %{y:.4g} at %{x}", note=note))
-    return Chart(ITERATION, Axis(form.title), tuple(marks))
+    return Chart(iteration_axis([run.series for run in runs]), Axis(form.title), tuple(marks))
 
 
 def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
@@ -163,7 +185,7 @@ def loss_curves(runs: Sequence[AnalysedRun], arms: Sequence[Arm]) -> Chart:
         for run in (runs[place] for place in arm.members)
         if run.loss is not None
     )
-    return Chart(ITERATION, Axis("loss"), marks)
+    return Chart(iteration_axis([run.series for run in runs]), Axis("loss"), marks)
 
 
 def lr_sensitivity(comparison: Comparison) -> Chart:

@@ -14,13 +14,14 @@ from stabilitylab.analysis.series import LayerSeries
 @dataclass(frozen=True)
 class Axis:
     """``names``: one row per name, the first at the top. ``ticks``: (value, label); if empty, chosen by the drawing
-    library."""
+    library. ``beside``: title and ticks of a second scale on the opposite side."""
 
     title: str
     log: bool = False
     names: tuple[str, ...] = ()
     ticks: tuple[tuple[float, str], ...] = ()
     zero_line: bool = False
+    beside: tuple[str, tuple[tuple[float, str], ...]] | None = None
 
 
 @dataclass(frozen=True)

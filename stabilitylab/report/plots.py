@@ -93,11 +93,12 @@ def _spikes(run: AnalysedRun, source: SignalSource, layers: list[str] | None = N
     known = {layer.name: layer for layer in run.trained_layers if np.isfinite(layer.grad_norm).any()}
     ends = list(known.values())
     if layers is None:
-        return charts.spikes(run.analysis, [ends[0], ends[-1]] if len(ends) > 1 else ends)
+        shown = [ends[0], ends[-1]] if len(ends) > 1 else ends
+        return charts.spikes(run.analysis, shown, charts.iteration_axis([run.series]))
     unknown = [name for name in layers if name not in known]
     if unknown:
         raise NoDataError(f"run {run.name} has no gradients of {unknown[0]!r}; it has {', '.join(known)}")
-    return charts.spikes(run.analysis, [known[name] for name in layers])
+    return charts.spikes(run.analysis, [known[name] for name in layers], charts.iteration_axis([run.series]))
 
 
 def _heat(run: AnalysedRun, source: SignalSource) -> Chart:

@@ -49,6 +49,7 @@ def load_series(reader: RunReader) -> RunSeries:
         first=_last_event(reader, "first-layer"),
         last=_last_event(reader, "last-layer"),
         off_path=_off_path(reader),
+        consumed=_consumed(reader),
     )
 
 
@@ -109,6 +110,33 @@ def _features(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if own.any():
             found[name] = (np.asarray(rows["iteration"][own]), np.asarray(rows["value"][own]))
     return found
+
+
+_COUNTS = {
+    "tokens": ("tokens", "tokens_seen", "num_tokens", "consumed_tokens", "num_input_tokens_seen", "total_tokens"),
+    "images": ("images", "images_seen", "samples", "samples_seen", "num_samples", "consumed_samples", "examples_seen"),
+}
+"""Names of the scalars that count what a run has consumed."""
+
+
+def _consumed(reader: RunReader) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """Tokens or images consumed so far; None if nothing counts them, or the count does not rise."""
+    for what, names in _COUNTS.items():
+        listed = ", ".join(f"'{name}'" for name in names)
+        rows = reader.query(
+            f"SELECT iteration, max(value)::DOUBLE AS value FROM scalars WHERE lower(name) IN ({listed}) "
+            "GROUP BY iteration ORDER BY iteration"
+        ).fetchnumpy()
+        iteration, count = np.asarray(rows["iteration"]), np.ma.filled(rows["value"], np.nan)
+        if what == "images" and not len(count):
+            columns = reader.table("iterations")
+            order = np.argsort(columns["iteration"], kind="stable")
+            iteration, count = columns["iteration"][order], np.asarray(columns["images"], dtype=np.float64)[order]
+        known = np.isfinite(count)
+        iteration, count = iteration[known], count[known]
+        if len(count) > 1 and (np.diff(count) >= 0).all() and count[-1] > count[0] >= 0:
+            return what, iteration, count
+    return None
 
 
 def _facts(config: dict[str, Any]) -> dict[str, str | float]:

@@ -178,3 +178,26 @@ def test_hugging_face_measures_the_averaged_gradient(tmp_path: Path) -> None:
     logged = eval((tmp_path / "logged").read_text())  # the norms that the Trainer clipped by, those of all processes
     with open_run(tmp_path / "r") as reader:
         np.testing.assert_allclose(reader.table("iterations")["grad_norm"], logged, rtol=1e-4)
+
+
+def test_the_loss_is_the_mean_over_processes(tmp_path: Path) -> None:
+    torchrun(
+        tmp_path,
+        COMMON
+        + """
+    from torch.nn.parallel import DistributedDataParallel
+    model = DistributedDataParallel(model)
+    with stabilitylab.record(model, run="r", runs_dir=os.environ["OUT"]) as rec:
+        for i in range(3):
+            loss = model(batch(i).chunk(2)[rank]).square().mean()
+            loss.backward()
+            rec.step(loss=loss)
+            model.zero_grad()
+    leave()
+    """,
+    )
+    torch.manual_seed(0)
+    model = Net()
+    expected = [float(model(batch(i)).square().mean()) for i in range(3)]
+    with open_run(tmp_path / "r") as reader:
+        np.testing.assert_allclose(reader.table("iterations")["loss"], expected, rtol=1e-5)

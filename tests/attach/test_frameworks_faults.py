@@ -217,3 +217,47 @@ def test_hugging_face_evaluations_know_how_many_samples(tmp_path: Path) -> None:
     with open_run(tmp_path / "r") as reader:
         assert reader.evals()["eval_top1"]["num_samples"].tolist() == [100, 100]
         assert reader.evals()["eval_percent_top1"]["value"].max() > 1
+
+
+class RawAdversarial(pl.LightningModule):
+    """Manual optimization with the raw optimizers, which Lightning does not announce; clips before each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.gen, self.disc = nn.Linear(4, 8), nn.Linear(8, 1)
+        self.truth: list[tuple[float, float]] = []
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
+        fake = self.gen(torch.randn(len(batch[0]), 4))
+        parts = (self.gen, self.disc)
+        losses = (self.disc(fake).square().mean(), (self.disc(batch[0]) - self.disc(fake.detach())).square().mean())
+        for turn, (optimizer, part, loss) in enumerate(zip(optimizers, parts, losses, strict=True)):
+            grads = torch.autograd.grad(loss, list(part.parameters()), retain_graph=True)
+            norm = float(torch.cat([g.flatten() for g in grads]).norm())
+            self.truth.append((norm, np.nan) if turn == 0 else (np.nan, norm))
+            optimizer.zero_grad()
+            self.manual_backward(loss, retain_graph=turn == 0)
+            nn.utils.clip_grad_norm_(part.parameters(), 1e-3)
+            optimizer.step()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        return torch.optim.SGD(self.gen.parameters(), 1e-3), torch.optim.SGD(self.disc.parameters(), 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_with_raw_optimizers_gives_the_true_norms(tmp_path: Path) -> None:
+    module = RawAdversarial()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[lightning.StabilityCallback("raw", runs_dir=tmp_path)],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(torch.randn(160, 8)), batch_size=8))
+    with open_run(tmp_path / "raw") as reader:
+        names = {row.layer_id: row.name for row in reader.layers()}
+        recorded = np.full((len(module.truth), 2), np.nan)
+        for layer_id, (iteration, values) in reader.layer_series().items():
+            recorded[iteration, ["gen", "disc"].index(names[layer_id])] = values
+    np.testing.assert_allclose(recorded, module.truth, rtol=1e-4)

@@ -99,3 +99,81 @@ def test_adam_rms_is_missing_and_says_why(module: str, name: str, tmp_path: Path
     with pytest.warns(UserWarning, match=f"adam_rms was never measured: {name} keeps"):
         recorded, _ = train(of_library(module, name), tmp_path)
     assert np.isnan(recorded).all()
+
+
+def small_vit(**options: Any) -> nn.Module:
+    timm = pytest.importorskip("timm")
+    return timm.models.VisionTransformer(  # type: ignore[no-any-return]
+        img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=0, **options
+    )
+
+
+class LightlyDINO(nn.Module):
+    """As in lightly's benchmarks: a teacher that is not frozen, registered first, and a probe on detached features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        heads = pytest.importorskip("lightly.models.modules")
+        self.backbone = small_vit()
+        self.projection_head = heads.DINOProjectionHead(24, 32, 16, 64)
+        self.student_backbone = small_vit(dynamic_img_size=True)
+        self.student_projection_head = heads.DINOProjectionHead(24, 32, 16, 64)
+        self.online_classifier = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.projection_head(self.backbone(x)).softmax(dim=1)
+        features = self.student_backbone(x)
+        loss = -(target * self.student_projection_head(features).log_softmax(dim=1)).sum(dim=1).mean()
+        return loss + self.online_classifier(features.detach()).logsumexp(dim=1).mean()
+
+
+class LightlyMAE(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        modules = pytest.importorskip("lightly.models.modules")
+        self.backbone = modules.MaskedVisionTransformerTIMM(vit=small_vit())
+        self.decoder = modules.MaskedVisionTransformerDecoderTIMM(
+            num_patches=16, patch_size=4, embed_dim=24, decoder_embed_dim=16, decoder_depth=2, decoder_num_heads=2,
+            mlp_ratio=2.0,
+        )  # fmt: skip
+        self.online_classifier = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        utils = pytest.importorskip("lightly.models.utils")
+        keep, mask = utils.random_token_mask((len(x), 17), mask_ratio=0.75)
+        features = self.backbone.encode(images=x, idx_keep=keep)
+        full = utils.repeat_token(self.decoder.mask_token, (len(x), 17))
+        full = utils.set_at_index(full, keep, self.decoder.embed(features))
+        predicted = self.decoder.predict(utils.get_at_index(self.decoder.decode(full), mask))
+        loss = (predicted - utils.get_at_index(utils.patchify(x, 4), mask - 1)).square().mean()
+        return loss + self.online_classifier(features[:, 0].detach()).logsumexp(dim=1).mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "trained", "first", "last"),
+    [
+        (LightlyDINO, "student_backbone.blocks.{}", "student_backbone.patch_embed", "student_projection_head"),
+        (LightlyMAE, "backbone.vit.blocks.{}", "backbone.vit.patch_embed", "decoder.decoder_pred"),
+    ],
+)
+def test_models_of_lightlys_benchmarks(make: type, trained: str, first: str, last: str, tmp_path: Path) -> None:
+    from stabilitylab.run.loading import load_run
+
+    torch.manual_seed(0)
+    model = make()
+    with stabilitylab.record(model, run="r", runs_dir=tmp_path) as rec:
+        for _ in range(4):
+            loss = model(torch.randn(4, 3, 16, 16))
+            loss.backward()
+            rec.step(loss=loss)
+            model.zero_grad()
+    assert rec.path is not None
+    with open_run(rec.path) as reader:
+        names = [row.name for row in reader.layers()]
+    blocks = [name for name in names if name in [trained.format(i) for i in range(3)]]
+    assert blocks == [trained.format(i) for i in range(3)]  # one layer each, in the order of execution
+    series = load_run(rec.path).series
+    assert "online_classifier" in series.off_path
+    on_path = [x.name for x in series.layers if np.isfinite(x.grad_norm).any() and x.name not in series.off_path]
+    assert (on_path[0], on_path[-1]) == (first, last)

@@ -135,6 +135,25 @@ def test_adam_rms_is_unknown_where_the_optimizer_keeps_no_second_moment() -> Non
     assert np.isnan(found[0, 1])
 
 
+@pytest.mark.filterwarnings("ignore:adam_rms was never measured")
+def test_adam_rms_of_adafactor_is_missing_and_says_why_once() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    layers, sink = layers_of(list(model.parameters())), MemorySink()
+    recorder = Recorder(layers, sink, signals=("grad_norm", "adam_rms"), optimizer=optimizer, flush_every=5)
+    for i in range(20):
+        model(torch.randn(2, 4)).square().mean().backward()
+        recorder.step(i)
+        recorder.flush_if_due()
+        optimizer.step()
+        optimizer.zero_grad()
+    recorder.close()
+    assert np.ma.getmaskarray(sink.column("layer_stats", "adam_rms")).all()
+    reasons = [detail for _, kind, detail in sink.events if kind == "not-measured"]
+    assert len(reasons) == 1
+    assert "Adafactor keeps the second moment factored by rows and columns" in reasons[0]
+
+
 def test_only_the_parameters_of_the_optimizer_that_steps() -> None:
     d, g = parameter(torch.ones(3)), parameter(torch.ones(4))
     recorder = Recorder(layers_of([d], [g]), MemorySink())

@@ -25,6 +25,18 @@ def plotly_figure(chart: Chart) -> Figure:
     layout = shown["layout"]
     layout["xaxis"] |= _axis(chart.x)
     layout["yaxis"] |= _axis(chart.y)
+    if chart.x.beside is not None:
+        title, ticks = chart.x.beside
+        layout["xaxis2"] = {
+            "overlaying": "x", "matches": "x", "side": "top", "title": {"text": text(title), "standoff": 4},
+            "tickvals": [value for value, _ in ticks], "ticktext": [text(label) for _, label in ticks],
+            "showgrid": False, "zeroline": False,
+        }  # fmt: skip
+        layout["margin"] |= {"t": 72}
+        layout["legend"] |= {"y": 1.16}
+        # Plotly draws an axis only if a trace uses it.
+        unseen = {"type": "scatter", "x": [value for value, _ in ticks], "y": [None] * len(ticks), "xaxis": "x2"}
+        drawing.traces.append({**unseen, "yaxis": "y", "showlegend": False, "hoverinfo": "skip"})
     if drawing.shapes:
         layout["shapes"] = drawing.shapes
     if chart.y.names:
@@ -34,7 +46,7 @@ def plotly_figure(chart: Chart) -> Figure:
     if any(isinstance(mark, Heat) for mark in chart.marks):
         layout.setdefault("shapes", [])
         layout["annotations"] = drawing.annotations
-        layout["margin"] |= {"t": 52}
+        layout["margin"] |= {"t": 92 if chart.x.beside else 52}
     elif any(isinstance(mark, Bars) for mark in chart.marks):
         layout["bargap"] = 0.05
     return shown

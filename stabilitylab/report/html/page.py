@@ -173,7 +173,9 @@ def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
     }
     if recorded:
         ends = [recorded[0], recorded[-1]] if len(recorded) > 1 else recorded
-        section["norms"] = charts.add(f"norms{index}", charted.spikes(found, ends), "time")
+        section["norms"] = charts.add(
+            f"norms{index}", charted.spikes(found, ends, charted.iteration_axis([run.series])), "time"
+        )
         section["norms_words"] = wording.norms_in_words(found, [layer.name for layer in ends])
         section["heat"] = charts.add(f"heat{index}", charted.heatmap(run), "time")
         section["heat_words"] = wording.heat_in_words(found)

@@ -60,6 +60,8 @@ def _form(column: str, metric: MetricText) -> Form:
 def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
     """(label, value) of the key figures of a run."""
     rows = [("iterations", f"{series.iterations:,}")]
+    if series.consumed is not None:
+        rows.append((series.consumed[0], f"{series.consumed[2][-1]:,.0f}"))
     metric = MetricText.of([found])
     values = metric.values(series)
     if len(values):

@@ -134,6 +134,11 @@ class _Drawing(Drawing):
             labels = [short(label, 16) for _, label in x.ticks]
             axis.set_xticks([value for value, _ in x.ticks], labels, minor=False)
             axis.set_xticks([], minor=True)
+        if x.beside is not None:
+            title, ticks = x.beside
+            top = axis.secondary_xaxis("top")
+            top.set_xticks([value for value, _ in ticks], [label for _, label in ticks])
+            top.set_xlabel(title)
         if x.zero_line:
             axis.axvline(0, color="black", lw=0.5)
 

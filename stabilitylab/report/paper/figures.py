@@ -80,7 +80,8 @@ def _spikes(runs: list[AnalysedRun], comparison: Comparison | None, width: str) 
 
 def _draw_spikes(axis: Axes, run: AnalysedRun) -> None:
     layers = run.trained_layers
-    chart = charts.spikes(run.analysis, [layers[0], layers[-1]] if len(layers) > 1 else layers)
+    ends = [layers[0], layers[-1]] if len(layers) > 1 else layers
+    chart = charts.spikes(run.analysis, ends, charts.iteration_axis([run.series]))
     options: dict[str, Any] = {"bbox_to_anchor": (1, 0.98), "ncols": 2, "borderaxespad": 0.1}
     draw(axis, chart, legend="lower right", width=0.7, **options)
 

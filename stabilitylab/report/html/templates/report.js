@@ -35,6 +35,7 @@
     const given = coloured(chart.layout);
     const titled = (own) => ({ ...axis, ...own, title: { standoff: 10, ...own.title } });
     return { ...given, xaxis: titled(given.xaxis), yaxis: titled(given.yaxis),
+      ...(given.xaxis2 && { xaxis2: titled(given.xaxis2) }),
       paper_bgcolor: variable("--paper"), plot_bgcolor: variable("--paper"),
       font: { color: variable("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 } };
   }
