@@ -34,7 +34,6 @@ class Timing:
         self._recorder = recorder
         self._backward: BackwardEnd | None = None
         optimizer = _with_hooks(optimizer)
-        self._optimizer = optimizer
         self._scaling = LossScale(recorder, optimizer)
         self._trial = 0
         self._changed: list[tuple[int, Measured, float, float]] = []  # iteration, before, norm before and at the call
@@ -60,7 +59,7 @@ class Timing:
 
     def scale_at_call(self, iteration: int, optimizer: Optimizer | None) -> Tensor | None:
         """The factor by which the gradients are still scaled, for a loop that passes none."""
-        return self._scaling.at_call(iteration, optimizer, stepped=self._updated)
+        return self._scaling.at_call(iteration, _with_hooks(optimizer), stepped=self._updated)
 
     def take(self, iteration: int, grad_scale: float | Tensor | None, optimizer: Optimizer | None) -> Measured | None:
         """Gradient statistics of this step; None if they should be measured at the call."""

@@ -43,8 +43,9 @@ class Blocks:
             for (count, length, rest), start, end in zip(cuts, self.starts, ends, strict=False)
         ]
 
-    def norms(self, tensors: Sequence[Tensor], out: np.ndarray) -> None:
-        """Set ``out`` (n,) at ``places`` to the L2 norms of ``tensors``, with one call and no copy per tensor."""
+    def norms(self, tensors: Sequence[Tensor], out: np.ndarray, largest: np.ndarray | None = None) -> None:
+        """Set ``out`` (n,) at ``places`` to the L2 norms of ``tensors``, with one call and no copy per tensor.
+        ``largest`` (n,): set to the largest absolute entries of large tensors while these are in the cache."""
         if not self.steps:
             return
         chosen = [tensors[place] for place in self.places]
@@ -52,13 +53,16 @@ class Blocks:
             chosen = [t.detach() for t in chosen]
         arrays = [t.numpy() for t in chosen]
         with np.errstate(all="ignore"):
-            for array, (shape, rest, sums, last) in zip(arrays, self.steps, strict=True):
+            for place, array, (shape, rest, sums, last) in zip(self.places, arrays, self.steps, strict=True):
+                whole = array
                 if rest:
                     array = array.reshape(-1)
                     self.sums[last] = np.dot(array[-rest:], array[-rest:])
                     array = array[:-rest]
                 blocks = array.reshape(shape)
                 np.vecdot(blocks, blocks, sums)
+                if largest is not None and whole.size > _SMALL_TENSOR:
+                    largest[place] = max(whole.max(), -whole.min())
             out[self.places] = np.sqrt(np.add.reduceat(self.sums, self.starts, dtype=np.float64))
 
 
@@ -153,10 +157,15 @@ def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     if tensors[0].is_cuda:
         maxima = torch._foreach_norm(_filled(tensors), float("inf"))
         return torch.stack([l2_norms(tensors, kind)[0], torch.stack(maxima).float()])
-    # On a CPU, calls dominate the cost of small tensors, so those of one shape are stacked. Large tensors are read by
-    # aminmax, because torch's infinity norm is five times slower.
+    # On a CPU, calls dominate the cost of small tensors, so those of one shape are stacked. Large tensors are read
+    # right behind their norm, or by aminmax, because torch's infinity norm is five times slower.
+    on_cpu = tensors[0].device.type == "cpu"
+    read = np.full(len(tensors), -1.0, np.float32) if on_cpu and tensors[0].dtype == torch.float32 else None
+    norms = l2_norms(tensors, kind, read)[0]
     largest: list[Tensor] = []
-    if kind.large:
+    if kind.large and read is not None and not (read[kind.large] == -1).any():
+        largest.append(torch.from_numpy(read[kind.large]))
+    elif kind.large:
         lows, highs = zip(*(torch.aminmax(tensors[i]) for i in kind.large), strict=True)
         largest.append(torch.stack([torch.stack(lows), torch.stack(highs)]).abs().amax(0).float())
     buffer = tensors[0].new_empty(_TOGETHER if kind.small else 0)
@@ -168,12 +177,12 @@ def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     found = torch.zeros(len(tensors), device=tensors[0].device)  # stays zero for an empty shard
     if largest:
         found[kind.order] = torch.cat(largest)
-    return torch.stack([l2_norms(tensors, kind)[0], found])
+    return torch.stack([norms, found])
 
 
 @torch.no_grad()
-def l2_norms(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
-    """(1, n) float32: the L2 norm of each tensor."""
+def l2_norms(tensors: Sequence[Tensor], kind: Kind, largest: np.ndarray | None = None) -> Tensor:
+    """(1, n) float32: the L2 norm of each tensor. ``largest``: see `Blocks.norms`."""
     if tensors[0].is_cuda:
         # Memory bandwidth dominates, so double precision is free, and its squares neither overflow nor underflow.
         return torch.stack(torch._foreach_norm(_filled(tensors), 2, dtype=torch.float64)).float()[None]
@@ -183,7 +192,7 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     single = tensors[0].dtype == torch.float32
     threads = torch.get_num_threads() > 1 and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
     if single:
-        (kind.blocks_of_one_thread if threads else kind.blocks).norms(tensors, found)
+        (kind.blocks_of_one_thread if threads else kind.blocks).norms(tensors, found, largest)
     for i in kind.large:
         if threads and kind.sizes[i] >= _THREADED:
             found[i] = _row_norms(tensors[i].reshape(1, -1))

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import stabilitylab
 from stabilitylab.store.reader import open_run
 
-STEPS = 30
+STEPS = 20
 
 
 class Net(nn.Module):
@@ -255,8 +255,8 @@ def thawed_and_measured_in_backward(path: Path) -> tuple[Truth, Any]:
     model.a.requires_grad_(False)
     with start(path, model, optimizer, measure="backward") as rec:
         for i in range(STEPS):
-            model.a.requires_grad_(i >= 10)
-            model.b.requires_grad_(i < 10)
+            model.a.requires_grad_(i >= 8)
+            model.b.requires_grad_(i < 8)
             loss = loss_of(model, i)
             true.append(norms_of(model, loss))
             loss.backward()

@@ -133,7 +133,7 @@ class LightlyMAE(nn.Module):
         super().__init__()
         modules = pytest.importorskip("lightly.models.modules")
         self.backbone = modules.MaskedVisionTransformerTIMM(vit=small_vit())
-        self.decoder = modules.MaskedVisionTransformerDecoderTIMM(
+        self.decoder = modules.MAEDecoderTIMM(
             num_patches=16, patch_size=4, embed_dim=24, decoder_embed_dim=16, decoder_depth=2, decoder_num_heads=2,
             mlp_ratio=2.0,
         )  # fmt: skip
