@@ -39,7 +39,7 @@ class LayerNow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment. ``layers``: by decreasing z. ``spikes``: by onset, from iteration ``since`` on. ``evals``: the
+    """A run at one moment. ``layers``: by decreasing z. ``spikes``: by onset, from iteration ``since`` on. ``evals``:
     values of ``metric``, by which the run is judged."""
 
     run: str
