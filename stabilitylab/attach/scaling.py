@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import torch
@@ -94,12 +95,12 @@ class LossScale:
 
 def _on_the_stack() -> Any:
     """The loss scaler whose ``step`` is being called, if there is one."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(12):
         if frame is None:
             return None
         owner = frame.f_locals.get("self")
         if frame.f_code.co_name in ("step", "_maybe_opt_step") and isinstance(owner, torch.amp.GradScaler):
             return owner if owner.is_enabled() else None
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None

@@ -161,4 +161,4 @@ def _with_hooks(optimizer: Any) -> Optimizer | None:
     """The optimizer inside wrappers such as accelerate's, which call it and take no hooks of their own."""
     while optimizer is not None and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         optimizer = getattr(optimizer, "optimizer", None)
-    return optimizer  # type: ignore[no-any-return]
+    return optimizer

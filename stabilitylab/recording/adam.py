@@ -86,9 +86,9 @@ def _adam_sums(
     """Sum of g^2 / max(v, eps^2) for each parameter, computed without a device sync."""
     beta2, eps = _known(group["betas"][1]), float(group["eps"])
     if scale is None and isinstance(beta2, float) and beta2 > 0 and all(states):
-        kept = [list(column) for column in zip(*(_seconds(state) for state in states), strict=False)]
-        if all(len(column) == len(grads) for column in kept) and all(map(readable, grads, *kept)):
-            return _sums_in_parts(grads, kept, states, group)
+        kept_by = [_seconds(state) for state in states]
+        if len(set(map(len, kept_by))) == 1 and all(map(readable, *zip(*kept_by, strict=True), grads)):
+            return _sums_in_parts(grads, list(map(list, zip(*kept_by, strict=True))), states, group)
     if scale is not None:
         grads = [g / scale for g in grads]
     squares = torch._foreach_mul(grads, grads)
