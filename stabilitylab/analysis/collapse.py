@@ -17,12 +17,11 @@ from stabilitylab.analysis.series import EvalCurve, RunSeries
 MIN_EVALUATIONS = 5
 LAST = 3
 """A state is reported only if it holds at this many evaluations in a row at the end of the run."""
-SPREAD_GONE, SPREAD_LOW, SPREAD_NONE = 0.08, 0.15, 0.02
-"""Shares of the spread of isotropic features. Features of a healthy narrow encoder lie close together, too (0.12 to
-0.28 of the isotropic spread in small ViTs with a kNN accuracy of 0.65 to 0.9), so a spread counts as gone or low only
-if it also fell (LEFT_GONE, LEFT_LOW), or if there is next to none (SPREAD_NONE)."""
-LEFT_GONE, LEFT_LOW = 0.15, 0.25
-"""Shares of the largest spread of the run. Healthy runs keep 0.29 or more of it, collapsed ones less than 0.1."""
+SPREAD_GONE, SPREAD_LOW = 0.02, 0.15
+"""Shares of the spread of isotropic features. The features of a healthy narrow encoder lie close together, too (0.12 to
+0.28 of the isotropic spread in small ViTs with a kNN accuracy of 0.65 to 0.9), so a spread is low only if it also fell
+below LEFT_LOW of the largest spread of the run."""
+LEFT_LOW = 0.25
 RANK_GONE, RANK_LOW = 1.2, 0.25
 """A rank below RANK_LOW times the highest rank of the run is a dimensional collapse."""
 ACCURACY_GONE, ACCURACY_LOW = 0.25, 0.6
@@ -81,6 +80,9 @@ def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = No
     if any(sign in features for sign in sure) or (sure and len(gone) + len(low) > 1) or (sure and not features):
         since = min(sign.since for sign in sure if sign.since is not None)
         return Collapse("collapsed", since, named, signs)
+    lasting = [sign for sign in (*gone, *low) if sign in features or sign is signs[3]]
+    if len(lasting) == 3:  # spread, rank and accuracy all fell
+        return Collapse("collapsed", max(sign.since for sign in lasting if sign.since is not None), named, signs)
     # A single low sign of the features with a healthy accuracy is not a collapse: accuracy is what matters in the end.
     alone = not gone and len(low) == 1 and low[0] in features and signs[3].state == "healthy"
     if (gone or low) and not alone:
@@ -119,8 +121,9 @@ def _spread(series: RunSeries) -> Sign:
     dims = series.scalars.get("feature_dim")
     isotropic = 1 / math.sqrt(float(dims[1][-1])) if dims is not None and len(dims[1]) else float(values.max())
     share, reached = values / isotropic, values / max(float(values.max()), 1e-12)
-    for state, most, left in (("gone", SPREAD_GONE, LEFT_GONE), ("low", SPREAD_LOW, LEFT_LOW)):
-        since = _since(iteration, (share < SPREAD_NONE) | ((share < most) & (reached < left)))
+    gone, low = share < SPREAD_GONE, (share < SPREAD_LOW) & (reached < LEFT_LOW)
+    for state, holds in (("gone", gone), ("low", gone | low)):
+        since = _since(iteration, holds)
         if since is not None:
             return Sign("feature_spread", state, since, float(values[-1]), isotropic)
     return Sign("feature_spread", "healthy", None, float(values[-1]), isotropic)

@@ -67,6 +67,11 @@ def test_features_that_always_lay_close_together_are_healthy() -> None:
     assert find_collapse(run(fell, np.full(50, 3.3)), learns).verdict == "not"  # the accuracy says it is none
     assert find_collapse(run(fell, falling(12, 2.5)), learns).verdict == "partly"  # two signs of the features
     assert find_collapse(run(np.full(50, 1e-3))).verdict == "collapsed"  # from the first evaluation on
+    # Real runs: a spread of 0.05 of the isotropic one and a rank of 2 beside the best accuracy; all three fallen.
+    assert find_collapse(run(falling(0.08, 0.006), falling(9.3, 2.1)), learns).verdict == "partly"
+    fallen = accuracy(falling(0.74, 0.32, at=30))
+    found = find_collapse(run(falling(0.08, 0.006), falling(6.6, 1.3)), fallen)
+    assert (found.verdict, found.iteration) == ("collapsed", 600)
 
 
 def test_without_features_the_accuracy_decides() -> None:
