@@ -28,6 +28,9 @@ ACCURACY_GONE, ACCURACY_LOW = 0.25, 0.6
 """Shares of the best accuracy of the run, below which the accuracy is ``gone`` or ``low``."""
 AT_CHANCE = 0.01
 LOSS_WINDOW = 50
+ALIKE = 0.05
+"""BYOL's loss (0 to 8) below which the outputs of all images agree as well as the two of one image: their cosine is
+above 0.987. Its runs that train well end at 0.2 to 0.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,15 @@ def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = No
     features = [sign for sign in judged if sign.name in ("feature_spread", "feature_rank")]
     named = ", ".join(_described(sign) for sign in (*gone, *low))
     # A loss at chance level alone may mean that the run has not started to learn; a metric alone, that it diverged.
-    sure = [sign for sign in gone if sign.name != "loss"]
-    if any(sign in features for sign in sure) or (sure and len(gone) + len(low) > 1) or (sure and not features):
+    # BYOL's is 0 there: no run starts so.
+    alike = [sign for sign in gone if sign is signs[2] and sign.healthy == 0]
+    sure = [sign for sign in gone if sign.name != "loss" or sign in alike]
+    if (
+        alike
+        or any(sign in features for sign in sure)
+        or (sure and len(gone) + len(low) > 1)
+        or (sure and not features)
+    ):
         since = min(sign.since for sign in sure if sign.since is not None)
         return Collapse("collapsed", since, named, signs)
     lasting = [sign for sign in (*gone, *low) if sign in features or sign is signs[3]]
@@ -92,13 +102,16 @@ def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = No
 
 
 def chance_loss(facts: Mapping[str, str | float]) -> float | None:
-    """The loss when all features are identical: 4 tau ln N for MoCo v3, ln(2N - 1) for SimCLR. None for other methods.
+    """The loss when all features are identical: 4 tau ln N for MoCo v3, ln(2N - 1) for SimCLR, 0 for BYOL. None for
+    other methods.
 
     ``facts``: ``method``, ``batch_size`` and ``temperature`` of the run.
 
     >>> round(chance_loss({"method": "simclr", "batch_size": 256}), 3)
     6.236
     """
+    if facts.get("method") == "byol":
+        return 0.0
     batch, temperature = facts.get("batch_size"), facts.get("temperature")
     if not isinstance(batch, (int, float)) or batch < 2:
         return None
@@ -109,7 +122,8 @@ def chance_loss(facts: Mapping[str, str | float]) -> float | None:
 
 def _described(sign: Sign) -> str:
     healthy = "" if sign.healthy is None else f" of {sign.healthy:.3g}"
-    level = "at its chance level" if sign.name == "loss" else f"{sign.value:.3g}{healthy}"
+    at_chance = "0: all outputs are alike" if sign.healthy == 0 else "at its chance level"
+    level = at_chance if sign.name == "loss" else f"{sign.value:.3g}{healthy}"
     return f"{sign.name} {level} since {sign.since}"
 
 
@@ -151,7 +165,7 @@ def _loss(series: RunSeries) -> Sign:
     blocks = len(loss) // LOSS_WINDOW
     medians = np.median(loss[: blocks * LOSS_WINDOW].reshape(blocks, LOSS_WINDOW), axis=1)
     starts = iteration[: blocks * LOSS_WINDOW : LOSS_WINDOW]
-    since = _since(starts, medians > (1 - AT_CHANCE) * chance)
+    since = _since(starts, medians < ALIKE if chance == 0 else medians > (1 - AT_CHANCE) * chance)
     return Sign("loss", "healthy" if since is None else "gone", since, float(medians[-1]), chance)
 
 

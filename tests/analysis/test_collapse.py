@@ -91,10 +91,29 @@ def test_the_loss_at_chance() -> None:
     chance = 4 * 0.2 * math.log(128)
     assert chance_loss(run().facts) == pytest.approx(chance)
     assert chance_loss({"method": "simclr", "temperature": 0.2, "batch_size": 64}) == pytest.approx(math.log(127))
-    assert chance_loss({"method": "byol", "batch_size": 64}) is None
+    assert chance_loss({"method": "byol", "batch_size": 64}) == 0
+    assert chance_loss({"method": "swav", "batch_size": 64}) is None
     rng = np.random.default_rng(0)
     loss = np.concatenate([rng.normal(2.5, 0.2, 600), rng.normal(chance, 0.01, 400)])
     found = find_collapse(run(loss=loss))
     assert (found.verdict, found.signs[2].since) == ("partly", 600)
     both = find_collapse(run(falling(0.1, 1e-4), loss=loss))
     assert "loss at its chance level since 600" in both.reason
+
+
+def test_byol_collapses_to_a_loss_of_zero() -> None:
+    """Without a predictor all outputs become alike, whatever the encoder's own features are."""
+    rng = np.random.default_rng(0)
+    facts: dict[str, str | float] = {"method": "byol", "batch_size": 32}
+
+    def verdict(loss: np.ndarray) -> tuple[str, int | None]:
+        healthy = {"feature_spread": (AT, np.full(len(AT), 0.1)), "feature_dim": (AT, np.full(len(AT), 64.0))}
+        found = find_collapse(
+            RunSeries("r", 1000, (), scalars=healthy | {"loss": (np.arange(len(loss)), loss)}, facts=facts)
+        )
+        return found.verdict, found.iteration
+
+    assert verdict(2.4 * np.exp(-np.arange(1000) / 100)) == ("collapsed", 400)
+    assert verdict(0.3 + 0.05 * rng.random(1000)) == ("not", None)
+    back = np.concatenate([np.full(500, 1e-4), 0.2 + 0.05 * rng.random(500)])  # it was, and came back
+    assert verdict(back) == ("not", None)
