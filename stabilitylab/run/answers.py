@@ -30,7 +30,7 @@ from stabilitylab.unfinished import remove_unfinished
 from stabilitylab.version import __version__
 
 FOLDER = "analysis"
-VERSION = 13
+VERSION = 14
 """Version of the cached results. Increase it when the same rows give different numbers, to invalidate the cache."""
 
 
