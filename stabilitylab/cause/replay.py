@@ -29,7 +29,9 @@ TOLERATED = 1e-3
 """Largest relative difference of a replayed norm that a different processor explains. Different data or augmentations
 cause larger ones."""
 CHECKED = 2
-"""Number of iterations that are replayed and compared: the second one follows an optimizer update."""
+"""Iterations that are replayed and compared: the second one has an update of the optimizer behind it."""
+HELD_BYTES = 2**28
+"""Batches that take more memory than this together are made anew for each future."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Replay:
         self.trainer = Trainer(from_dict(read_toml(run_dir / "config.toml")))
         self.trainer.method.train()
         self.layers = self.trainer.layers()
+        self._held: tuple[int, int, list[list[Tensor]]] = (0, 0, [])
 
     @property
     def names(self) -> list[str]:
@@ -194,8 +197,22 @@ class Replay:
         return recorder.trace(metric)
 
     def views(self, start: int, steps: int) -> Iterator[list[Tensor]]:
-        """The augmented views of batches ``start`` to ``start + steps - 1``."""
-        return self.trainer.batches.iterate(start, start + steps)
+        """The views of batches ``start`` to ``start + steps`` - 1. The last batches asked for are held where they are
+        small: the futures from one iteration all see the same ones."""
+        if self._held[:2] == (start, steps):
+            return iter(self._held[2])
+        return self._make_views(start, steps)
+
+    def _make_views(self, start: int, steps: int) -> Iterator[list[Tensor]]:
+        held: list[list[Tensor]] | None = []
+        for views in self.trainer.batches.iterate(start, start + steps):
+            if held is not None:
+                held.append(views)
+                if len(held) * sum(v.numel() * v.element_size() for v in views) > HELD_BYTES:
+                    held = None
+            yield views
+        if held is not None:
+            self._held = (start, steps, held)
 
     @property
     def order(self) -> BatchOrder:

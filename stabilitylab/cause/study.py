@@ -28,7 +28,7 @@ from stabilitylab.errors import ConfigError
 from stabilitylab.studies.restarting import train_or_resume
 from stabilitylab.studies.study import PlannedRun, look_up, planned_runs
 
-_SETTINGS = ("layers", "at", "size", "kicks", "horizon")
+_SETTINGS = ("layers", "at", "size", "kicks", "horizon", "metric_every")
 
 
 @dataclass(frozen=True)
