@@ -2,8 +2,8 @@
 
     python benchmarks/replay.py [--count 20] [--iterations 200]
 
-Records a small run and replays random iterations from its checkpoints, first in this process and then in one without
-vector instructions (ATEN_CPU_CAPABILITY=default).
+Records a small run, replays random iterations of it from its checkpoints, and again in processes that use other vector
+instructions: ATEN_CPU_CAPABILITY=default and avx2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stabilitylab.cause.replay import Replay
 from stabilitylab.config import resolve
@@ -35,7 +36,8 @@ def compare(run: Path, count: int) -> str:
         apart.append(float(np.nanmax(np.abs(now - was) / np.abs(was))))
     exact = sum(x == 0 for x in apart)
     return (
-        f"{exact} of {count} bit for bit; largest relative difference {max(apart):.1e}, median {np.median(apart):.1e}"
+        f"{exact} of {count} bit for bit; largest relative difference {max(apart):.1e}, median {np.median(apart):.1e}; "
+        f"{replay.check()}"
     )
 
 
@@ -64,10 +66,13 @@ def main() -> None:
         }
     )
     run = train_run(config, Path(tempfile.mkdtemp()), "run").path
-    print("same processor:        ", compare(run, given.count))
+    print(f"recorded with {torch.backends.cpu.get_cpu_capability()}")
+    print("the same:", compare(run, given.count), flush=True)
     command = [sys.executable, __file__, "--run", str(run), "--count", str(given.count)]
-    done = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, capture_output=True, text=True)
-    print("no vector instructions:", done.stdout.strip() or done.stderr.strip().splitlines()[-1])
+    for capability in ("default", "avx2"):
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        print(f"{capability}:", done.stdout.strip() or done.stderr.strip().splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

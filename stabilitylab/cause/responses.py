@@ -7,7 +7,7 @@ so the noise of the data cancels: until the kick reaches a layer, its difference
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ RESAMPLES = 1000
 FEWEST = 6
 """Independent differences required to test an arrival: with 6, the smallest p-value of a sign-flip test is 1 / 2^5."""
 LEVEL = 0.95
+EARLY = 10
+"""Iterations from the kick on whose mean response is compared, between layers or between settings."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,69 @@ def directions(responses: Sequence[Response], order: Sequence[str]) -> dict[str,
         count[0] += r.reached
         count[1] += 1
     return {name: (hit, judged) for name, (hit, judged) in counts.items()}
+
+
+@dataclass(frozen=True)
+class Travel:
+    """How far kicks travel: the mean response of the first `EARLY` iterations, on the log scale, over the pairs of
+    layers that were kicked both. ``difference``: towards the output less towards the input, pair by pair. Each with its
+    95% interval, by resampling starts. ``pairs``: how many."""
+
+    output: float
+    output_ci95: tuple[float, float]
+    input: float
+    input_ci95: tuple[float, float]
+    difference: float
+    difference_ci95: tuple[float, float]
+    pairs: int
+    starts: int
+
+    @property
+    def verdict(self) -> str:
+        """``output`` or ``input`` where kicks travel farther that way; ``both alike`` where they travel both ways and
+        the difference is within `ALIKE`; ``nowhere``; else ``inconclusive``."""
+        if self.starts < FEWEST:
+            return "inconclusive"
+        if self.difference_ci95[0] > 0 and self.output_ci95[0] > 0:
+            return "output"
+        if self.difference_ci95[1] < 0 and self.input_ci95[0] > 0:
+            return "input"
+        ends = [abs(x) for ci in (self.output_ci95, self.input_ci95) for x in ci]
+        if max(ends) < ALIKE:
+            return "nowhere"
+        both = self.output_ci95[0] > 0 and self.input_ci95[0] > 0
+        return "both alike" if both and max(map(abs, self.difference_ci95)) < ALIKE else "inconclusive"
+
+
+ALIKE = 0.05
+"""Responses on the log scale that differ by less are alike."""
+
+
+def travel(by_start: Mapping[str, np.ndarray], order: Sequence[str], seed: int = 0) -> Travel | None:
+    """From the responses (S, T, R) to each kicked layer, R in ``order``; None where fewer than two layers were kicked.
+    The starts of all kicked layers are the same, so they are resampled together."""
+    kicked = [name for name in order if name in by_start]
+    pairs = list(itertools.combinations(kicked, 2))
+    if not pairs:
+        return None
+    early = {name: np.nan_to_num(by_start[name][:, :EARLY]).mean(1) for name in kicked}  # (S, R)
+    place = {name: i for i, name in enumerate(order)}
+    ahead = np.stack([early[a][:, place[b]] for a, b in pairs]).mean(0)  # (S,)
+    back = np.stack([early[b][:, place[a]] for a, b in pairs]).mean(0)
+    return Travel(
+        float(ahead.mean()),
+        resampled_mean(ahead, seed),
+        float(back.mean()),
+        resampled_mean(back, seed),
+        float((ahead - back).mean()),
+        resampled_mean(ahead - back, seed),
+        len(pairs),
+        len(ahead),
+    )
+
+
+def resampled_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean of ``values`` (K,), by resampling them."""
+    chosen = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
+    return float(low), float(high)

@@ -2,11 +2,13 @@
 
     title, base, [grid]    as in any study (studies/study.py)
     [impulse]              layers, at, size, kicks, horizon: what `stablab cause impulse` takes
-    [[claim]]              text, kicked, where = {axis = value}, and one of
-        decay_longer_than = {axis = value}, smallest = 2.0   ratio of the time constant to that of other runs
-        reaches = "output" or "input"; expect = "all" or "none"; smallest = 0.1   on the log scale
+    [[claim]]              text, where = {axis = value}, and one of
+        kicked, reaches = "output" or "input", expect = "all" or "none", smallest = 0.1   on the log scale
+        kicked, decay_longer_than = {axis = value}, smallest = 2.0   the time constant against other runs', as a ratio
+        kicked, weaker_than = {axis = value}                         the response of the other layers at first
+        travels = "output" or "input"                                the same kick, between all layers that are kicked
 
-The decay is measured on the mean over all layers. Kicks of all seeds are pooled; intervals are bootstrap intervals.
+The decay is that of the mean over all layers. Kicks of all seeds are pooled; intervals come from resampling starts.
 """
 
 from __future__ import annotations
@@ -18,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from stabilitylab.cause.claims import QUESTIONS, ImpulseVerdict
 from stabilitylab.cause.experiments import load_impulse, save_impulse
-from stabilitylab.cause.impulses import Impulse, impulse_run, pool
-from stabilitylab.cause.responses import FEWEST, RESAMPLES, time_constant
+from stabilitylab.cause.impulses import LOSS, Impulse, impulse_run, pool
+from stabilitylab.cause.responses import resampled_mean, travel
 from stabilitylab.config import read_toml
 from stabilitylab.errors import ConfigError
 from stabilitylab.studies.restarting import train_or_resume
@@ -41,15 +42,6 @@ class ImpulseStudy:
     claims: tuple[Mapping[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class ImpulseVerdict:
-    """``verdict``: reproduced, contradicted, inconclusive or not run. ``reason``: the numbers behind it."""
-
-    text: str
-    verdict: str
-    reason: str
-
-
 def load_impulse_study(path: Path) -> ImpulseStudy:
     """Read and validate an impulse study. Raises ConfigError if it is invalid."""
     values = read_toml(path)
@@ -59,10 +51,16 @@ def load_impulse_study(path: Path) -> ImpulseStudy:
     if unknown or "layers" not in impulse or "at" not in impulse:
         raise ConfigError(f"{path}: [impulse] needs layers and at; its keys are {', '.join(_SETTINGS)}")
     for claim in claims:
-        if claim.get("kicked") not in impulse["layers"] or ("reaches" in claim) == ("decay_longer_than" in claim):
+        asked = [question for question in QUESTIONS if question in claim]
+        if len(asked) != 1 or "text" not in claim:
+            raise ConfigError(f"{path}: claim {claim.get('text')!r} needs a text and one of {', '.join(QUESTIONS)}")
+        if asked != ["travels"] and claim.get("kicked") not in impulse["layers"]:
             raise ConfigError(
-                f"{path}: claim {claim.get('text')!r} needs a kicked layer and either reaches or decay_longer_than"
+                f"{path}: claim {claim['text']!r} needs a kicked layer, one of {', '.join(impulse['layers'])}"
             )
+        for key in ("reaches", "travels"):
+            if key in claim and claim[key] not in ("output", "input"):
+                raise ConfigError(f"{path}: claim {claim['text']!r}: {key} is output or input, not {claim[key]!r}")
     return ImpulseStudy(str(values.get("title", path.stem)), planned_runs(path, values), impulse, tuple(claims))
 
 
@@ -87,114 +85,62 @@ def run_impulse_study(
     return found
 
 
-def _chosen(study: ImpulseStudy, found: Mapping[str, Impulse], where: Mapping[str, Any], kicked: str) -> Impulse | None:
-    among = [
-        found[run.name]
-        for run in study.runs
-        if run.name in found
-        and kicked in found[run.name].differences
-        and all(look_up(run.config, key) == value for key, value in where.items())
-    ]
-    return pool(among) if among else None
+def by_setting(study: ImpulseStudy, found: Mapping[str, Impulse]) -> dict[str, Impulse]:
+    """The finished runs of each setting, its seeds pooled."""
+    groups: dict[str, list[Impulse]] = {}
+    for run in study.runs:
+        name = ", ".join(f"{k.split('.')[-1]} {_plain(look_up(run.config, k))}" for k in run.axes if k != "train.seed")
+        if run.name in found:
+            groups.setdefault(name or "all runs", []).append(found[run.name])
+    return {name: pool(members) for name, members in groups.items()}
 
 
-def judge(study: ImpulseStudy, found: Mapping[str, Impulse]) -> list[ImpulseVerdict]:
-    """Decide each claim by its confidence interval."""
-    verdicts = []
-    for claim in study.claims:
-        kicked = claim["kicked"]
-        treated = _chosen(study, found, claim.get("where", {}), kicked)
-        if treated is None:
-            verdicts.append(ImpulseVerdict(claim["text"], "not run", "none of its runs is finished"))
-        elif "reaches" in claim:
-            verdicts.append(_judge_reach(claim, treated))
-        else:
-            baseline = _chosen(study, found, claim["decay_longer_than"], kicked)
-            verdicts.append(_judge_decay(claim, treated, baseline))
-    return verdicts
-
-
-def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
-    place = {name: i for i, name in enumerate(impulse.order)}
-    kicked, smallest = claim["kicked"], float(claim.get("smallest", 0.1))
-    ahead = claim["reaches"] == "output"
-    among = [
-        r
-        for r in impulse.responses
-        if r.kicked == kicked
-        and r.responding in place
-        and np.isfinite(r.mean).all()
-        and np.abs(r.mean).max() > 0
-        and (place[r.responding] > place[kicked] if ahead else place[r.responding] < place[kicked])
-    ]
-    if not among or among[0].reached is None:
-        starts = len(impulse.at)
-        return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at too few iterations to judge ({starts})")
-    hit = [r for r in among if r.reached]
-    within = [r for r in among if r.low.min() > -smallest and r.high.max() < smallest]
-    reason = (
-        f"{impulse.kicks} kicks of {kicked}: {len(hit)} of {len(among)} layers reached, {len(within)} stayed within "
-        f"+-{smallest:g} on the log scale"
-    )
-    if claim.get("expect", "all") == "all":
-        verdict = "reproduced" if len(hit) == len(among) else "contradicted" if within else "inconclusive"
-    else:
-        verdict = "reproduced" if len(within) == len(among) else "contradicted" if hit else "inconclusive"
-    return ImpulseVerdict(claim["text"], verdict, reason)
-
-
-def decays(impulse: Impulse, kicked: str, seed: int = 0) -> tuple[float, np.ndarray]:
-    """Time constant of the mean over layers, in iterations, and its bootstrap samples."""
-    with np.errstate(invalid="ignore"):
-        curves = np.nan_to_num(np.nanmean(impulse.by_start(kicked)[:, :, :-1], axis=2))  # (S, T)
-    mean = curves.mean(0)
-    start = int(np.abs(mean[: len(mean) // 2]).argmax())
-    chosen = np.random.default_rng(seed).integers(0, len(curves), (RESAMPLES, len(curves)))
-    return float(time_constant(mean[None, start:])[0]), time_constant(curves[chosen].mean(1)[:, start:])
-
-
-def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse | None) -> ImpulseVerdict:
-    if baseline is None:
-        return ImpulseVerdict(claim["text"], "not run", "none of the runs to compare with is finished")
-    (one, many), (other, others) = decays(treated, claim["kicked"], 0), decays(baseline, claim["kicked"], 1)
-    # A time constant beyond the horizon counts as the horizon, so the ratio is a lower bound.
-    horizon = treated.differences[claim["kicked"]].shape[1]
-    ratio = np.minimum(many, horizon) / np.minimum(others, horizon)
-    low, high = np.percentile(ratio, [2.5, 97.5])
-    smallest = float(claim.get("smallest", 2.0))
-    reason = (
-        f"time constants {one:.3g} and {other:.3g} iterations, ratio {min(one, horizon) / min(other, horizon):.2f} "
-        f"[{low:.2f}, {high:.2f}] of {treated.kicks} and {baseline.kicks} kicks (horizon {horizon})"
-    )
-    if min(len(treated.at), len(baseline.at)) < FEWEST:
-        return ImpulseVerdict(claim["text"], "inconclusive", f"{reason}; kicks start at too few iterations to judge")
-    censored = np.isinf(many).mean() > 0.025
-    verdict = "reproduced" if low >= smallest else "contradicted" if high < smallest else "inconclusive"
-    if verdict == "contradicted" and censored:
-        verdict = "inconclusive"  # the decay under test is longer than the horizon
-    return ImpulseVerdict(claim["text"], verdict, reason)
+def _plain(value: Any) -> str:
+    return (" + ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
 
 
 def write_impulse_study(
     study: ImpulseStudy, found: Mapping[str, Impulse], folder: Path, verdicts: list[ImpulseVerdict]
 ) -> None:
-    """Write ``responses.csv`` (one row per run and pair of layers), ``verdicts.json`` and ``matrix.png``."""
+    """The seeds of each setting pooled, in ``folder``: ``responses.csv`` (a row a setting and pair of layers),
+    ``directions.csv`` (a row a setting: do kicks travel towards the output or the input?), ``metric.csv`` (how the
+    metric changes after the kicks), ``verdicts.json`` and ``matrix.png``."""
     from stabilitylab.cause.pictures import draw_matrices
 
+    settings = by_setting(study, found)
+    responses, ways, metrics = [], [], []
+    for name, impulse in settings.items():
+        for r in impulse.responses:
+            peak, decay = _numbers(r.peak, *r.peak_ci95), _numbers(r.decay, *(r.decay_ci95 or (None, None)))
+            counts = [impulse.kicks, len(impulse.at), r.reached, r.arrival, r.peak_at]
+            responses.append([name, r.kicked, r.responding, *counts, *peak, *decay])
+        order = (*impulse.order, LOSS)
+        way = travel({layer: impulse.by_start(layer) for layer in impulse.differences}, order)
+        if way is not None:
+            numbers = _numbers(way.output, *way.output_ci95, way.input, *way.input_ci95)
+            ways.append([name, way.pairs, way.starts, *numbers, *_numbers(way.difference, *way.difference_ci95)])
+            ways[-1].append(way.verdict)
+        for layer, by_offset in impulse.metric.items():
+            for offset, values in by_offset.items():
+                low, high = resampled_mean(values)
+                metrics.append([name, layer, offset, len(values), *_numbers(float(values.mean()), low, high)])
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "responses.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["run", "kicked", "responding", "kicks", "reached", "arrival", "peak", "low", "high", "decay"])
-        for name, impulse in found.items():
-            for r in impulse.responses:
-                numbers = [f"{x:.4g}" for x in (r.peak, *r.peak_ci95)]
-                decay = "" if r.decay is None else f"{r.decay:.3g}"
-                table.writerow([name, r.kicked, r.responding, impulse.kicks, r.reached, r.arrival, *numbers, decay])
+    columns = "setting,kicked,responding,kicks,starts,reached,arrival,peak_at,peak,peak_low,peak_high,decay,decay_low"
+    _write_csv(folder / "responses.csv", f"{columns},decay_high", responses)
+    columns = "setting,pairs,starts,output,output_low,output_high,input,input_low,input_high,difference,difference_low"
+    _write_csv(folder / "directions.csv", f"{columns},difference_high,verdict", ways)
+    _write_csv(folder / "metric.csv", "setting,kicked,iterations_after,kicks,mean,low,high", metrics)
     stated = [vars(verdict) for verdict in verdicts]
     (folder / "verdicts.json").write_text(json.dumps(stated, indent=1) + "\n", encoding="utf-8")
-    groups: dict[str, list[Impulse]] = {}
-    for run in study.runs:
-        label = ", ".join(f"{k.split('.')[-1]} {look_up(run.config, k)}" for k in run.axes if k != "train.seed")
-        if run.name in found:
-            groups.setdefault(label, []).append(found[run.name])
-    draw_matrices({name: pool(members) for name, members in groups.items()}, folder / "matrix.png")
+    draw_matrices(settings, folder / "matrix.png")
+
+
+def _numbers(*values: float | None) -> list[str]:
+    return ["" if value is None else f"{value:.4g}" for value in values]
+
+
+def _write_csv(path: Path, columns: str, rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(columns.split(","))
+        table.writerows(rows)

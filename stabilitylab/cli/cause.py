@@ -217,9 +217,10 @@ def study(file: str, collect: bool, output: str | None, runs_dir: str | None) ->
     """Run impulse experiments over a grid of runs, and test claims about them.
 
     \b
-    stablab cause study experiments/cause/impulse_small.toml
+    stablab cause study experiments/cause/impulse.toml
     """
-    from stabilitylab.cause.study import judge, load_impulse_study, run_impulse_study, write_impulse_study
+    from stabilitylab.cause.claims import judge
+    from stabilitylab.cause.study import load_impulse_study, run_impulse_study, write_impulse_study
     from stabilitylab.store.location import runs_root
 
     path = Path(file)

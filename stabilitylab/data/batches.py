@@ -5,6 +5,7 @@ A resumed run therefore sees exactly the same data, and runs that share a seed s
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,11 @@ class BatchOrder:
         return self._permutation[start : start + self.batch_size]
 
 
+def _augmentation(iteration: int, draw: int) -> tuple[int, ...]:
+    """The key of a batch's augmentation."""
+    return (_AUGMENT, iteration, draw) if draw else (_AUGMENT, iteration)
+
+
 class MemoryBatches:
     """Views of images held in memory, augmented as a batch on ``device``."""
 
@@ -68,13 +74,14 @@ class MemoryBatches:
         self.images = data.train.images.to(device)
         self.normalize = Normalize(data, device)
 
-    def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors."""
+    def iterate(self, start: int, stop: int, draw: int = 0) -> Iterator[list[Tensor]]:
+        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors. ``draw`` 0: the views
+        that training sees, else other random views of the same images."""
         for iteration in range(start, stop):
             batch = self.order(iteration)
-            rows = batch.chunk(self.share[1])[self.share[0]]
-            images = self.images[moved(rows, self.images.device)].float() / 255
-            draws = Draws(stream(self.seed, _AUGMENT, iteration), len(batch), self.share[0] * len(rows))
+            mine = batch.chunk(self.share[1])[self.share[0]]
+            images = self.images[moved(mine, self.images.device)].float() / 255
+            draws = Draws(stream(self.seed, *_augmentation(iteration, draw)), len(batch), self.share[0] * len(mine))
             yield [self.normalize(augment(images, view, view.size or self.size, draws)) for view in self.views]
 
 
@@ -100,10 +107,11 @@ class _FolderViews(torch.utils.data.Dataset[list[Tensor] | ConfigError]):
     def __init__(self, split: Split, views: tuple[View, ...], size: int, seed: int) -> None:
         assert split.paths is not None
         self.paths, self.views, self.size, self.seed = split.paths, views, size, seed
+        self.draw = 0
 
     def __getitem__(self, item: Any) -> list[Tensor] | ConfigError:
         iteration, index = item
-        rng = np.random.default_rng([self.seed, _AUGMENT, iteration, index])
+        rng = np.random.default_rng([self.seed, *_augmentation(iteration, self.draw), index])
         try:
             return views_of_file(self.paths[index], self.views, self.size, rng)
         except ConfigError as error:  # returned, because the DataLoader would wrap a raised error in a traceback
@@ -139,8 +147,11 @@ class FolderBatches:
         self.workers, self.device = config.data.workers, device
         self.normalize = Normalize(data, device)
 
-    def iterate(self, start: int, stop: int) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors."""
+    def iterate(self, start: int, stop: int, draw: int = 0) -> Iterator[list[Tensor]]:
+        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors. ``draw`` 0: the views
+        that training sees, else other random views of the same images."""
+        dataset = copy.copy(self.dataset)
+        dataset.draw = draw
         rank, size = self.share
         rows = self.order.batch_size // size
         chunks = -(-rows // CHUNK)
@@ -150,7 +161,7 @@ class FolderBatches:
             for part in self.order(t).chunk(size)[rank].split(CHUNK)
         )
         loader = torch.utils.data.DataLoader(
-            self.dataset,
+            dataset,
             batch_sampler=plan,
             collate_fn=_collate,
             num_workers=self.workers,

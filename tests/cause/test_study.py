@@ -7,16 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stabilitylab.cause.claims import _judge_decay, _judge_reach, _judge_travel, _judge_weaker
+from stabilitylab.cause.claims import judge as verdicts_of
 from stabilitylab.cause.impulses import Impulse
-from stabilitylab.cause.study import (
-    ImpulseStudy,
-    _judge_decay,
-    _judge_reach,
-    load_impulse_study,
-    run_impulse_study,
-    write_impulse_study,
-)
-from stabilitylab.cause.study import judge as verdicts_of
+from stabilitylab.cause.study import ImpulseStudy, load_impulse_study, run_impulse_study, write_impulse_study
 from stabilitylab.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +30,6 @@ def test_claims_about_decay_are_decided_by_the_ratio() -> None:
     claim = {"text": "slower", "kicked": "b", "smallest": 2.0}
     assert _judge_decay(claim, planted(20, 1, 0), planted(5, 1, 1)).verdict == "reproduced"
     assert _judge_decay(claim, planted(5, 1, 0), planted(5, 1, 1)).verdict == "contradicted"
-    assert _judge_decay(claim, planted(20, 1, 0), None).verdict == "not run"
     # Longer than was watched on both sides: nothing is known of the ratio.
     assert _judge_decay(claim, planted(2000, 1, 0), planted(1000, 1, 1)).verdict == "inconclusive"
 
@@ -49,13 +42,43 @@ def test_claims_about_reach_need_the_size_that_they_exclude() -> None:
     assert _judge_reach(every, planted(20, 1.0, 0)).verdict == "reproduced"
 
 
-def test_the_studies_in_the_repository_are_sound_and_state_the_same_claims() -> None:
-    small, whole = (
-        load_impulse_study(ROOT / "experiments" / "cause" / f"{n}.toml") for n in ("impulse_small", "impulse")
+def travelling(ahead: float, back: float, seed: int) -> Impulse:
+    """Kicks in the first and the last of three layers: the other end answers by ``ahead`` and by ``back``."""
+    rng = np.random.default_rng(seed)
+    shape = np.exp(-np.arange(20) / 6.0)[None, :, None]
+    found = {"a": np.array([1.0, 0.1, ahead, 0.0]), "c": np.array([back, 0.1, 1.0, 0.0])}
+    noise = {name: 0.02 * rng.standard_normal((12, 20, 4)) for name in found}
+    return Impulse(
+        ("a", "b", "c"), 0.5, "weights", tuple(range(12)), {k: shape * v + noise[k] for k, v in found.items()}, {}
     )
-    assert small.claims == whole.claims
-    assert (len(small.runs), len(whole.runs)) == (8, 18)
-    assert len(whole.impulse["at"]) * whole.impulse["kicks"] >= 20
+
+
+def test_the_direction_is_that_of_the_larger_response() -> None:
+    output, back = ({"text": "way", "travels": way} for way in ("output", "input"))
+    assert _judge_travel(output, travelling(0.5, 0.1, 0)).verdict == "reproduced"
+    assert _judge_travel(back, travelling(0.5, 0.1, 0)).verdict == "contradicted"
+    assert _judge_travel(back, travelling(0.1, 0.5, 0)).verdict == "reproduced"
+    alike = _judge_travel(output, travelling(0.4, 0.4, 0))
+    assert (alike.verdict, alike.reason[:10]) == ("contradicted", "both alike")
+    nowhere = _judge_travel(output, travelling(0.0, 0.0, 3))
+    assert (nowhere.verdict, nowhere.reason[:7]) == ("contradicted", "nowhere")
+    one = travelling(0.5, 0.1, 0)
+    few = Impulse(one.order, 0.5, "weights", (1, 2, 3), {k: v[:3] for k, v in one.differences.items()}, {})
+    assert _judge_travel(output, few).verdict == "inconclusive"
+
+
+def test_a_weaker_response_is_told_by_the_interval_of_the_difference() -> None:
+    claim = {"text": "weaker", "kicked": "a"}
+    strong, weak = travelling(0.5, 0.1, 0), travelling(0.2, 0.1, 1)
+    assert _judge_weaker(claim, weak, strong).verdict == "reproduced"
+    assert _judge_weaker(claim, strong, weak).verdict == "contradicted"
+    assert _judge_weaker(claim, strong, travelling(0.5, 0.1, 2)).verdict == "inconclusive"
+
+
+def test_the_study_in_the_repository_is_sound() -> None:
+    study = load_impulse_study(ROOT / "experiments" / "cause" / "impulse.toml")
+    assert len(study.runs) == 18
+    assert len(study.impulse["at"]) * study.impulse["kicks"] >= 20
 
 
 def test_a_study_runs_is_kept_and_is_collected(tmp_path: Path) -> None:
@@ -89,7 +112,8 @@ def test_a_study_runs_is_kept_and_is_collected(tmp_path: Path) -> None:
     verdicts = verdicts_of(study, found)
     assert [v.verdict for v in verdicts] == ["inconclusive"]  # two kicks are too few
     write_impulse_study(study, found, tmp_path / "out", verdicts)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["matrix.png", "responses.csv", "verdicts.json"]
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["directions.csv", "matrix.png", "metric.csv", "responses.csv", "verdicts.json"]
 
 
 def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -97,4 +121,18 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"\[impulse\] needs layers and at; its keys are layers, at, size, kicks, horizon"
     ):
+        load_impulse_study(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ('text = "t"', "needs a text and one of reaches, decay_longer_than, weaker_than, travels"),
+        ('text = "t"\nkicked = "b"\nreaches = "output"', "needs a kicked layer, one of a"),
+        ('text = "t"\ntravels = "up"', "travels is output or input, not 'up'"),
+    ],
+)
+def test_a_claim_that_cannot_be_decided_is_refused(tmp_path: Path, claim: str, message: str) -> None:
+    (tmp_path / "s.toml").write_text(f"[impulse]\nlayers = ['a']\nat = [1]\n[[claim]]\n{claim}\n")
+    with pytest.raises(ConfigError, match=message):
         load_impulse_study(tmp_path / "s.toml")
