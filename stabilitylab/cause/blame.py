@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,31 +12,38 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stabilitylab.cause.per_image import contributions, default_way
+from stabilitylab.cause.outliers import measure, outliers, planned_passes
+from stabilitylab.cause.per_image import CHUNK, contributions, default_way
 from stabilitylab.cause.replay import Replay, ReplayCheck
 from stabilitylab.cause.spike import find_spike
 from stabilitylab.data.datasets import kept_images
 
+BY = ("outlier", "part", "novelty")
+
 
 @dataclass(frozen=True)
 class BlamedImage:
-    """``index``: index in the training set, as in ``data.skip``. ``place``: index in the batch. ``norm``, ``share``,
-    ``novelty``: see `per_image.Contributions`."""
+    """``index``: among the training images of the data set, as ``data.skip`` counts them; ``place``: in the batch.
+    ``norm``: size of its part of the gradient, relative to the whole; ``share``: of the whole along it; ``novelty``:
+    how much of its part's direction no other image shares, 0 to 1. ``outlier``, ``features``, ``loss``: how far it lies
+    from ordinary images, the larger of its features and its loss, in their spreads; None where not measured."""
 
     index: int
     place: int
     norm: float
     share: float
     novelty: float
+    outlier: float | None = None
+    features: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Blame:
-    """The ``top`` images of batch ``iteration``, largest first.
-
-    ``by``: ranked by ``part``, the norm of the contribution to the gradient of ``layer``, or by its ``novelty``.
-    ``typical``: median of that over the batch. ``pictures`` (top, views, C, H, W): the images, in [0, 1].
-    """
+    """The ``top`` images of batch ``iteration``, first the one to blame, ``by`` how far it is an ``outlier``, by the
+    size of its ``part`` of the gradient of ``layer`` or by its ``novelty``. ``typical``: the median of that over the
+    batch; by ``outlier``, the largest among ``reference`` images of neighbouring batches. ``pictures`` (top, views, C,
+    H, W) in [0, 1]."""
 
     iteration: int
     layer: str
@@ -46,35 +54,59 @@ class Blame:
     batch_size: int
     pictures: np.ndarray
     check: ReplayCheck
+    reference: int = 0
 
     @property
     def ratio(self) -> float:
-        """The largest contribution (or novelty) divided by the typical one."""
-        largest = self.images[0].norm if self.by == "part" else self.images[0].novelty
+        """The first image's value over ``typical``."""
+        first = self.images[0]
+        largest = {"outlier": first.outlier, "part": first.norm, "novelty": first.novelty}[self.by]
+        assert largest is not None
         return largest / self.typical if self.typical else float("inf")
 
     @property
     def stands_out(self) -> bool:
-        """Whether the first image is an outlier."""
-        return self.ratio >= OUTSTANDING
+        """Whether the first image is out of the ordinary."""
+        return self.ratio >= OUTSTANDING[self.by]
 
     def sentence(self) -> str:
         """The result as text."""
         first = self.images[0]
-        largest = "contributes most to" if self.by == "part" else "has the highest novelty in"
-        text = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index} {largest} "
-        text += f"{self.layer}'s gradient ({self.how}): {self.ratio:.1f} times the median, share {first.share:+.0%}"
-        return text + ("." if self.stands_out else "; no image stands out.")
+        way = "through its rows" if self.how == "rows" else "by leaving it out"
+        batch = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index}"
+        part = f"part of {self.layer}'s gradient ({way})"
+        if first.outlier is not None and first.features is not None and self.by == "outlier":
+            what = "features lie" if first.features >= first.outlier else "loss lies"
+            text = (
+                f"{batch} is the most unusual: its {what} {first.outlier:.1f} spreads from the median of "
+                f"{self.reference} images of neighbouring batches, whose farthest lies {self.typical:.1f} from it; its "
+                f"{part} has {first.norm:.0%} of the whole's size, {first.share:+.0%} along it"
+            )
+        elif self.by == "part":
+            text = (
+                f"{batch} has the largest {part}: {self.ratio:.1f} times the typical one, {first.share:+.0%} along it"
+            )
+        else:
+            text = (
+                f"{batch} has the most novel {part}: no other image shares {first.novelty:.0%} of its direction, "
+                f"{self.ratio:.1f} times the typical share; {first.share:+.0%} along the whole"
+            )
+        return text + ("." if self.stands_out else "; none stands out.")
 
     def skip_list(self) -> str:
-        """The images, one per line, for `stablab train --skip-list FILE`."""
-        lines = [f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, share, novelty"]
-        lines += [f"{x.index}  # {x.norm:.3f}, {x.share:+.3f}, {x.novelty:.3f}" for x in self.images]
+        """The images, one a line, for `stablab train --skip-list FILE`."""
+        lines = [
+            f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, along the whole, novelty, "
+            "outlier"
+        ]
+        for x in self.images:
+            outlier = "" if x.outlier is None else f", {x.outlier:.2f}"
+            lines.append(f"{x.index}  # {x.norm:.3f}, {x.share:+.3f}, {x.novelty:.3f}{outlier}")
         return "\n".join(lines) + "\n"
 
 
-OUTSTANDING = 3.0
-"""An image is an outlier if its contribution is this many times the median of the batch."""
+OUTSTANDING = {"outlier": 1.5, "part": 3.0, "novelty": 3.0}
+"""An outlier this many times the farthest reference image stands out; a part this many times the batch's median."""
 
 
 def blame_run(
@@ -83,17 +115,13 @@ def blame_run(
     at: int,
     layer: str | None = None,
     how: str | None = None,
-    by: str = "part",
+    by: str = "outlier",
     top: int = 8,
 ) -> Blame:
-    """Rank the images of the batch of iteration ``at`` by their contribution to the gradient of ``layer``.
-
-    ``layer``: by default the one that leads the spike there. ``by``: ``part`` (the norm) or ``novelty``. ``how``:
-    ``rows`` or ``leave-one-out``, see `per_image`.
-
-    Raises:
-        ConfigError: the run cannot be replayed, or ``how`` does not apply to the layer.
-    """
+    """Rank the images of batch ``at`` ``by`` how far each is an ``outlier`` (see `outliers`), by the size of its
+    ``part`` of the gradient of ``layer`` (by default the one that leads the spike there) or by its ``novelty``.
+    ``how``: ``rows`` or ``leave-one-out``, see `per_image`. Raises ConfigError where the run cannot be replayed or the
+    layer has no such parts."""
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     replay.require([at])
     check = replay.check(at)
@@ -106,14 +134,53 @@ def blame_run(
     chosen = how or default_way(trainer.method, parameters)
     parts = contributions(trainer.method, views, parameters, chosen, at)
     indices = _indices(replay, at)
-    score = parts.norm if by == "part" else parts.novelty
-    ranked = score.argsort(descending=True).tolist()[:top]
-    images = tuple(
-        BlamedImage(int(indices[i]), i, float(parts.norm[i]), float(parts.share[i]), float(parts.novelty[i]))
-        for i in ranked
-    )
+    odd = outliers(replay, at) if by == "outlier" else None
+    score = odd.score if odd is not None else (parts.norm if by == "part" else parts.novelty).cpu().numpy()
+    ranked = np.argsort(-score, kind="stable").tolist()[:top]
+
+    def blamed(i: int) -> BlamedImage:
+        seen = () if odd is None else (float(odd.score[i]), float(odd.features[i]), float(odd.loss[i]))
+        return BlamedImage(
+            int(indices[i]), i, float(parts.norm[i]), float(parts.share[i]), float(parts.novelty[i]), *seen
+        )
+
     pictures = np.stack([[_picture(replay, view[i]) for view in views[:2]] for i in ranked])
-    return Blame(at, name, chosen, by, images, float(score.median()), len(indices), pictures, check)
+    return Blame(
+        iteration=at,
+        layer=name,
+        how=chosen,
+        by=by,
+        images=tuple(map(blamed, ranked)),
+        typical=float(np.median(score)) if odd is None else odd.ordinary,
+        batch_size=len(indices),
+        pictures=pictures,
+        check=check,
+        reference=0 if odd is None else odd.reference,
+    )
+
+
+def seconds_to_blame(replay: Replay, at: int, layer: str | None, how: str | None, by: str) -> float:
+    """What `blame_run` takes after its replay check, measured on a few images and one reference batch."""
+    trainer = replay.trainer
+    trainer.restore(replay.state_at(at))
+    (views,) = replay.views(at, 1)
+    count = len(views[0])
+    parameters = (replay.layer(layer) if layer else next(x for x in replay.layers if x.trainable)).parameters
+    chosen = how or default_way(trainer.method, parameters)
+    few = min(CHUNK, count)
+    times = []
+    for images in (2, few):  # the first call prepares
+        began = time.perf_counter()
+        contributions(trainer.method, [view[:images] for view in views], parameters, chosen, at)
+        times.append(time.perf_counter() - began)
+    # Leaving one out makes `few` passes over `few` images; `count` passes over `count` of them are to come.
+    seconds = times[-1] * count / few * (count / few if chosen == "leave-one-out" else 1)
+    if by == "outlier":
+        measure(replay, at, 1)
+        began = time.perf_counter()
+        measure(replay, at, 1)
+        seconds += (time.perf_counter() - began) * planned_passes()
+    return seconds
 
 
 def _indices(replay: Replay, at: int) -> Tensor:
@@ -131,7 +198,7 @@ def _picture(replay: Replay, view: Tensor) -> np.ndarray:
 
 
 def draw_contact_sheet(blame: Blame, path: Path) -> None:
-    """Draw the images in order, one column each, one row per view. Titles: index, contribution and novelty."""
+    """The images in order, a column each, a row a view; above each its index, its part, and what it is ranked by."""
     count, rows = blame.pictures.shape[:2]
     figure = Figure(figsize=(max(1.1 * count, 3), 1.15 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, count, squeeze=False)
@@ -141,5 +208,6 @@ def draw_contact_sheet(blame: Blame, path: Path) -> None:
             axes.set_axis_off()
             pixels = blame.pictures[column, row].transpose(1, 2, 0)
             axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        grid[0, column].set_title(f"{image.index}\n{image.norm:.0%}, {image.novelty:.2f}", fontsize=7)
+        value = f"novelty {image.novelty:.2f}" if image.outlier is None else f"outlier {image.outlier:.1f}"
+        grid[0, column].set_title(f"{image.index}\npart {image.norm:.0%}\n{value}", fontsize=7)
     figure.savefig(path, dpi=110)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stabilitylab.cause.replay import Replay, ReplayCheck, Trace
+from stabilitylab.cause.replay import Replay, ReplayCheck
 from stabilitylab.cause.responses import FEWEST, Response, directions, respond
+from stabilitylab.cause.traces import Trace
 from stabilitylab.errors import ConfigError, NoDataError
 from stabilitylab.models.layers import group_layers
 from stabilitylab.recording.recorder import Recorder

@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from stabilitylab.cause.traces import NormRecorder, Trace
 from stabilitylab.config import from_dict, read_toml
 from stabilitylab.data.batches import BatchOrder
 from stabilitylab.errors import ConfigError
 from stabilitylab.models.layers import Layer
-from stabilitylab.recording.recorder import Recorder
-from stabilitylab.recording.sink import NullSink
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.reader import open_run
 from stabilitylab.train.checkpoint import Checkpoint, checkpoints, iteration_of, load_checkpoint
@@ -32,16 +29,6 @@ CHECKED = 2
 """Iterations that are replayed and compared: the second one has an update of the optimizer behind it."""
 HELD_BYTES = 2**28
 """Batches that take more memory than this together are made anew for each future."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """T iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN without a gradient. ``loss`` (T,).
-    ``metric``: number of iterations made -> value of the metric."""
-
-    norms: np.ndarray
-    loss: np.ndarray
-    metric: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -70,28 +57,6 @@ class ReplayCheck:
         )
 
 
-class NormRecorder(Recorder):
-    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient(iteration)`` is called after the
-    norms are measured and before the optimizer uses the gradient."""
-
-    def __init__(self, layers: Sequence[Layer], on_gradient: Callable[[int], None] | None = None) -> None:
-        super().__init__(layers, NullSink(), signals=("grad_norm",))
-        self.on_gradient = on_gradient
-        self._norms: list[Tensor] = []
-        self._losses: list[Tensor] = []
-
-    def step(self, iteration: int, **given: Any) -> None:
-        found = self.measure()
-        self._norms.append(torch.where(found.measured[0], found.values[0], torch.nan))
-        self._losses.append(given["loss"])
-        if self.on_gradient is not None:
-            self.on_gradient(iteration)
-
-    def trace(self, metric: dict[int, float]) -> Trace:
-        norms = torch.stack(self._norms).double().cpu().numpy()
-        return Trace(norms, torch.stack(self._losses).double().cpu().numpy(), metric)
-
-
 class Replay:
     """The trainer of a run that `stablab train` recorded, which can be restored and stepped.
 
@@ -114,6 +79,7 @@ class Replay:
         self.trainer.method.train()
         self.layers = self.trainer.layers()
         self._held: tuple[int, int, list[list[Tensor]]] = (0, 0, [])
+        self._checks: dict[int, ReplayCheck] = {}
 
     @property
     def names(self) -> list[str]:
@@ -238,9 +204,10 @@ class Replay:
         return iterations, norms, loss
 
     def check(self, at: int | None = None) -> ReplayCheck:
-        """Replay the first recorded iterations after the last checkpoint at or before ``at``, and compare the norms (or
-        the loss, if no norms were recorded). Raises ConfigError if they differ by more than `TOLERATED`."""
-        iterations, norms, loss = self.recorded
+        """Replay the first recorded iterations from the last checkpoint at or before ``at``, and compare their norms
+        (the loss where no norms were recorded). ConfigError where they differ by more than another processor explains.
+        """
+        iterations = self.recorded[0]
         usable = [t for t in self.checkpoints if (at is None or t <= at) and t in iterations]
         if not usable:
             raise ConfigError(
@@ -248,6 +215,12 @@ class Replay:
                 "recorded; record every iteration, and keep a checkpoint before the last iteration"
             )
         start = usable[-1]
+        if start not in self._checks:
+            self._checks[start] = self._check(start)
+        return self._checks[start]
+
+    def _check(self, start: int) -> ReplayCheck:
+        iterations, norms, loss = self.recorded
         trace = self.future(
             load_checkpoint(self.run_dir / "checkpoints", start), min(CHECKED, self.trainer.total - start)
         )

@@ -133,25 +133,27 @@ def swap(run: str, at: int, layer: str | None, repeats: int, lead: int | None, s
 
 @command.command()
 @click.argument("run")
-@click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration of the batch.")
-@click.option("--layer", metavar="NAME", help="The layer of the gradient. Default: the one that leads.")
-@click.option("--how", type=click.Choice(["rows", "leave-one-out"]), help="Default: rows, if exact.")
+@click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration whose batch it is.")
+@click.option("--layer", metavar="NAME", help="Whose gradient is shared out. Default: the layer that leads.")
+@click.option("--how", type=click.Choice(["rows", "leave-one-out"]), help="Default: rows, where they split it exactly.")
 @click.option(
-    "--by", default="part", show_default=True, type=click.Choice(["part", "novelty"]), help="Ranking criterion."
+    "--by", default="outlier", show_default=True, type=click.Choice(["outlier", "part", "novelty"]), help="Ranked by."
 )
-@click.option("--top", default=8, show_default=True, type=click.IntRange(1), help="Number of images to list and draw.")
+@click.option("--top", default=8, show_default=True, type=click.IntRange(1), help="Images in the list and the sheet.")
 @click.option("-o", "--output", metavar="FILE", help="The list, for `stablab train --skip-list FILE`.")
 @runs_dir
 def blame(
     run: str, at: int, layer: str | None, how: str | None, by: str, top: int, output: str | None, runs_dir: str | None
 ) -> None:
-    """Which images of a batch cause the gradient? Ranks them by their contribution, with a contact sheet of the views.
+    """Which images of a batch are to blame? Ranks them, with a contact sheet of their views.
 
-    rows: the gradient that flows through the rows of each image. leave-one-out: the change of the gradient without the
-    image. Images are ranked by the norm of their contribution (part) or by its novelty: how much of its direction no
-    other image shares, which finds blank and saturated images even if their gradient is small.
+    By outlier: how far the image's features and loss lie from those of the neighbouring batches, over four draws of
+    views. This finds blank, saturated and wrongly paired images, whose gradient need not be large. By part: the size of
+    its part of the layer's gradient. By novelty: how much of the part's direction no other image shares.
+
+    The part of an image: rows, the gradient that flows through its own rows; leave-one-out, the gradient without it.
     """
-    from stabilitylab.cause.blame import blame_run
+    from stabilitylab.cause.blame import blame_run, seconds_to_blame
     from stabilitylab.cause.experiments import save_blame
 
     if output is not None and Path(output).exists():
@@ -161,14 +163,15 @@ def blame(
     if layer is not None:
         replay.layer(layer)
     click.echo(replay.check(at))
-    passes = replay.trainer.config.train.batch_size if how == "leave-one-out" else 4
-    cost = Cost(replay, at, replay.distance(at) + passes)
+    cost = Cost(replay, at, replay.distance(at))
+    cost.seconds += seconds_to_blame(replay, at, layer, how, by)
     cost.say(f"one batch of {replay.trainer.config.train.batch_size} images")
     result = blame_run(replay, at=at, layer=layer, how=how, by=by, top=top)
     for image in result.images:
+        odd = "" if image.outlier is None else f", outlier {image.outlier:.1f}"
         click.echo(
-            f"  image {image.index:>6}  norm {image.norm:6.1%} of the gradient's, share {image.share:+6.1%}, "
-            f"novelty {image.novelty:.2f}"
+            f"  image {image.index:>6}  {image.norm:6.1%} of the gradient's size, {image.share:+6.1%} along it, "
+            f"novelty {image.novelty:.2f}{odd}"
         )
     if output is not None:
         Path(output).write_text(result.skip_list(), encoding="utf-8")

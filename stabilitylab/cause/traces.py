@@ -1,0 +1,47 @@
+"""What a replayed future leaves: its gradient norms, its loss, its metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stabilitylab.models.layers import Layer
+from stabilitylab.recording.recorder import Recorder
+from stabilitylab.recording.sink import NullSink
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Some iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN where there is none;
+    ``loss`` (T,); ``metric`` maps a number of iterations made to the monitor's value."""
+
+    norms: np.ndarray
+    loss: np.ndarray
+    metric: dict[int, float]
+
+
+class NormRecorder(Recorder):
+    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient`` is called with the iteration after
+    the norms are taken and before the gradient is used."""
+
+    def __init__(self, layers: Sequence[Layer], on_gradient: Callable[[int], None] | None = None) -> None:
+        super().__init__(layers, NullSink(), signals=("grad_norm",))
+        self.on_gradient = on_gradient
+        self._norms: list[Tensor] = []
+        self._losses: list[Tensor] = []
+
+    def step(self, iteration: int, **given: Any) -> None:
+        found = self.measure()
+        self._norms.append(torch.where(found.measured[0], found.values[0], torch.nan))
+        self._losses.append(given["loss"])
+        if self.on_gradient is not None:
+            self.on_gradient(iteration)
+
+    def trace(self, metric: dict[int, float]) -> Trace:
+        norms = torch.stack(self._norms).double().cpu().numpy()
+        return Trace(norms, torch.stack(self._losses).double().cpu().numpy(), metric)
