@@ -1,6 +1,6 @@
 """How often `stablab cause swap` correctly identifies a planted bad batch and a planted bad state.
 
-    python benchmarks/swap.py [--count 20]
+    python benchmarks/swap.py [--seeds 0:20]
 
 Small MoCo v3 runs with different seeds. Bad batch: the loss of one batch is multiplied by twenty (images alone hardly
 change a self-supervised gradient). Bad state: the weights of the blocks are perturbed in a checkpoint, from which
@@ -83,11 +83,11 @@ def verdict(run: Path, at: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20)
-    count = parser.parse_args().count
+    parser.add_argument("--seeds", default="0:20")
+    first, last = map(int, parser.parse_args().seeds.split(":"))
     root = Path(tempfile.mkdtemp())
     found: dict[str, Counter[str]] = {"bad batch": Counter(), "bad state": Counter()}
-    for seed in range(count):
+    for seed in range(first, last):
         MemoryBatches.iterate, CutStep.__call__ = marked, heavier  # type: ignore[method-assign]
         found["bad batch"][verdict(train_run(config(seed), root, f"batch{seed}").path, BAD)] += 1
         MemoryBatches.iterate, CutStep.__call__ = _iterate, _step  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stabilitylab.cause.outliers import measure, outliers, planned_passes
+from stabilitylab.cause.outliers import DRAWS, NEIGHBOURS, measure, outliers
 from stabilitylab.cause.per_image import CHUNK, contributions, default_way
 from stabilitylab.cause.replay import Replay, ReplayCheck
 from stabilitylab.cause.spike import find_spike
@@ -25,8 +25,9 @@ BY = ("outlier", "part", "novelty")
 class BlamedImage:
     """``index``: among the training images of the data set, as ``data.skip`` counts them; ``place``: in the batch.
     ``norm``: size of its part of the gradient, relative to the whole; ``share``: of the whole along it; ``novelty``:
-    how much of its part's direction no other image shares, 0 to 1. ``outlier``, ``features``, ``loss``: how far it lies
-    from ordinary images, the larger of its features and its loss, in their spreads; None where not measured."""
+    how much of its part's direction no other image shares, 0 to 1. ``outlier``: how far it lies from ordinary images,
+    in their spreads, the larger of ``features`` (where its features lie) and ``gap`` (how far its two views lie apart);
+    None where not measured."""
 
     index: int
     place: int
@@ -35,7 +36,7 @@ class BlamedImage:
     novelty: float
     outlier: float | None = None
     features: float | None = None
-    loss: float | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ class Blame:
         batch = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index}"
         part = f"part of {self.layer}'s gradient ({way})"
         if first.outlier is not None and first.features is not None and self.by == "outlier":
-            what = "features lie" if first.features >= first.outlier else "loss lies"
+            what = "features lie" if first.features >= first.outlier else "two views lie apart, by"
             text = (
-                f"{batch} is the most unusual: its {what} {first.outlier:.1f} spreads from the median of "
-                f"{self.reference} images of neighbouring batches, whose farthest lies {self.typical:.1f} from it; its "
-                f"{part} has {first.norm:.0%} of the whole's size, {first.share:+.0%} along it"
+                f"{batch} is the most unusual: its {what} {first.outlier:.1f} spreads from those of {self.reference} "
+                f"images of neighbouring batches, the farthest of which is at {self.typical:.1f}; its {part} has "
+                f"{first.norm:.0%} of the whole's size, {first.share:+.0%} along it"
             )
         elif self.by == "part":
             text = (
@@ -139,7 +140,7 @@ def blame_run(
     ranked = np.argsort(-score, kind="stable").tolist()[:top]
 
     def blamed(i: int) -> BlamedImage:
-        seen = () if odd is None else (float(odd.score[i]), float(odd.features[i]), float(odd.loss[i]))
+        seen = () if odd is None else (float(odd.score[i]), float(odd.place[i]), float(odd.gap[i]))
         return BlamedImage(
             int(indices[i]), i, float(parts.norm[i]), float(parts.share[i]), float(parts.novelty[i]), *seen
         )
@@ -176,10 +177,10 @@ def seconds_to_blame(replay: Replay, at: int, layer: str | None, how: str | None
     # Leaving one out makes `few` passes over `few` images; `count` passes over `count` of them are to come.
     seconds = times[-1] * count / few * (count / few if chosen == "leave-one-out" else 1)
     if by == "outlier":
-        measure(replay, at, 1)
+        measure(replay, at, 2)  # the first call prepares
         began = time.perf_counter()
-        measure(replay, at, 1)
-        seconds += (time.perf_counter() - began) * planned_passes()
+        measure(replay, at, 4)
+        seconds += (time.perf_counter() - began) / 4 * DRAWS * (1 + NEIGHBOURS)
     return seconds
 
 

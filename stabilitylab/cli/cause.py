@@ -147,9 +147,10 @@ def blame(
 ) -> None:
     """Which images of a batch are to blame? Ranks them, with a contact sheet of their views.
 
-    By outlier: how far the image's features and loss lie from those of the neighbouring batches, over four draws of
-    views. This finds blank, saturated and wrongly paired images, whose gradient need not be large. By part: the size of
-    its part of the layer's gradient. By novelty: how much of the part's direction no other image shares.
+    By outlier: how far the image's features lie from those of the neighbouring batches, or its two views from each
+    other, over 16 draws of views. This finds blank, saturated and wrongly paired images, whose gradient need not be
+    large. By part: the size of its part of the layer's gradient. By novelty: how much of the part's direction no other
+    image shares.
 
     The part of an image: rows, the gradient that flows through its own rows; leave-one-out, the gradient without it.
     """

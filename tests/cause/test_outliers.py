@@ -12,11 +12,8 @@ from scipy.spatial.distance import mahalanobis
 from torch import Tensor
 
 from stabilitylab.cause.blame import blame_run
-from stabilitylab.cause.outliers import SHRINKAGE, cross_distances, image_losses, measure, outliers
+from stabilitylab.cause.outliers import SHRINKAGE, cross_distances, measure, outliers
 from stabilitylab.cause.replay import Replay
-from stabilitylab.config import resolve
-from stabilitylab.train.trainer import Trainer
-from tests.cause.conftest import tiny_config
 
 
 def test_distances_are_out_of_sample() -> None:
@@ -33,19 +30,6 @@ def test_distances_are_out_of_sample() -> None:
     assert own[4] == pytest.approx(naive(reference[4], odd))
     assert own[7] == pytest.approx(naive(reference[7], even))
     assert found[2] == pytest.approx((naive(points[2], even) + naive(points[2], odd)) / 2)
-
-
-def test_the_loss_of_an_image_is_that_of_the_image_alone_where_images_do_not_mix() -> None:
-    config = tiny_config("byol", batch_size=6).model_dump()
-    config["method"] |= {"head_bn": False}
-    trainer = Trainer(resolve(config))
-    views = next(iter(trainer.batches.iterate(3, 4)))
-    method = trainer.method
-    with torch.no_grad():
-        features, momentum = method.encode(views), method.encode_momentum(views)
-        found = image_losses(method, features, momentum, 3)
-        alone = [method.loss([f[[i]] for f in features], [m[[i]] for m in momentum], 3) for i in range(6)]
-    assert found.tolist() == pytest.approx([float(x) for x in alone], rel=1e-4)
 
 
 Change = Callable[[Tensor], Tensor]
