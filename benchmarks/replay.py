@@ -28,15 +28,20 @@ def compare(run: Path, count: int) -> str:
     iterations, norms, loss = replay.recorded
     first, last = replay.checkpoints[0], replay.trainer.total
     chosen = np.sort(np.random.default_rng(0).choice(np.arange(first, last), count, replace=False))
-    apart = []
+    apart, where = [], []
     for at in chosen.tolist():
         trace = replay.future(replay.state_at(at), 1)
         row = int(np.flatnonzero(iterations == at)[0])
         was, now = (np.float32(np.append(n, x)) for n, x in ((norms[row], loss[row]), (trace.norms[0], trace.loss[0])))
-        apart.append(float(np.nanmax(np.abs(now - was) / np.abs(was))))
+        relative = np.nan_to_num(np.abs(now - was) / np.abs(was))
+        apart.append(float(relative.max()))
+        name = [*replay.names, "the loss"][int(relative.argmax())]
+        where.append(f"in {name} at iteration {at}, {replay.distance(at)} after the checkpoint")
     exact = sum(x == 0 for x in apart)
+    worst = int(np.argmax(apart))
+    largest = f"{apart[worst]:.1e} ({where[worst]})" if apart[worst] else "0"
     return (
-        f"{exact} of {count} bit for bit; largest relative difference {max(apart):.1e}, median {np.median(apart):.1e}; "
+        f"{exact} of {count} bit for bit; largest relative difference {largest}, median {np.median(apart):.1e}; "
         f"{replay.check()}"
     )
 

@@ -18,7 +18,7 @@ from stabilitylab.cause.replay import Replay
 
 NEIGHBOURS = 8
 """Batches that ordinary images are taken from, the nearest on both sides."""
-DRAWS = 16
+DRAWS = 32
 """Draws of views an image: those of the batch itself, and others."""
 SHRINKAGE = 0.05
 """Part of the mean variance that is added to the covariance of the features."""

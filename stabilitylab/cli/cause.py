@@ -148,7 +148,7 @@ def blame(
     """Which images of a batch are to blame? Ranks them, with a contact sheet of their views.
 
     By outlier: how far the image's features lie from those of the neighbouring batches, or its two views from each
-    other, over 16 draws of views. This finds blank, saturated and wrongly paired images, whose gradient need not be
+    other, over 32 draws of views. This finds blank, saturated and wrongly paired images, whose gradient need not be
     large. By part: the size of its part of the layer's gradient. By novelty: how much of the part's direction no other
     image shares.
 
