@@ -52,8 +52,9 @@ class ReplayCheck:
             return f"replay check: iterations {where} reproduce the recorded norms bit for bit"
         since = f" ({'; '.join(self.differs)})" if self.differs else ""
         return (
-            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, the most at "
-            f"iteration {self.iteration} in {self.layer}{since}; experiments compare only futures replayed here"
+            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, most at "
+            f"iteration {self.iteration} in {self.layer}{since}; training amplifies this with the distance from a "
+            "checkpoint, so futures are compared with one another, replayed here"
         )
 
 
