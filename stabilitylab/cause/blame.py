@@ -1,5 +1,5 @@
-"""Rank the images of a batch by their contribution to a layer's gradient, draw them, and list them for `stablab train
---skip-list`."""
+"""Rank the images of a batch by how unusual they are or by their contribution to a layer's gradient, draw them, and
+list them for `stablab train --skip-list`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ BY = ("outlier", "part", "novelty")
 
 @dataclass(frozen=True)
 class BlamedImage:
-    """``index``: among the training images of the data set, as ``data.skip`` counts them; ``place``: in the batch.
-    ``norm``: size of its part of the gradient, relative to the whole; ``share``: of the whole along it; ``novelty``:
-    how much of its part's direction no other image shares, 0 to 1. ``outlier``: how far it lies from ordinary images,
-    in their spreads, the larger of ``features`` (where its features lie) and ``gap`` (how far its two views lie apart);
-    None where not measured."""
+    """``index``: index in the training set, as in ``data.skip``. ``place``: index in the batch. ``norm``, ``share``,
+    ``novelty``: see `per_image.Contributions`. ``outlier`` is the larger of ``features`` and ``gap``, the scores of
+    `outliers.Outliers`; None unless ranked by outlier."""
 
     index: int
     place: int
@@ -41,10 +39,12 @@ class BlamedImage:
 
 @dataclass(frozen=True)
 class Blame:
-    """The ``top`` images of batch ``iteration``, first the one to blame, ``by`` how far it is an ``outlier``, by the
-    size of its ``part`` of the gradient of ``layer`` or by its ``novelty``. ``typical``: the median of that over the
-    batch; by ``outlier``, the largest among ``reference`` images of neighbouring batches. ``pictures`` (top, views, C,
-    H, W) in [0, 1]."""
+    """The ``top`` images of batch ``iteration``, the most suspicious first.
+
+    ``by``: ranked by ``outlier``; by ``part``, the norm of the contribution to the gradient of ``layer``; or by its
+    ``novelty``. ``typical``: the median of that over the batch; by ``outlier``, the largest score of the ``reference``
+    images from neighbouring batches. ``pictures`` (top, views, C, H, W): the images, in [0, 1].
+    """
 
     iteration: int
     layer: str
@@ -59,7 +59,7 @@ class Blame:
 
     @property
     def ratio(self) -> float:
-        """The first image's value over ``typical``."""
+        """The score of the first image divided by the typical one."""
         first = self.images[0]
         largest = {"outlier": first.outlier, "part": first.norm, "novelty": first.novelty}[self.by]
         assert largest is not None
@@ -73,33 +73,23 @@ class Blame:
     def sentence(self) -> str:
         """The result as text."""
         first = self.images[0]
-        way = "through its rows" if self.how == "rows" else "by leaving it out"
-        batch = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index}"
-        part = f"part of {self.layer}'s gradient ({way})"
-        if first.outlier is not None and first.features is not None and self.by == "outlier":
-            what = "features lie" if first.features >= first.outlier else "two views lie apart, by"
-            text = (
-                f"{batch} is the most unusual: its {what} {first.outlier:.1f} spreads from those of {self.reference} "
-                f"images of neighbouring batches, the farthest of which is at {self.typical:.1f}; its {part} has "
-                f"{first.norm:.0%} of the whole's size, {first.share:+.0%} along it"
-            )
-        elif self.by == "part":
-            text = (
-                f"{batch} has the largest {part}: {self.ratio:.1f} times the typical one, {first.share:+.0%} along it"
+        text = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index} "
+        gradient = f"{self.layer}'s gradient ({self.how})"
+        if self.by == "outlier" and first.outlier is not None and first.features is not None:
+            what = "its features are" if first.features >= first.outlier else "the gap between its views is"
+            text += (
+                f"is the most unusual: {what} {first.outlier:.1f} spreads from the median of {self.reference} images "
+                f"of neighbouring batches (the most unusual of them: {self.typical:.1f}). Its contribution is "
+                f"{first.norm:.0%} of the norm of {gradient}, share {first.share:+.0%}"
             )
         else:
-            text = (
-                f"{batch} has the most novel {part}: no other image shares {first.novelty:.0%} of its direction, "
-                f"{self.ratio:.1f} times the typical share; {first.share:+.0%} along the whole"
-            )
-        return text + ("." if self.stands_out else "; none stands out.")
+            largest = "contributes most to" if self.by == "part" else "has the highest novelty in"
+            text += f"{largest} {gradient}: {self.ratio:.1f} times the median, share {first.share:+.0%}"
+        return text + ("." if self.stands_out else "; no image stands out.")
 
     def skip_list(self) -> str:
-        """The images, one a line, for `stablab train --skip-list FILE`."""
-        lines = [
-            f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, along the whole, novelty, "
-            "outlier"
-        ]
+        """The images, one per line, for `stablab train --skip-list FILE`."""
+        lines = [f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, share, novelty, outlier"]
         for x in self.images:
             outlier = "" if x.outlier is None else f", {x.outlier:.2f}"
             lines.append(f"{x.index}  # {x.norm:.3f}, {x.share:+.3f}, {x.novelty:.3f}{outlier}")
@@ -107,7 +97,7 @@ class Blame:
 
 
 OUTSTANDING = {"outlier": 1.5, "part": 3.0, "novelty": 3.0}
-"""An outlier this many times the farthest reference image stands out; a part this many times the batch's median."""
+"""An image stands out if its score is this many times the typical one."""
 
 
 def blame_run(
@@ -119,10 +109,15 @@ def blame_run(
     by: str = "outlier",
     top: int = 8,
 ) -> Blame:
-    """Rank the images of batch ``at`` ``by`` how far each is an ``outlier`` (see `outliers`), by the size of its
-    ``part`` of the gradient of ``layer`` (by default the one that leads the spike there) or by its ``novelty``.
-    ``how``: ``rows`` or ``leave-one-out``, see `per_image`. Raises ConfigError where the run cannot be replayed or the
-    layer has no such parts."""
+    """Rank the images of the batch of iteration ``at``.
+
+    ``by``: ``outlier``, see `outliers`; or the contribution to the gradient of ``layer``: ``part`` (its norm) or
+    ``novelty``. ``layer``: by default the one that leads the spike there. ``how``: ``rows`` or ``leave-one-out``, see
+    `per_image`.
+
+    Raises:
+        ConfigError: the run cannot be replayed, or ``how`` does not apply to the layer.
+    """
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
     replay.require([at])
     check = replay.check(at)
@@ -161,7 +156,7 @@ def blame_run(
 
 
 def seconds_to_blame(replay: Replay, at: int, layer: str | None, how: str | None, by: str) -> float:
-    """What `blame_run` takes after its replay check, measured on a few images and one reference batch."""
+    """Duration of `blame_run` without its replay check, estimated from a few images and draws."""
     trainer = replay.trainer
     trainer.restore(replay.state_at(at))
     (views,) = replay.views(at, 1)
@@ -170,14 +165,14 @@ def seconds_to_blame(replay: Replay, at: int, layer: str | None, how: str | None
     chosen = how or default_way(trainer.method, parameters)
     few = min(CHUNK, count)
     times = []
-    for images in (2, few):  # the first call prepares
+    for images in (2, few):  # the first call warms up
         began = time.perf_counter()
         contributions(trainer.method, [view[:images] for view in views], parameters, chosen, at)
         times.append(time.perf_counter() - began)
-    # Leaving one out makes `few` passes over `few` images; `count` passes over `count` of them are to come.
+    # Leave-one-out made `few` passes over `few` images; the experiment makes `count` passes over `count` images.
     seconds = times[-1] * count / few * (count / few if chosen == "leave-one-out" else 1)
     if by == "outlier":
-        measure(replay, at, 2)  # the first call prepares
+        measure(replay, at, 2)  # the first call warms up
         began = time.perf_counter()
         measure(replay, at, 4)
         seconds += (time.perf_counter() - began) / 4 * DRAWS * (1 + NEIGHBOURS)

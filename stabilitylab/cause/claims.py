@@ -1,4 +1,4 @@
-"""Claims about impulses, each decided by its interval."""
+"""Claims about impulses, each decided by its confidence interval."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from stabilitylab.cause.study import ImpulseStudy
 
 QUESTIONS = ("reaches", "decay_longer_than", "weaker_than", "travels")
-"""What a claim may ask, one of these each."""
+"""Each claim has one of these keys."""
 
 
 @dataclass(frozen=True)
 class ImpulseVerdict:
-    """``verdict``: reproduced, contradicted or inconclusive; ``reason`` has the numbers."""
+    """``verdict``: reproduced, contradicted, inconclusive or not run. ``reason``: the numbers behind it."""
 
     text: str
     verdict: str
@@ -42,7 +42,7 @@ def _chosen(
 
 
 def judge(study: ImpulseStudy, found: Mapping[str, Impulse]) -> list[ImpulseVerdict]:
-    """Decide each claim by its interval."""
+    """Decide each claim by its confidence interval."""
     return [_judge(study, found, claim) for claim in study.claims]
 
 
@@ -50,7 +50,7 @@ def _judge(study: ImpulseStudy, found: Mapping[str, Impulse], claim: Mapping[str
     kicked = claim.get("kicked")
     treated = _chosen(study, found, claim.get("where", {}), kicked)
     if treated is None:
-        return ImpulseVerdict(claim["text"], "not run", "no run of it is finished")
+        return ImpulseVerdict(claim["text"], "not run", "none of its runs is finished")
     if "reaches" in claim:
         return _judge_reach(claim, treated)
     if "travels" in claim:
@@ -60,7 +60,7 @@ def _judge(study: ImpulseStudy, found: Mapping[str, Impulse], claim: Mapping[str
     )
     baseline = _chosen(study, found, claim[question], kicked)
     if baseline is None:
-        return ImpulseVerdict(claim["text"], "not run", "no run to compare with is finished")
+        return ImpulseVerdict(claim["text"], "not run", "none of the runs to compare with is finished")
     return decide(claim, treated, baseline)
 
 
@@ -79,11 +79,11 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
     ]
     if not among or among[0].reached is None:
         starts = len(impulse.at)
-        return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at {starts} iterations: too few to judge")
+        return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at too few iterations to judge ({starts})")
     hit = [r for r in among if r.reached]
     within = [r for r in among if r.low.min() > -smallest and r.high.max() < smallest]
     reason = (
-        f"{impulse.kicks} kicks of {kicked}: {len(hit)} of {len(among)} layers reached, {len(within)} stay within "
+        f"{impulse.kicks} kicks of {kicked}: {len(hit)} of {len(among)} layers reached, {len(within)} stayed within "
         f"+-{smallest:g} on the log scale"
     )
     if claim.get("expect", "all") == "all":
@@ -94,7 +94,7 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
 
 
 def decays(impulse: Impulse, kicked: str, seed: int = 0) -> tuple[float, np.ndarray]:
-    """Time constant of the mean over layers, in iterations, and its values over resampled kicks."""
+    """Time constant of the mean over layers, in iterations, and its bootstrap samples."""
     with np.errstate(invalid="ignore"):
         curves = np.nan_to_num(np.nanmean(impulse.by_start(kicked)[:, :, :-1], axis=2))  # (S, T)
     mean = curves.mean(0)
@@ -105,7 +105,7 @@ def decays(impulse: Impulse, kicked: str, seed: int = 0) -> tuple[float, np.ndar
 
 def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse) -> ImpulseVerdict:
     (one, many), (other, others) = decays(treated, claim["kicked"], 0), decays(baseline, claim["kicked"], 1)
-    # One beyond the horizon counts as the horizon: the ratio is then at least as large as it says.
+    # A time constant beyond the horizon counts as the horizon, so the ratio is a lower bound.
     horizon = treated.differences[claim["kicked"]].shape[1]
     ratio = np.minimum(many, horizon) / np.minimum(others, horizon)
     low, high = np.percentile(ratio, [2.5, 97.5])
@@ -115,11 +115,11 @@ def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse) 
         f"[{low:.2f}, {high:.2f}] of {treated.kicks} and {baseline.kicks} kicks (horizon {horizon})"
     )
     if min(len(treated.at), len(baseline.at)) < FEWEST:
-        return ImpulseVerdict(claim["text"], "inconclusive", f"{reason}; they start at too few iterations to judge")
+        return ImpulseVerdict(claim["text"], "inconclusive", f"{reason}; kicks start at too few iterations to judge")
     censored = np.isinf(many).mean() > 0.025
     verdict = "reproduced" if low >= smallest else "contradicted" if high < smallest else "inconclusive"
     if verdict == "contradicted" and censored:
-        verdict = "inconclusive"  # the treated decay is longer than was watched
+        verdict = "inconclusive"  # the decay under test is longer than the horizon
     return ImpulseVerdict(claim["text"], verdict, reason)
 
 
@@ -139,8 +139,8 @@ def _judge_travel(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
 
 
 def early_responses(impulse: Impulse, kicked: str) -> dict[str, np.ndarray]:
-    """Layer -> (S,): the mean log response of each other layer in the first `EARLY` iterations, a value a start. Layers
-    without a gradient are left out."""
+    """Other layer -> (S,): mean log response in the first `EARLY` iterations, a value per start. Layers without a
+    gradient are left out."""
     with np.errstate(invalid="ignore"):
         values = impulse.by_start(kicked)[:, :EARLY].mean(1)  # (S, R)
     return {

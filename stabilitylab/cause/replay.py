@@ -26,9 +26,9 @@ TOLERATED = 1e-3
 """Largest relative difference of a replayed norm that a different processor explains. Different data or augmentations
 cause larger ones."""
 CHECKED = 2
-"""Iterations that are replayed and compared: the second one has an update of the optimizer behind it."""
+"""Number of iterations that are replayed and compared: the second one follows an optimizer update."""
 HELD_BYTES = 2**28
-"""Batches that take more memory than this together are made anew for each future."""
+"""Largest size of the batches that are kept for the next future; larger ones are augmented again."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class ReplayCheck:
             return f"replay check: iterations {where} reproduce the recorded norms bit for bit"
         since = f" ({'; '.join(self.differs)})" if self.differs else ""
         return (
-            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, most at "
-            f"iteration {self.iteration} in {self.layer}{since}; training amplifies this with the distance from a "
-            "checkpoint, so futures are compared with one another, replayed here"
+            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, the most at "
+            f"iteration {self.iteration} in {self.layer}{since}; the difference grows with the distance from a "
+            "checkpoint, so experiments compare only futures replayed here"
         )
 
 
@@ -164,8 +164,8 @@ class Replay:
         return recorder.trace(metric)
 
     def views(self, start: int, steps: int) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``start + steps`` - 1. The last batches asked for are held where they are
-        small: the futures from one iteration all see the same ones."""
+        """The augmented views of batches ``start`` to ``start + steps - 1``. The batches of the latest call are kept if
+        they are small, because all futures from one iteration see the same ones."""
         if self._held[:2] == (start, steps):
             return iter(self._held[2])
         return self._make_views(start, steps)
@@ -205,9 +205,8 @@ class Replay:
         return iterations, norms, loss
 
     def check(self, at: int | None = None) -> ReplayCheck:
-        """Replay the first recorded iterations from the last checkpoint at or before ``at``, and compare their norms
-        (the loss where no norms were recorded). ConfigError where they differ by more than another processor explains.
-        """
+        """Replay the first recorded iterations after the last checkpoint at or before ``at``, and compare the norms (or
+        the loss, if no norms were recorded). Raises ConfigError if they differ by more than `TOLERATED`."""
         iterations = self.recorded[0]
         usable = [t for t in self.checkpoints if (at is None or t <= at) and t in iterations]
         if not usable:

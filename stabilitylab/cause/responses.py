@@ -17,7 +17,7 @@ FEWEST = 6
 """Independent differences required to test an arrival: with 6, the smallest p-value of a sign-flip test is 1 / 2^5."""
 LEVEL = 0.95
 EARLY = 10
-"""Iterations from the kick on whose mean response is compared, between layers or between settings."""
+"""Number of iterations after a kick whose mean response is compared between layers or settings."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ def directions(responses: Sequence[Response], order: Sequence[str]) -> dict[str,
 
 @dataclass(frozen=True)
 class Travel:
-    """How far kicks travel: the mean response of the first `EARLY` iterations, on the log scale, over the pairs of
-    layers that were kicked both. ``difference``: towards the output less towards the input, pair by pair. Each with its
-    95% interval, by resampling starts. ``pairs``: how many."""
+    """Mean log response of the first `EARLY` iterations over all pairs of kicked layers, towards the ``output`` and
+    towards the ``input``, and its ``difference`` (output minus input), each with a 95% bootstrap interval over
+    ``starts``."""
 
     output: float
     output_ci95: tuple[float, float]
@@ -159,8 +159,9 @@ class Travel:
 
     @property
     def verdict(self) -> str:
-        """``output`` or ``input`` where kicks travel farther that way; ``both alike`` where they travel both ways and
-        the difference is within `ALIKE`; ``nowhere``; else ``inconclusive``."""
+        """``output`` or ``input`` if the response in that direction is larger; ``both alike`` if there is one in both
+        directions and they differ by less than `ALIKE`; ``nowhere`` if both are smaller than `ALIKE`; else
+        ``inconclusive``."""
         if self.starts < FEWEST:
             return "inconclusive"
         if self.difference_ci95[0] > 0 and self.output_ci95[0] > 0:
@@ -175,12 +176,12 @@ class Travel:
 
 
 ALIKE = 0.05
-"""Responses on the log scale that differ by less are alike."""
+"""Largest negligible log response, or difference of two."""
 
 
 def travel(by_start: Mapping[str, np.ndarray], order: Sequence[str], seed: int = 0) -> Travel | None:
-    """From the responses (S, T, R) to each kicked layer, R in ``order``; None where fewer than two layers were kicked.
-    The starts of all kicked layers are the same, so they are resampled together."""
+    """``by_start``: kicked layer -> responses (S, T, R), R in ``order``. None if fewer than two layers were kicked. All
+    layers were kicked at the same starts, so starts are resampled jointly."""
     kicked = [name for name in order if name in by_start]
     pairs = list(itertools.combinations(kicked, 2))
     if not pairs:
@@ -202,7 +203,7 @@ def travel(by_start: Mapping[str, np.ndarray], order: Sequence[str], seed: int =
 
 
 def resampled_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean of ``values`` (K,), by resampling them."""
+    """95% bootstrap interval of the mean of ``values`` (K,)."""
     chosen = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
     return float(low), float(high)

@@ -4,11 +4,12 @@
     [impulse]              layers, at, size, kicks, horizon: what `stablab cause impulse` takes
     [[claim]]              text, where = {axis = value}, and one of
         kicked, reaches = "output" or "input", expect = "all" or "none", smallest = 0.1   on the log scale
-        kicked, decay_longer_than = {axis = value}, smallest = 2.0   the time constant against other runs', as a ratio
-        kicked, weaker_than = {axis = value}                         the response of the other layers at first
-        travels = "output" or "input"                                the same kick, between all layers that are kicked
+        kicked, decay_longer_than = {axis = value}, smallest = 2.0   ratio of the time constant to that of other runs
+        kicked, weaker_than = {axis = value}   smaller early response of the other layers than in other runs
+        travels = "output" or "input"          larger early response in that direction, over all pairs of kicked layers
 
-The decay is that of the mean over all layers. Kicks of all seeds are pooled; intervals come from resampling starts.
+The decay is measured on the mean over all layers. Kicks of all seeds are pooled; intervals are bootstrap intervals over
+starts.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def run_impulse_study(
 
 
 def by_setting(study: ImpulseStudy, found: Mapping[str, Impulse]) -> dict[str, Impulse]:
-    """The finished runs of each setting, its seeds pooled."""
+    """Setting -> its finished runs, seeds pooled."""
     groups: dict[str, list[Impulse]] = {}
     for run in study.runs:
         name = ", ".join(f"{k.split('.')[-1]} {_plain(look_up(run.config, k))}" for k in run.axes if k != "train.seed")
@@ -102,9 +103,9 @@ def _plain(value: Any) -> str:
 def write_impulse_study(
     study: ImpulseStudy, found: Mapping[str, Impulse], folder: Path, verdicts: list[ImpulseVerdict]
 ) -> None:
-    """The seeds of each setting pooled, in ``folder``: ``responses.csv`` (a row a setting and pair of layers),
-    ``directions.csv`` (a row a setting: do kicks travel towards the output or the input?), ``metric.csv`` (how the
-    metric changes after the kicks), ``verdicts.json`` and ``matrix.png``."""
+    """Write tables of the pooled seeds of each setting: ``responses.csv`` (a row per setting and pair of layers),
+    ``directions.csv`` (a row per setting: the direction in which kicks travel), ``metric.csv`` (change of the metric
+    after the kicks), ``verdicts.json`` and ``matrix.png``."""
     from stabilitylab.cause.pictures import draw_matrices
 
     settings = by_setting(study, found)

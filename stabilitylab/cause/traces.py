@@ -1,4 +1,4 @@
-"""What a replayed future leaves: its gradient norms, its loss, its metric."""
+"""The gradient norms, the loss and the metric of a replayed future."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stabilitylab.recording.sink import NullSink
 
 @dataclass(frozen=True)
 class Trace:
-    """Some iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN where there is none;
-    ``loss`` (T,); ``metric`` maps a number of iterations made to the monitor's value."""
+    """T iterations of one future. ``norms`` (T, L): gradient norm of each layer, NaN without a gradient. ``loss`` (T,).
+    ``metric``: number of iterations made -> value of the metric."""
 
     norms: np.ndarray
     loss: np.ndarray
@@ -26,8 +26,8 @@ class Trace:
 
 
 class NormRecorder(Recorder):
-    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient`` is called with the iteration after
-    the norms are taken and before the gradient is used."""
+    """Keeps the gradient norms and the loss of each step in memory. ``on_gradient(iteration)`` is called after the
+    norms are measured and before the optimizer uses the gradient."""
 
     def __init__(self, layers: Sequence[Layer], on_gradient: Callable[[int], None] | None = None) -> None:
         super().__init__(layers, NullSink(), signals=("grad_norm",))

@@ -145,14 +145,17 @@ def swap(run: str, at: int, layer: str | None, repeats: int, lead: int | None, s
 def blame(
     run: str, at: int, layer: str | None, how: str | None, by: str, top: int, output: str | None, runs_dir: str | None
 ) -> None:
-    """Which images of a batch are to blame? Ranks them, with a contact sheet of their views.
+    """Which images of a batch are to blame? Ranks them, with a contact sheet of the views.
 
-    By outlier: how far the image's features lie from those of the neighbouring batches, or its two views from each
-    other, over 32 draws of views. This finds blank, saturated and wrongly paired images, whose gradient need not be
-    large. By part: the size of its part of the layer's gradient. By novelty: how much of the part's direction no other
-    image shares.
+    \b
+    outlier  how unusual the image is among those of neighbouring batches: the distance of its
+             features, or of the gap between its two views, averaged over 32 draws of views.
+             Finds blank, saturated and mispaired images even if their gradient is small.
+    part     the norm of its contribution to the layer's gradient
+    novelty  how much of the contribution's direction no other image shares
 
-    The part of an image: rows, the gradient that flows through its own rows; leave-one-out, the gradient without it.
+    Contribution: rows, the gradient that flows through the rows of the image; leave-one-out, the change of the gradient
+    without the image.
     """
     from stabilitylab.cause.blame import blame_run, seconds_to_blame
     from stabilitylab.cause.experiments import save_blame
