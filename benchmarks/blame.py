@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stabilitylab.cause.outliers import around, compared, measure
+from stabilitylab.cause.outliers import around, compared, contribution_scores, measure
 from stabilitylab.cause.per_image import contributions
 from stabilitylab.cause.replay import Replay
 from stabilitylab.config import resolve
@@ -106,12 +106,12 @@ def main() -> None:
                 replay.trainer.batches.iterate = planted.iterate  # type: ignore[method-assign]
                 found = compared(measure(replay, at), reference)
                 del replay.trainer.batches.iterate
-                score = found.score
-                first["outlier"] += int(score.argmax() == PLACE)
-                margins.append(score[PLACE] / found.ordinary)
                 (views,) = planted.iterate(at, at + 1)
                 parts = contributions(replay.trainer.method, views, replay.layer(LAYER).parameters, "rows")
+                score = np.maximum(found.score, contribution_scores(parts.norm.numpy()))
+                first["outlier"] += int(score.argmax() == PLACE)
                 first["part"] += int(parts.norm.argmax() == PLACE)
+                margins.append(found.score[PLACE] / found.ordinary)
             print(
                 f"{method:8} seed {given.seed} {kind:15} first by outlier {first['outlier']} of {given.batches}, "
                 f"by part {first['part']} of {given.batches}; outlier over the farthest reference image: median "

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stabilitylab.cause.outliers import DRAWS, NEIGHBOURS, measure, outliers
+from stabilitylab.cause.outliers import DRAWS, NEIGHBOURS, contribution_scores, measure, outliers
 from stabilitylab.cause.per_image import CHUNK, contributions, default_way
 from stabilitylab.cause.replay import Replay, ReplayCheck
 from stabilitylab.cause.spike import find_spike
@@ -24,8 +24,8 @@ BY = ("outlier", "part", "novelty")
 @dataclass(frozen=True)
 class BlamedImage:
     """``index``: index in the training set, as in ``data.skip``. ``place``: index in the batch. ``norm``, ``share``,
-    ``novelty``: see `per_image.Contributions`. ``outlier`` is the larger of ``features`` and ``gap``, the scores of
-    `outliers.Outliers`; None unless ranked by outlier."""
+    ``novelty``: see `per_image.Contributions`. ``outlier`` is the largest of ``features`` and ``gap``, the scores of
+    `outliers.Outliers`, and ``contribution``, `outliers.contribution_scores`; None unless ranked by outlier."""
 
     index: int
     place: int
@@ -35,6 +35,7 @@ class BlamedImage:
     outlier: float | None = None
     features: float | None = None
     gap: float | None = None
+    contribution: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Blame:
     """The ``top`` images of batch ``iteration``, the most suspicious first.
 
     ``by``: ranked by ``outlier``; by ``part``, the norm of the contribution to the gradient of ``layer``; or by its
-    ``novelty``. ``typical``: the median of that over the batch; by ``outlier``, the largest score of the ``reference``
-    images from neighbouring batches. ``pictures`` (top, views, C, H, W): the images, in [0, 1].
+    ``novelty``. ``typical``: the median of that over the batch; by ``outlier``, the largest score of ordinary images:
+    the ``reference`` images from neighbouring batches or, for the contribution, the other images of the batch.
+    ``pictures`` (top, views, C, H, W): the images, in [0, 1].
     """
 
     iteration: int
@@ -75,12 +77,19 @@ class Blame:
         first = self.images[0]
         text = f"Of the {self.batch_size} images of batch {self.iteration}, image {first.index} "
         gradient = f"{self.layer}'s gradient ({self.how})"
-        if self.by == "outlier" and first.outlier is not None and first.features is not None:
-            what = "its features are" if first.features >= first.outlier else "the gap between its views is"
+        if self.by == "outlier" and first.outlier is not None:
+            what = {
+                first.features: "its features are",
+                first.gap: "the gap between its views is",
+                first.contribution: f"its contribution to {self.layer}'s gradient is",
+            }[first.outlier]
+            others = f"{self.reference} images of neighbouring batches"
+            if first.contribution == first.outlier:
+                others = "the others"
             text += (
-                f"is the most unusual: {what} {first.outlier:.1f} spreads from the median of {self.reference} images "
-                f"of neighbouring batches (the most unusual of them: {self.typical:.1f}). Its contribution is "
-                f"{first.norm:.0%} of the norm of {gradient}, share {first.share:+.0%}"
+                f"is the most unusual: {what} {first.outlier:.1f} spreads from the median of {others} (the most "
+                f"unusual of them: {self.typical:.1f}). "
+                f"Its contribution is {first.norm:.0%} of the norm of {gradient}, share {first.share:+.0%}"
             )
         else:
             largest = "contributes most to" if self.by == "part" else "has the highest novelty in"
@@ -130,12 +139,20 @@ def blame_run(
     chosen = how or default_way(trainer.method, parameters)
     parts = contributions(trainer.method, views, parameters, chosen, at)
     indices = _indices(replay, at)
+    norms, novelties = parts.norm.cpu().numpy(), parts.novelty.cpu().numpy()
     odd = outliers(replay, at) if by == "outlier" else None
-    score = odd.score if odd is not None else (parts.norm if by == "part" else parts.novelty).cpu().numpy()
+    contribution = contribution_scores(norms)
+    score = np.maximum(odd.score, contribution) if odd is not None else norms if by == "part" else novelties
     ranked = np.argsort(-score, kind="stable").tolist()[:top]
+    typical = float(np.median(score))
+    if odd is not None:
+        unusual = score[ranked[0]] == odd.score[ranked[0]]
+        typical = odd.ordinary if unusual else float(np.delete(contribution, ranked[0]).max(initial=0.0))
 
     def blamed(i: int) -> BlamedImage:
-        seen = () if odd is None else (float(odd.score[i]), float(odd.place[i]), float(odd.gap[i]))
+        seen = (
+            () if odd is None else (float(score[i]), float(odd.features[i]), float(odd.gap[i]), float(contribution[i]))
+        )
         return BlamedImage(
             int(indices[i]), i, float(parts.norm[i]), float(parts.share[i]), float(parts.novelty[i]), *seen
         )
@@ -147,7 +164,7 @@ def blame_run(
         how=chosen,
         by=by,
         images=tuple(map(blamed, ranked)),
-        typical=float(np.median(score)) if odd is None else odd.ordinary,
+        typical=typical,
         batch_size=len(indices),
         pictures=pictures,
         check=check,

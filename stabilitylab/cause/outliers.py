@@ -1,9 +1,9 @@
 """How unusual each image of a batch is, among the images of neighbouring batches seen from the same state.
 
 An odd image (blank, saturated, one whose two views do not belong together) need not have a large gradient: in a
-self-supervised loss the views of a blank image agree at once. What gives it away is where its features lie, and how far
-its two views lie apart. Both are means over several random draws of views: an unlucky crop of an ordinary image differs
-from draw to draw, an odd image does not.
+self-supervised loss the views of a blank image agree at once. What is unusual about it are its features, or the gap
+between its two views. Both are averaged over several random draws of views: an unlucky crop of an ordinary image
+changes from draw to draw, an odd image does not.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ import torch
 from stabilitylab.cause.replay import Replay
 
 NEIGHBOURS = 8
-"""Batches that ordinary images are taken from, the nearest on both sides."""
+"""Number of batches, the nearest on both sides, that the reference images come from."""
 DRAWS = 32
-"""Draws of views an image: those of the batch itself, and others."""
+"""Draws of views per image, including the one in the batch."""
 SHRINKAGE = 0.05
-"""Part of the mean variance that is added to the covariance of the features."""
+"""Fraction of the mean variance that is added to the diagonal of a covariance."""
 
 Measured = tuple[np.ndarray, np.ndarray]
-"""(place (N, D), gap (N, D)) of the images of a batch: mean and difference of the features of their two views."""
+"""(mean (N, D), gap (N, D)) of the features of the two views of each image of a batch."""
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """Of each image (N,), the distance (Mahalanobis) from the reference images, less the median of their own distances
-    and in units of their spread, from the median to the 90th percentile: ``place``, of its features; ``gap``, of the
-    difference between its two views. ``score``: the larger of the two. ``ordinary``: the largest score among the
-    reference images; ``reference``: how many they are."""
+    """Mahalanobis distance (N,) of each image from the reference images, minus the median of their own distances and
+    divided by their spread, from the median to the 90th percentile.
 
-    place: np.ndarray
+    ``features``: distance of the mean features of the two views. ``gap``: distance of their difference. ``score``: the
+    larger of the two. ``ordinary``: largest score of the reference images. ``reference``: number of reference images.
+    """
+
+    features: np.ndarray
     gap: np.ndarray
     ordinary: float
     reference: int
 
     @property
     def score(self) -> np.ndarray:
-        return np.maximum(self.place, self.gap)
+        return np.maximum(self.features, self.gap)
 
 
 def outliers(replay: Replay, at: int, neighbours: int = NEIGHBOURS, draws: int = DRAWS) -> Outliers:
-    """Of batch ``at``, in the trainer's present state. Images of the batch do not serve as their own reference."""
+    """Outliers of batch ``at`` in the trainer's present state. Images of that batch are left out of the reference."""
     own = set(replay.order(at).tolist())
     reference = []
     for t in around(at, neighbours):
         foreign = np.array([i not in own for i in replay.order(t).tolist()])
-        place, gap = measure(replay, t, draws)
-        reference.append((place[foreign], gap[foreign]))
+        features, gap = measure(replay, t, draws)
+        reference.append((features[foreign], gap[foreign]))
     return compared(measure(replay, at, draws), reference)
 
 
@@ -62,15 +64,15 @@ def around(at: int, neighbours: int = NEIGHBOURS) -> list[int]:
 
 
 def compared(own: Measured, reference: Sequence[Measured]) -> Outliers:
-    """The images of a batch among those of ``reference``, other batches."""
+    """Outliers of a batch, given the ``reference`` batches."""
     ordinary = [np.concatenate(parts) for parts in zip(*reference, strict=True)]
-    place, gap = (_in_spreads(*cross_distances(r, x)) for r, x in zip(ordinary, own, strict=True))
-    return Outliers(place[1], gap[1], float(np.maximum(place[0], gap[0]).max()), len(ordinary[0]))
+    features, gap = (_in_spreads(*cross_distances(r, x)) for r, x in zip(ordinary, own, strict=True))
+    return Outliers(features[1], gap[1], float(np.maximum(features[0], gap[0]).max()), len(ordinary[0]))
 
 
 @torch.no_grad()
 def measure(replay: Replay, at: int, draws: int = DRAWS) -> Measured:
-    """Of the images of batch ``at``, over ``draws`` draws of views. The method is left as it is."""
+    """Features of the images of batch ``at``, averaged over ``draws`` draws of views. The method is left unchanged."""
     method = replay.trainer.method
     buffers = {name: b.clone() for name, b in method.named_buffers()}
     found = []
@@ -85,9 +87,16 @@ def measure(replay: Replay, at: int, draws: int = DRAWS) -> Measured:
     return (first + second) / 2, first - second
 
 
+def contribution_scores(norms: np.ndarray) -> np.ndarray:
+    """(N,): the log norms of the images' contributions to a gradient, minus their median and divided by their spread,
+    from the median to the 90th percentile of the batch."""
+    logs = np.log(np.maximum(norms, 1e-30))
+    return _in_spreads(logs, logs)[0]
+
+
 def cross_distances(reference: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mahalanobis distances of ``reference`` (M, D) and of ``points`` (N, D). Each half of the reference is measured by
-    the other half's mean and covariance, and a point by both, so that all are out of sample."""
+    """Mahalanobis distances of ``reference`` (M, D) and of ``points`` (N, D), all out of sample: each half of the
+    reference uses the mean and covariance of the other half, and a point the average over both halves."""
     halves = [reference[::2], reference[1::2]]
     spaces = [_space(half) for half in halves]
     own = np.empty(len(reference))
@@ -111,7 +120,7 @@ def _distance(points: np.ndarray, space: tuple[np.ndarray, np.ndarray]) -> np.nd
 
 
 def _in_spreads(reference: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both less the reference's median, over its distance to the 90th percentile."""
+    """Both minus the median of ``reference``, divided by its spread from the median to the 90th percentile."""
     middle, high = np.quantile(reference, [0.5, 0.9])
     spread = max(high - middle, 1e-12)
     return (reference - middle) / spread, (values - middle) / spread

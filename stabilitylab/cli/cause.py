@@ -148,9 +148,9 @@ def blame(
     """Which images of a batch are to blame? Ranks them, with a contact sheet of the views.
 
     \b
-    outlier  how unusual the image is among those of neighbouring batches: the distance of its
-             features, or of the gap between its two views, averaged over 32 draws of views.
-             Finds blank, saturated and mispaired images even if their gradient is small.
+    outlier  how unusual the image is: its features or the gap between its two views, averaged
+             over 32 draws of views, among the images of neighbouring batches, or its contribution
+             to the gradient. Finds blank, saturated and mispaired images whose gradient is small.
     part     the norm of its contribution to the layer's gradient
     novelty  how much of the contribution's direction no other image shares
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import mahalanobis
 from torch import Tensor
 
 from stabilitylab.cause.blame import blame_run
-from stabilitylab.cause.outliers import SHRINKAGE, cross_distances, measure, outliers
+from stabilitylab.cause.outliers import SHRINKAGE, contribution_scores, cross_distances, measure, outliers
 from stabilitylab.cause.replay import Replay
 
 
@@ -70,14 +70,14 @@ def test_a_planted_image_is_the_one_to_blame(recorded: Path, change: Change, mon
     found = blame_run(replay, at=45, layer="blocks.1")
     assert found.images[0].index == image
     assert found.stands_out
-    assert f"image {image} is the most unusual: its features lie" in found.sentence()
+    assert f"image {image} is the most unusual: its features are" in found.sentence()
     assert found.skip_list().splitlines()[1].startswith(f"{image}  # ")
 
 
 def test_an_ordinary_batch_has_nothing_that_stands_out(recorded: Path) -> None:
     found = [blame_run(recorded, at=at, layer="blocks.1") for at in (42, 47)]
     assert not any(x.stands_out for x in found)
-    assert all(x.sentence().endswith("; none stands out.") for x in found)
+    assert all(x.sentence().endswith("; no image stands out.") for x in found)
 
 
 def test_measuring_leaves_the_method_as_it_is_and_repeats(recorded: Path) -> None:
@@ -98,3 +98,12 @@ def test_other_draws_are_other_views_of_the_same_images(recorded: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(own, same, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True))
     assert not torch.equal(own[0], other[0])
+
+
+def test_an_image_that_makes_most_of_the_gradient_is_unusual() -> None:
+    norms = np.exp(np.random.default_rng(0).normal(-3, 0.3, 31)).tolist()
+    scores = contribution_scores(np.array([*norms, 0.6]))
+    assert scores.argmax() == 31
+    assert scores[31] > 1.5 * np.sort(scores)[-2]
+    assert np.median(scores) == pytest.approx(0, abs=1e-9)
+    assert contribution_scores(np.zeros(4)).tolist() == [0, 0, 0, 0]
