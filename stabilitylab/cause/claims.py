@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from stabilitylab.cause.impulses import LOSS, Impulse, pool
 from stabilitylab.cause.responses import EARLY, FEWEST, RESAMPLES, time_constant, travel
-from stabilitylab.studies.study import look_up
-
-if TYPE_CHECKING:
-    from stabilitylab.cause.study import ImpulseStudy
+from stabilitylab.studies.study import PlannedRun, look_up
 
 QUESTIONS = ("reaches", "decay_longer_than", "weaker_than", "travels")
 """Each claim has one of these keys."""
@@ -29,11 +26,11 @@ class ImpulseVerdict:
 
 
 def _chosen(
-    study: ImpulseStudy, found: Mapping[str, Impulse], where: Mapping[str, Any], kicked: str | None
+    runs: Sequence[PlannedRun], found: Mapping[str, Impulse], where: Mapping[str, Any], kicked: str | None
 ) -> Impulse | None:
     among = [
         found[run.name]
-        for run in study.runs
+        for run in runs
         if run.name in found
         and (kicked is None or kicked in found[run.name].differences)
         and all(look_up(run.config, key) == value for key, value in where.items())
@@ -41,14 +38,16 @@ def _chosen(
     return pool(among) if among else None
 
 
-def judge(study: ImpulseStudy, found: Mapping[str, Impulse]) -> list[ImpulseVerdict]:
-    """Decide each claim by its confidence interval."""
-    return [_judge(study, found, claim) for claim in study.claims]
+def judge(
+    claims: Sequence[Mapping[str, Any]], runs: Sequence[PlannedRun], found: Mapping[str, Impulse]
+) -> list[ImpulseVerdict]:
+    """Decide each claim by its confidence interval. ``found``: name of a finished run -> its impulses."""
+    return [_judge(runs, found, claim) for claim in claims]
 
 
-def _judge(study: ImpulseStudy, found: Mapping[str, Impulse], claim: Mapping[str, Any]) -> ImpulseVerdict:
+def _judge(runs: Sequence[PlannedRun], found: Mapping[str, Impulse], claim: Mapping[str, Any]) -> ImpulseVerdict:
     kicked = claim.get("kicked")
-    treated = _chosen(study, found, claim.get("where", {}), kicked)
+    treated = _chosen(runs, found, claim.get("where", {}), kicked)
     if treated is None:
         return ImpulseVerdict(claim["text"], "not run", "none of its runs is finished")
     if "reaches" in claim:
@@ -58,7 +57,7 @@ def _judge(study: ImpulseStudy, found: Mapping[str, Impulse], claim: Mapping[str
     question, decide = (
         ("decay_longer_than", _judge_decay) if "decay_longer_than" in claim else ("weaker_than", _judge_weaker)
     )
-    baseline = _chosen(study, found, claim[question], kicked)
+    baseline = _chosen(runs, found, claim[question], kicked)
     if baseline is None:
         return ImpulseVerdict(claim["text"], "not run", "none of the runs to compare with is finished")
     return decide(claim, treated, baseline)

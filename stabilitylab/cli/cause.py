@@ -237,7 +237,7 @@ def study(file: str, collect: bool, output: str | None, runs_dir: str | None) ->
     found = run_impulse_study(planned, runs_root(runs_dir), say, collect=collect)
     if not found:
         raise ConfigError(f"no run of {file} is finished; run the command without --collect")
-    verdicts = judge(planned, found)
+    verdicts = judge(planned.claims, planned.runs, found)
     folder = Path(output) if output else Path("reports") / path.stem
     write_impulse_study(planned, found, folder, verdicts)
     for verdict in verdicts:

@@ -79,9 +79,9 @@ class MemoryBatches:
         that training sees, else other random views of the same images."""
         for iteration in range(start, stop):
             batch = self.order(iteration)
-            mine = batch.chunk(self.share[1])[self.share[0]]
-            images = self.images[moved(mine, self.images.device)].float() / 255
-            draws = Draws(stream(self.seed, *_augmentation(iteration, draw)), len(batch), self.share[0] * len(mine))
+            rows = batch.chunk(self.share[1])[self.share[0]]
+            images = self.images[moved(rows, self.images.device)].float() / 255
+            draws = Draws(stream(self.seed, *_augmentation(iteration, draw)), len(batch), self.share[0] * len(rows))
             yield [self.normalize(augment(images, view, view.size or self.size, draws)) for view in self.views]
 
 

@@ -110,7 +110,7 @@ def test_a_study_runs_is_kept_and_is_collected(tmp_path: Path) -> None:
     again = run_impulse_study(study, tmp_path / "runs", collect=True)
     (one,), (other,) = found.values(), again.values()
     np.testing.assert_array_equal(one.differences["predictor"], other.differences["predictor"])
-    verdicts = verdicts_of(study, found)
+    verdicts = verdicts_of(study.claims, study.runs, found)
     assert [v.verdict for v in verdicts] == ["inconclusive"]  # two kicks are too few
     write_impulse_study(study, found, tmp_path / "out", verdicts)
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
