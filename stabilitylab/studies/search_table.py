@@ -185,20 +185,21 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"`stablab study --search {search.path.as_posix()}`: {len(rows)} of {len(search.settings)} settings tried, "
         f"{sum(int(row['iterations']) for row in rows):,} iterations, {hours:.1f} hours of steps on one core. "
-        "`settings.csv` has a row for each, with what was seen; `series/` the leads' gradient norms by layer.",
+        "`settings.csv` has one row per setting with its results; `series/` has the gradient norms of the leads by "
+        "layer.",
         "",
-        "A regime must show the paper's picture: kNN accuracy that ends "
-        f"{100 * o.accuracy_gain:g} points above the untrained encoder's (met by {parts['accuracy']}), at least "
-        f"{o.first_layer_spikes:g} spikes of the first layer per {PER:,} iterations beyond chance (met by "
-        f"{parts['first layer']}), and {o.recovered_dips} or more accuracy dips that recover (met by {parts['dips']}). "
-        f"**All three are met by {len(whole)} of {len(rows)} settings.** In {len(rows) - len(alive)} training is dead "
-        "or not judged: accuracy ends below the untrained encoder's.",
+        "A regime like the paper's must meet three objectives: a final kNN accuracy at least "
+        f"{100 * o.accuracy_gain:g} points above that of the untrained encoder (met by {parts['accuracy']}), at least "
+        f"{o.first_layer_spikes:g} spikes of the first layer per {PER:,} iterations more than expected by chance (met "
+        f"by {parts['first layer']}), and recovery from at least {o.recovered_dips} accuracy dip(s) (met by "
+        f"{parts['dips']}). **{len(whole)} of {len(rows)} settings meet all three.** In {len(rows) - len(alive)} "
+        "settings, training is dead (the final accuracy is below that of the untrained encoder) or was not judged.",
         "",
         f"Trained at {', '.join(commits) or 'an unknown commit'} on {', '.join(machines) or 'an unknown machine'}, one "
         f"thread; analysed at {', '.join(analysed) or 'an unknown commit'}.",
         "",
     ]
-    for title, source in (("Leads", "lead"), (f"Drawn settings, the {_TOP} that came nearest", "drawn")):
+    for title, source in (("Leads", "lead"), (f"Random settings, the {_TOP} that came closest", "drawn")):
         chosen = [row for row in rows if row["source"] == source]
         if source == "drawn":
             chosen = sorted(chosen, key=lambda row: _nearness(row, o), reverse=True)[:_TOP]
