@@ -10,6 +10,9 @@ from stabilitylab.methods.base import Method
 _MOST_COMPILED = 1000
 """Combinations of model and shape that one process compiles before torch falls back to uncompiled code."""
 
+_CONVOLUTIONAL = 8
+"""An encoder with this many convolutions is a convolutional network; a ViT has one, or five in a conv stem."""
+
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """Choose a device. ``auto`` prefers CUDA, then MPS, then the CPU. On CUDA each process uses the device of its local
@@ -25,6 +28,17 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def prepare_convolutions(method: Method, device: torch.device) -> None:
+    """Make the convolutions of a ResNet fast on CUDA: weights and activations are stored channels last, and cuDNN picks
+    the fastest algorithm for each shape, since shapes stay the same. Its choice may differ between two starts, so such
+    a run is resumed to rounding, not bit for bit. Other encoders and devices are left as they are."""
+    weights = [m.weight for m in method.base_encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    if device.type != "cuda" or len(weights) < _CONVOLUTIONAL:
+        return
+    method.to(memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:

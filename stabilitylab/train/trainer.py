@@ -25,7 +25,7 @@ from stabilitylab.train.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from stabilitylab.train.device import compile_encoders, pick_device
+from stabilitylab.train.device import compile_encoders, pick_device, prepare_convolutions
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.interruption import Interruption
@@ -96,6 +96,7 @@ class Trainer:
         self.interruptible = False
         self.protect: Callable[[], Collection[int]] = tuple
         self._skipped, self._last_bad = 0, -2
+        prepare_convolutions(self.method, self.device)
         if config.train.compile:
             compile_encoders(self.method, self.device)
         self.cut_step = CutStep(self.method, world, config.train.micro_batch, self._autocast)

@@ -1,0 +1,58 @@
+"""The memory layout of convolutional encoders on CUDA: the same results, channels last. No GPU is needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from stabilitylab.config import resolve
+from stabilitylab.methods import build_method
+from stabilitylab.methods.base import Method
+from stabilitylab.train.device import prepare_convolutions
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def benchmark() -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    yield
+    torch.backends.cudnn.benchmark = before
+
+
+def method(arch: str) -> Method:
+    torch.manual_seed(0)
+    built = build_method(resolve({"method": {"name": "vicreg"}, "model": {"arch": arch, "img_size": 8}}), channels=1)
+    assert isinstance(built, Method)
+    return built.double()
+
+
+def test_a_resnet_is_stored_channels_last_and_computes_the_same() -> None:
+    plain = method("resnet18")
+    fast = copy.deepcopy(plain)
+    prepare_convolutions(fast, CUDA)
+    assert torch.backends.cudnn.benchmark
+    inner = [p for p in fast.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert inner
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in inner)
+    views = list(torch.rand(2, 6, 1, 8, 8, dtype=torch.float64))
+    losses = []
+    for each in (plain, fast):
+        loss = each.loss(each.encode(views), None)
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("arch", "device"), [("vit_nano", CUDA), ("resnet18", torch.device("cpu"))])
+def test_other_encoders_and_devices_are_left_as_they_are(arch: str, device: torch.device) -> None:
+    left = method(arch)
+    prepare_convolutions(left, device)
+    assert not torch.backends.cudnn.benchmark
+    assert all(p.is_contiguous() for p in left.parameters())
