@@ -1,11 +1,12 @@
 """Early warning: which recorded signal rises before a layer's spikes, in real runs and by chance.
 
-    python benchmarks/early_warning.py --real DIR
+    python benchmarks/early_warning.py DIR [--only TEXT]
 
-DIR holds runs exported as Parquet (layers, layer_stats). Public reports claim that the norm of the update leads the
-gradient's spikes, in the lower layers above all: `update_norm` here is update_ratio x weight_norm. A spike is warned of
-where an alarm opens in its layer at most 20 iterations before. Printed: the pairs of signal and layer that hold after
-Holm's correction, and for each signal all layers together, those of the lower half and those of the upper half.
+DIR holds runs that recorded the signals, such as the ``unstable-...`` of `_trained.py`. Public reports claim that the
+norm of the update leads the gradient's spikes, in the lower layers above all: `update_norm` here is update_ratio x
+weight_norm. A spike is predicted if an alarm opens in its layer at most 20 iterations before. Printed: for each signal
+all layers together, those of the lower half and those of the upper half; then the pairs of signal and layer that hold
+after Holm's correction.
 """
 
 from __future__ import annotations
@@ -15,40 +16,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.survival import real
 from stabilitylab.analysis.detection.settings import SpikeSettings
 from stabilitylab.analysis.detection.spikes import detect, shared_by
 from stabilitylab.analysis.early_warning import early_warning
 from stabilitylab.analysis.series import LayerSeries
 from stabilitylab.analysis.timeline import Timeline
 from stabilitylab.analysis.warning_table import best_warning, warning_table
+from stabilitylab.run.series import load_series
+from stabilitylab.store.reader import RunReader, open_run
 
 SIGNALS = {
     "update_norm": "update_ratio * weight_norm", "update_ratio": "update_ratio", "adam_rms": "adam_rms",
-    "weight_norm": "weight_norm", "attention_max": "attention_max", "activation_max": "activation_max",
+    "weight_norm": "weight_norm", "attention_max": "attention_max", "attention_entropy": "1 / attention_entropy",
+    "grad_cosine": "1 - grad_cosine",
 }  # fmt: skip
 
 
-class Exported:
-    """The signals of a run exported as Parquet, as `warning_table` wants them."""
+class Stored:
+    """The signals of a run, as `warning_table` wants them."""
 
     names = tuple(SIGNALS)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.con = folder, duckdb.connect()
+    def __init__(self, reader: RunReader) -> None:
+        self.reader = reader
 
     def load(self, signal: str, layers: Sequence[str]) -> list[LayerSeries]:
         found = []
         for name in layers:
-            rows = self.con.execute(
-                f"SELECT iteration::BIGINT AS i, ({SIGNALS[signal]})::DOUBLE AS x FROM "
-                f"'{self.folder}/layer_stats.parquet' JOIN '{self.folder}/layers.parquet' USING (layer_id) "
-                f"WHERE name = ? AND ({SIGNALS[signal]}) IS NOT NULL ORDER BY iteration",
+            rows = self.reader.query(
+                f"SELECT iteration::BIGINT AS i, ({SIGNALS[signal]})::DOUBLE AS x FROM layer_stats JOIN layers "
+                f"USING (layer_id) WHERE name = ? AND ({SIGNALS[signal]}) IS NOT NULL ORDER BY iteration",
                 [name],
             ).fetchnumpy()
             if len(rows["i"]):
@@ -56,15 +57,15 @@ class Exported:
         return found
 
 
-def judge(folder: Path) -> None:
-    layers = [layer for layer in real(folder) if layer.trainable and len(layer.iteration)]
+def judge(reader: RunReader) -> None:
+    layers = [layer for layer in load_series(reader).layers if layer.trainable and len(layer.iteration)]
     settings = SpikeSettings()
     shared = shared_by(layers, settings)
     spikes = sorted((s for layer in layers for s in detect(layer, settings, shared).spikes), key=lambda s: s.onset)
     lines = {layer.name: Timeline.of(layer.iteration) for layer in layers}
-    source = Exported(folder)
+    source = Stored(reader)
     names = [layer.name for layer in sorted(layers, key=lambda layer: layer.depth)]
-    print(f"\n{folder.name}: {len(spikes)} spikes in {len(names)} layers")
+    print(f"\n{reader.name}: {len(spikes)} spikes in {len(names)} layers")
     head = f"{'signal':<16}{'layers':<20}{'spikes':>7}{'warned':>8}{'share':>7}{'chance':>8}{'p':>8}{'p Holm':>8}"
     print(f"{head}{'lead':>6}  {'interval':<12}{'false per 10k':>13}")
     n = max(int(layer.iteration[-1]) for layer in layers) + 1
@@ -101,7 +102,10 @@ def line(signal: str, which: str, found) -> None:  # type: ignore[no-untyped-def
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="a folder of runs as Parquet")
-    for folder in sorted(parser.parse_args().real.iterdir()):
-        if (folder / "layers.parquet").exists():
-            judge(folder)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="unstable", help="only runs whose name contains this")
+    given = parser.parse_args()
+    for path in sorted(given.folder.iterdir()):
+        if given.only in path.name and (path / "run.duckdb").exists():
+            with open_run(path) as run:
+                judge(run)
