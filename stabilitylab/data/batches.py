@@ -55,7 +55,7 @@ class BatchOrder:
 
 
 def _augmentation(iteration: int, draw: int) -> tuple[int, ...]:
-    """The key of a batch's augmentation."""
+    """The key of the random stream of a batch's augmentation."""
     return (_AUGMENT, iteration, draw) if draw else (_AUGMENT, iteration)
 
 
@@ -75,8 +75,8 @@ class MemoryBatches:
         self.normalize = Normalize(data, device)
 
     def iterate(self, start: int, stop: int, draw: int = 0) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors. ``draw`` 0: the views
-        that training sees, else other random views of the same images."""
+        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors. ``draw`` 0
+        gives the views used in training, other values give other random views of the same images."""
         for iteration in range(start, stop):
             batch = self.order(iteration)
             rows = batch.chunk(self.share[1])[self.share[0]]
@@ -148,8 +148,8 @@ class FolderBatches:
         self.normalize = Normalize(data, device)
 
     def iterate(self, start: int, stop: int, draw: int = 0) -> Iterator[list[Tensor]]:
-        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors. ``draw`` 0: the views
-        that training sees, else other random views of the same images."""
+        """The views of batches ``start`` to ``stop`` - 1: a list of (N, C, size, size) tensors. ``draw`` 0
+        gives the views used in training, other values give other random views of the same images."""
         dataset = copy.copy(self.dataset)
         dataset.draw = draw
         rank, size = self.share

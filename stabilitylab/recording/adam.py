@@ -121,8 +121,8 @@ def _seconds(state: Mapping[str, Any]) -> list[Tensor]:
 def _sums_in_parts(
     grads: list[Tensor], kept: list[list[Tensor]], states: list[dict[str, Any]], group: dict[str, Any]
 ) -> list[Tensor]:
-    """As `_adam_sums`, on the CPU: v_t / beta2 = v_(t-1) + (1 - beta2) / beta2 g^2 is one operation. ``kept``: the
-    second moments, and their largest so far where AMSGrad keeps it."""
+    """Like `_adam_sums`, on the CPU: v_t / beta2 = v_(t-1) + (1 - beta2) / beta2 g^2 is one operation. ``kept``: the
+    second moments and, for AMSGrad, their maxima."""
     beta2, eps = float(group["betas"][1]), float(group["eps"])
     made = [_made(state, group) for state in states]
     if all(isinstance(count, Tensor) for count in made):

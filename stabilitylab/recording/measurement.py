@@ -39,7 +39,7 @@ class Step:
 
     ``index``: all recorded parameters. ``chosen``: those that got a gradient. ``held``: those that the optimizer may
     update. ``scale``: the loss scale still contained in the gradients. ``settled``: whether `after_update` of the
-    update before was called a moment ago, so that the weights are still those that it saw.
+    previous update has just been called, so that the weights have not changed since.
     """
 
     index: LayerIndex
@@ -87,7 +87,7 @@ class Measurement:
         """Register forward hooks before training. Raises ValueError if the model has nothing to measure."""
 
     def prepare(self, step: Step) -> None:
-        """Called before any signal is measured: set what is known of ``step`` already, to save a pass."""
+        """Called before any signal is measured. Can set values of ``step`` that are already known, to save a pass."""
 
     def measure(self, step: Step) -> Tensor | Measured | None:
         """The value per layer, (layers,), between ``backward()`` and the optimizer step.

@@ -45,7 +45,7 @@ class Blocks:
 
     def norms(self, tensors: Sequence[Tensor], out: np.ndarray, largest: np.ndarray | None = None) -> None:
         """Set ``out`` (n,) at ``places`` to the L2 norms of ``tensors``, with one call and no copy per tensor.
-        ``largest`` (n,): set to the largest absolute entries of large tensors while these are in the cache."""
+        ``largest`` (n,), if given, is set to the largest absolute entries of large tensors while they are cached."""
         if not self.steps:
             return
         chosen = [tensors[place] for place in self.places]
@@ -81,9 +81,9 @@ class Kind:
     """Tensors with the same device and dtype. Empty tensors are neither large nor small."""
 
     places: list[int]
-    """where they stand among all"""
+    """indices among all tensors"""
     sizes: list[int]
-    """entries of each"""
+    """number of entries of each"""
     large: list[int] = field(default_factory=list)
     """indices within the kind of tensors that are too large to copy"""
     small: list[list[int]] = field(default_factory=list)
@@ -157,8 +157,8 @@ def l2_and_largest(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     if tensors[0].is_cuda:
         maxima = torch._foreach_norm(_filled(tensors), float("inf"))
         return torch.stack([l2_norms(tensors, kind)[0], torch.stack(maxima).float()])
-    # On a CPU, calls dominate the cost of small tensors, so those of one shape are stacked. Large tensors are read
-    # right behind their norm, or by aminmax, because torch's infinity norm is five times slower.
+    # On a CPU, calls dominate the cost of small tensors, so those of one shape are stacked. The largest entry of a
+    # large tensor is read right after its norm, or by aminmax: torch's infinity norm is five times slower.
     on_cpu = tensors[0].device.type == "cpu"
     read = np.full(len(tensors), -1.0, np.float32) if on_cpu and tensors[0].dtype == torch.float32 else None
     norms = l2_norms(tensors, kind, read)[0]

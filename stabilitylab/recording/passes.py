@@ -1,6 +1,6 @@
-"""Passes over many CPU tensors, a cache-sized part at a time: what one operation reads, the next finds in the cache.
+"""Passes over many CPU tensors in cache-sized parts, so that consecutive operations reuse data in the cache.
 
-Large tensors are read in place. Small ones are read together, because there a call costs more than the memory.
+Large tensors are read in place. Small tensors are copied together, because for them a call costs more than the copy.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 PART = 1 << 16
-"""Entries of a part: a few arrays of this size fit into the cache of a core."""
+"""Entries per part: a few arrays of this size fit in the cache of a core."""
 _LARGE = 1 << 14
-"""Entries from which a tensor is read in place."""
+"""Minimum entries of a tensor that is read in place."""
 _BLOCK = 1024
-"""Products that are added in float32; the sums of blocks are added in double precision, as in `norms`."""
+"""Products per block. They are added in float32 within a block and in double precision across blocks, as in `norms`."""
 _SAFE = 1e-30
-"""Sums of squares below lose digits in float32."""
+"""Sums of squares below this lose accuracy in float32."""
 
 
 class Parts:
-    """How tensors of the given ``shapes`` are read: large ones one by one, the small ones together."""
+    """Divides tensors of the given ``shapes`` into large ones, read one by one, and small ones, read together."""
 
     def __init__(self, shapes: Sequence[torch.Size]) -> None:
         self.shapes = list(shapes)
@@ -32,16 +32,16 @@ class Parts:
         self._starts = np.cumsum([0, *(sizes[i] for i in self.small)])[:-1]
 
     def together(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(m,) a copy of all small tensors, one behind the other."""
+        """(m,): a copy of all small tensors, concatenated."""
         return torch.cat([tensors[i].reshape(-1) for i in self.small]) if self.small else torch.empty(0)
 
     def sums(self, flat: np.ndarray) -> np.ndarray:
-        """(small tensors,) the sum over each, of a value for each entry (m,)."""
+        """(small tensors,): sums over each small tensor of one value per entry, (m,)."""
         return np.add.reduceat(flat, self._starts, dtype=np.float64) if self.small else np.empty(0)
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether the tensors are dense float32 on the CPU and laid out alike, so that they can be read in place."""
+    """Whether the tensors are dense float32 on the CPU with the same layout, so that they can be read in place."""
     first = tensors[0]
     return all(
         type(t) is Tensor
@@ -63,7 +63,7 @@ def product(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def square(values: np.ndarray) -> float:
-    """The sum of the squares of float32 values (n,), in double precision where float32 loses them."""
+    """The sum of the squares of float32 values (n,), in double precision if float32 would overflow or underflow."""
     total = product(values, values)
     if _SAFE < total < np.inf or not values.any():
         return total
@@ -75,8 +75,8 @@ def square(values: np.ndarray) -> float:
 def ratio_sums(
     parts: Parts, grads: Sequence[Tensor], seconds: Sequence[Sequence[Tensor]], factors: Sequence[tuple[float, float]]
 ) -> np.ndarray:
-    """(n,) the sum of g^2 / max(v + c g^2, floor) over each of n tensors. ``seconds``: v, and further v of which the
-    largest counts. ``factors``: c and the floor of each tensor."""
+    """(n,): the sum of g^2 / max(v + c g^2, floor) over each of n tensors. ``seconds``: one or more v; the largest is
+    used. ``factors``: (c, floor) of each tensor."""
     found = np.zeros(len(grads))
     scratch = torch.empty(PART)
 
@@ -108,7 +108,7 @@ def ratio_sums(
 
 
 class Snapshot:
-    """A copy of tensors, and how far they have moved from it."""
+    """A copy of tensors, to measure how far they have changed since."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._parts = Parts([t.shape for t in tensors])
@@ -118,7 +118,7 @@ class Snapshot:
         self._copies = {i: tensors[i].clone() for i in among}
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors are of the shape and the device of those that were copied."""
+        """Whether the tensors have the shapes and devices of the copied ones."""
         return (
             [t.shape for t in tensors] == self._parts.shapes
             and self._in_parts == all(readable(t) for t in tensors)
@@ -128,15 +128,15 @@ class Snapshot:
         )
 
     def take(self, tensors: Sequence[Tensor]) -> None:
-        """Copy them anew."""
+        """Replace the copy."""
         if self._copies:
             torch._foreach_copy_(list(self._copies.values()), [tensors[i] for i in self._copies])
         if self._in_parts:
             self._small = self._parts.together(tensors)
 
     def advance(self, tensors: Sequence[Tensor], norms: Callable[[Sequence[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
-        """(n,) L2 norms of what changed since the copy, and (n,) of the tensors, which are copied anew. ``norms`` is
-        asked where tensors cannot be read in parts."""
+        """L2 norms (n,) of the changes since the copy and (n,) of the tensors; then replace the copy. ``norms`` is used
+        for tensors that cannot be read in parts."""
         if not self._in_parts:
             copies = list(self._copies.values())
             changed, now = norms(torch._foreach_sub(list(tensors), copies)), norms(tensors)
