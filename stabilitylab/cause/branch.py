@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.config import Config, from_dict, read_toml
-from stabilitylab.errors import ConfigError
+from stabilitylab.errors import ConfigError, StabilityLabError
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.location import claim_run
 from stabilitylab.store.reader import RunReader, open_run
 from stabilitylab.store.writer import RunWriter
+from stabilitylab.studies.restarting import is_bare_claim, is_complete, rename_killed
 from stabilitylab.studies.running import layer_rows, record_into
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ def branch_run(
     ``progress(name, progress)``: called during training.
 
     A branch is a complete run that includes the history before the branching point. All branches are checked before any
-    is trained. Returns their folders: without and with the mitigation, alternating.
+    is trained. Returns their folders: without and with the mitigation, alternating. The same call after a kill
+    keeps the complete branches, renames the unfinished one to ``NAME-killed-N`` and trains the rest.
 
     Raises:
-        ConfigError: there is no checkpoint, the mitigation does not fit the run, or a branch exists already.
+        ConfigError: there is no checkpoint, the mitigation does not fit the run, all branches exist already, or
+            another run has the name of a branch.
     """
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.trainer import Trainer
@@ -61,20 +64,45 @@ def branch_run(
             raise ConfigError(f"run {run_dir.name} ends at iteration {trainer.stop}: there is nothing left to train")
         return trainer
 
-    depart(_future(config, config.train.seed, mitigation))  # raises if it does not fit; the seed makes no difference
+    # Raises if the mitigation does not fit, whatever the seed.
+    stop = depart(_future(config, config.train.seed, mitigation)).stop
     futures: dict[str, Config] = {}
     for seed in range(config.train.seed, config.train.seed + num_seeds):
         for added in ((), mitigation):
             what = [x.replace(":", "") for x in added] or ["as-was"]
             name = "-".join([run_dir.name, f"at{start}", f"s{seed}", *what])
-            if (root / name).exists():
-                raise ConfigError(f"branch {name} already exists in {root}; remove it or choose another --runs-dir")
             futures[name] = _future(config, seed, added)
-    paths = []
+    paths = {name: root / name for name in futures}
+    complete = {name for name, path in paths.items() if _is_complete(path, futures[name], run_dir.name, start, stop)}
+    if complete == set(futures):
+        raise ConfigError(f"branch {min(complete)} already exists in {root}; choose another --runs-dir")
     with open_run(run_dir) as past:
+        for name in futures.keys() - complete:
+            if paths[name].exists() and not is_bare_claim(paths[name]):
+                rename_killed(paths[name])
         for name, future in futures.items():
-            paths.append(_train_branch(past, depart(future), root, name, partial(progress, name)))
-    return paths
+            if name not in complete:
+                _train_branch(past, depart(future), paths[name], partial(progress, name))
+    return list(paths.values())
+
+
+def _is_complete(path: Path, future: Config, parent: str, start: int, stop: int) -> bool:
+    """Whether a branch exists and is complete; False if it must be trained. Raises ConfigError if the folder contains
+    anything but this branch."""
+    if not path.exists() or is_bare_claim(path):
+        return False
+    try:
+        with open_run(path) as reader:
+            same = (reader.meta.get("branched_from"), reader.meta.get("branched_at")) == (parent, str(start))
+            same = same and from_dict(read_toml(path / "config.toml")) == future
+            status, iterations = reader.status, reader.num_iterations
+    except (StabilityLabError, OSError):
+        same = False
+    if same and is_complete(path) and (iterations == stop or status == "stopped"):
+        return True
+    if same and status in ("crashed", "stopped"):
+        return False
+    raise ConfigError(f"branch {path.name} already exists in {path.parent}; move it away or choose another --runs-dir")
 
 
 def _future(config: Config, seed: int, added: tuple[str, ...]) -> Config:
@@ -84,11 +112,10 @@ def _future(config: Config, seed: int, added: tuple[str, ...]) -> Config:
     return from_dict(values)
 
 
-def _train_branch(
-    past: RunReader, trainer: Trainer, root: Path, name: str, progress: Callable[[Progress], None]
-) -> Path:
+def _train_branch(past: RunReader, trainer: Trainer, folder: Path, progress: Callable[[Progress], None]) -> None:
     start = trainer.start
-    folder = claim_run(root, name)
+    if not folder.exists():
+        claim_run(folder.parent, folder.name)
     (folder / "config.toml").write_text(trainer.given.to_toml(), encoding="utf-8")
     meta = provenance() | {"seed": str(trainer.config.train.seed), "device": str(trainer.device)}
     meta |= {"branched_from": past.name, "branched_at": str(start)}
@@ -100,4 +127,3 @@ def _train_branch(
     for mitigation in trainer.given.mitigation:
         writer.event(start, "mitigation", mitigation)
     record_into(writer, trainer, folder, progress, lambda _: None)
-    return folder

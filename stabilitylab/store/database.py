@@ -6,9 +6,11 @@ permissions of this process when a table is read. Nothing is read until all tabl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,31 @@ _SHUT = {
     "allow_community_extensions": False,
     "allow_unsigned_extensions": False,
 }
+SECONDS = 60.0
+"""Maximum time for opening a run.duckdb. A healthy one takes milliseconds."""
 _COLUMN = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)) (?P<type>[A-Z]+)(?P<required> NOT NULL)?')
+_META_ROWS = 1_000
+"""Maximum rows of meta, which is read whole. A run has about 30."""
 _ROWS, _ROWS_A_BYTE = 1_000_000, 10
 """A file with more rows than this and more rows per byte is a decompression bomb. A byte can encode up to 73 identical
 rows, but less than one row of a real run."""
 
 
+def _is_utf8(path: Path) -> bool:
+    """Whether a path is valid UTF-8. Python represents other bytes by surrogates, which DuckDB refuses."""
+    return not any("\ud800" <= char <= "\udfff" for char in str(path))
+
+
 def check_path(run_dir: Path) -> Path:
-    r"""Return the absolute path of `run_dir`. Raises StoreError for a path that DuckDB misinterprets: it replaces ``\``
-    with ``/`` and truncates at ``?``."""
+    r"""Return the absolute path of `run_dir`. Raises StoreError for a path that is not UTF-8, which DuckDB refuses, or
+    that it misinterprets: it replaces ``\`` with ``/`` and truncates at ``?``."""
     path = run_dir.absolute()
     bad = next((char for char in "\\?\0" if char in str(path)), None)
+    if not _is_utf8(path):
+        raise StoreError(
+            f"DuckDB cannot open a file below {path}: the path contains bytes that are not UTF-8; rename that folder "
+            "or choose another with --runs-dir"
+        )
     if bad is not None:
         raise StoreError(
             f"DuckDB cannot open a file below {path.parent}: the path contains {bad!r}; rename that folder or "
@@ -57,7 +73,8 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     Raises RunBroken if the file is damaged, newer than this program, or contains anything but a run's plain tables.
     """
     try:
-        return attach_many(con, {"base": path})["base"]
+        with limited(con, path):
+            return attach_many(con, {"base": path})["base"]
     except (FileNotFoundError, RunBroken):
         raise
     except duckdb.Error as error:
@@ -72,6 +89,29 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
         raise RunBroken(f"{path} cannot be read: {text}; restore it from a copy") from None
     except UnicodeDecodeError:
         raise RunBroken(f"{path} is damaged: its table meta contains text that is not UTF-8") from None
+
+
+@contextlib.contextmanager
+def limited(con: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
+    """Interrupt the queries in this context after `SECONDS`, so that a file made by someone else cannot hang its
+    reader. Raises RunBroken, which names `path`."""
+    late = threading.Event()
+
+    def interrupt() -> None:
+        late.set()
+        con.interrupt()
+
+    timer = threading.Timer(SECONDS, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        if not late.is_set():
+            raise
+        raise RunBroken(f"{path} takes more than {SECONDS:g} s to open; restore it from a copy") from None
+    finally:
+        timer.cancel()
 
 
 def attach_many(con: duckdb.DuckDBPyConnection, paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
@@ -119,7 +159,7 @@ def _require_plain_tables(made: Mapping[str, tuple[str, int]], path: Path) -> No
         reason = _difference(table, sql)
         if reason:
             raise RunBroken(f"{path} is not a StabilityLab run: {table} {reason}")
-        if size > most:
+        if size > (_META_ROWS if table == "meta" else most):
             raise RunBroken(f"{path} is not a StabilityLab run: {table} claims {size:,} rows, too many for its size")
 
 

@@ -21,6 +21,7 @@ from stabilitylab.store.database import (
     connect,
     facts_for_list,
     json_object,
+    limited,
     one_line,
     stored_problems,
 )
@@ -85,10 +86,11 @@ def _describe_many(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[Ru
     infos: dict[Path, RunInfo] = {}
     with contextlib.suppress(StoreError, OSError, duckdb.Error, UnicodeError):
         try:
-            metas = attach_many(con, {name: path.absolute() / DATABASE for name, path in finished.items()})
-            for name, meta in metas.items():
-                count = partial(facts_for_list, con, f"{name}.main.")
-                infos[finished[name]] = _info(finished[name], meta, stored_problems(meta), count)
+            with limited(con, paths[0]):
+                metas = attach_many(con, {name: path.absolute() / DATABASE for name, path in finished.items()})
+                for name, meta in metas.items():
+                    count = partial(facts_for_list, con, f"{name}.main.")
+                    infos[finished[name]] = _info(finished[name], meta, stored_problems(meta), count)
         finally:
             for name in finished:
                 con.execute(f"DETACH DATABASE IF EXISTS {name}")
@@ -102,7 +104,8 @@ def _describe(con: duckdb.DuckDBPyConnection, path: Path) -> RunInfo:
                 return _info(path, run.meta | {"status": run.status}, run.problems, run.facts_for_list)
         try:
             meta = attach_base(con, path.absolute() / DATABASE)
-            return _info(path, meta, stored_problems(meta), lambda: facts_for_list(con, "base.main."))
+            with limited(con, path):
+                return _info(path, meta, stored_problems(meta), lambda: facts_for_list(con, "base.main."))
         finally:
             con.execute("DETACH DATABASE IF EXISTS base")
     except (StoreError, OSError, duckdb.Error, UnicodeError) as error:

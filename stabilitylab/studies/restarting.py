@@ -56,7 +56,7 @@ def train_or_resume(
     if (run_dir / DATABASE).exists() or (run_dir / SEGMENTS / MANIFEST).exists():
         set_aside(run_dir)
         return train_run(config, root, name, progress).path
-    if not _is_bare_claim(run_dir):
+    if not is_bare_claim(run_dir):
         raise StoreError(f"{run_dir} contains other files; move them away, then rerun the same command")
     return train_in(run_dir, config, progress).path
 
@@ -79,6 +79,12 @@ def set_aside(run_dir: Path) -> Path:
             f"run {run_dir.name} in {run_dir.parent} cannot be resumed: {why}; it was not changed. "
             "Restore what is missing or move the run away, then rerun the same command"
         )
+    return rename_killed(run_dir)
+
+
+def rename_killed(run_dir: Path) -> Path:
+    """Rename a run that nobody is writing to ``NAME-killed-N``, so that its name is free. Returns its new folder.
+    Raises RunBusy if another process is writing it."""
     number = 1
     while (target := run_dir.with_name(f"{run_dir.name}-killed-{number}")).exists():
         number += 1
@@ -90,7 +96,7 @@ def set_aside(run_dir: Path) -> Path:
     return target
 
 
-def _is_bare_claim(run_dir: Path) -> bool:
+def is_bare_claim(run_dir: Path) -> bool:
     """Whether a folder was claimed by a process that was killed before it recorded anything."""
     rest = {path.name for path in run_dir.iterdir()} - {"config.toml", "checkpoints", SEGMENTS}
     started = [path for name in ("checkpoints", SEGMENTS) for path in (run_dir / name).glob("*")]

@@ -16,6 +16,7 @@ from stabilitylab.store.reader import open_run
 from stabilitylab.studies import train_run
 from stabilitylab.studies.futures import draw_futures
 from stabilitylab.train.checkpoint import checkpoints, iteration_of, load_checkpoint
+from stabilitylab.train.trainer import Progress
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,35 @@ def test_what_cannot_be_branched_is_refused_before_anything_is_trained(
 
 def test_a_branch_is_never_overwritten(parent: Path, tmp_path: Path) -> None:
     (tmp_path / "run-at10-s0-frozen-patch").mkdir()
-    with pytest.raises(ConfigError, match=r"branch run-at10-s0-frozen-patch already exists in .*"):
+    (tmp_path / "run-at10-s0-frozen-patch" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"branch run-at10-s0-frozen-patch already exists in .*; move it away"):
         branch_run(parent, 10, ("frozen-patch",), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run-at10-s0-frozen-patch"]
+
+
+def test_the_same_call_after_a_kill_completes_the_branches(parent: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die_in_the_second(name: str, progress: Progress) -> None:
+        if name.endswith("frozen-patch") and progress.iteration >= 12:
+            raise Killed
+
+    with pytest.raises(Killed):
+        branch_run(parent, 10, ("frozen-patch",), tmp_path, progress=die_in_the_second)
+    trained: list[str] = []
+    first, second = branch_run(parent, 10, ("frozen-patch",), tmp_path, progress=lambda name, _: trained.append(name))
+    assert set(trained) == {second.name}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        first.name, second.name, f"{second.name}-killed-1",
+    ]  # fmt: skip
+    for path in (first, second):
+        with open_run(path) as reader:
+            assert (reader.status, reader.num_iterations) == ("finished", 15)
+    with pytest.raises(ConfigError, match="already exists"):
+        branch_run(parent, 10, ("frozen-patch",), tmp_path)
+    with pytest.raises(ConfigError, match="already exists"):
+        branch_run(parent, 10, ("frozen-patch",), tmp_path, until=14)
 
 
 def test_checkpoints_before_spikes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -383,13 +383,8 @@ def _with_parent(base: Path) -> Callable[[Path], None]:
 
 
 def _branch(place: Path) -> Callable[[], None]:
-    """The same command goes into another folder where branches are there already."""
-    root = "again" if list((place / "runs").glob("trained-at*")) else "runs"
-    parent = str(place / "runs" / "trained")
-    return _in(
-        place,
-        stablab(["branch", parent, "--at", "8", "--mitigation", "frozen-patch", "--runs-dir", root]),
-    )
+    arguments = ["branch", "trained", "--at", "8", "--mitigation", "frozen-patch", "--runs-dir", "runs"]
+    return _in(place, stablab(arguments))
 
 
 def _look_at_branch(place: Path, again: Outcome | None) -> list[tuple[str, str]]:
@@ -397,6 +392,13 @@ def _look_at_branch(place: Path, again: Outcome | None) -> list[tuple[str, str]]
     checkpoints = sorted(path.name for path in (place / "runs" / "trained" / "checkpoints").iterdir())
     if checkpoints != ["iteration-000004.pt", "iteration-000008.pt", "iteration-000012.pt"]:
         wrong.append(("deleted", f"there are {checkpoints}"))
-    if again is not None and again.code != 0:
+    if again is None:
+        return wrong
+    if again.code != 0 and "already exists" not in again.err:  # the first call may have ended before the signal
         wrong.append(("other faults", again.err[-300:]))
+    for name in ("trained-at8-s0-as-was", "trained-at8-s0-frozen-patch"):
+        rows = _rows(place, name)
+        layers = {layer for _, layer in rows} if not isinstance(rows, str) else set()
+        if isinstance(rows, str) or sorted(rows) != [(t, layer) for t in range(12) for layer in sorted(layers)]:
+            wrong.append(("rows lost", f"{name}: {rows if isinstance(rows, str) else len(rows)}"))
     return wrong
