@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from stabilitylab.errors import StoreError
 from stabilitylab.store.database import one_line
 
+_T = TypeVar("_T")
 _COMMENT = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _EXPLAIN = re.compile(rf"^{_COMMENT}*explain\b{_COMMENT}*(?:analyze\b|\([^)]*\))?", re.IGNORECASE | re.DOTALL)
 
@@ -20,6 +23,21 @@ def interrupted(error: BaseException) -> None:
     """Raise KeyboardInterrupt if a DuckDB error was caused by Ctrl-C."""
     if isinstance(error, duckdb.InterruptException) or "interrupt" in str(error).lower()[:40]:
         raise KeyboardInterrupt from None
+
+
+def interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], _T]) -> _T:
+    """Run a query in a thread, so that Ctrl-C ends it. DuckDB does not check for signals while it runs a query."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            while not future.done():
+                con.interrupt()  # has no effect before the query has started
+                wait([future], timeout=0.1)
+            raise
 
 
 def require_reading(sql: str) -> None:

@@ -14,7 +14,7 @@ from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import count_iterations, facts_for_list, json_object, one_line
 from stabilitylab.store.manifest import Segment
-from stabilitylab.store.query import QueryResult, interrupted, require_reading
+from stabilitylab.store.query import QueryResult, interrupted, interruptible, require_reading
 from stabilitylab.store.schema import META, TABLES, EventRow, LayerRow
 from stabilitylab.store.segments import column_types
 from stabilitylab.store.series import split_by_layer, without_mask
@@ -137,7 +137,8 @@ class RunReader:
         require_reading(sql)
 
         def ask(con: duckdb.DuckDBPyConnection) -> QueryResult:
-            return QueryResult(con.cursor(), sql, params)
+            cursor = con.cursor()
+            return interruptible(cursor, lambda: QueryResult(cursor, sql, params))
 
         try:
             return self._read(ask)
