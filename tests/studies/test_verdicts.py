@@ -99,3 +99,25 @@ def test_the_overview_draws_every_run(place: Path) -> None:
     drawn = (place / "overview.svg").read_text()
     assert drawn.count("<use ") >= 12  # a mark a run
     assert "optim.base_lr" in drawn
+
+
+def test_the_page_sums_up_the_searches(place: Path) -> None:
+    """Two settings of one search: one meets all of the objective, one is dead; a second search has one that spikes."""
+    base = {"alive": "yes", "iterations": 3000, "knn_untrained": 0.6, "knn_end": 0.9, "first_layer_chance": 0.3}
+    settings = {
+        "one": [
+            base | {"first_layer_spikes": 9, "recovered": 1},
+            base | {"alive": "dead", "knn_end": 0.2, "first_layer_spikes": 0, "recovered": 0},
+        ],
+        "two": [base | {"iterations": 6000, "first_layer_spikes": 30, "recovered": 0}],
+    }
+    for name, rows in settings.items():
+        (place / "reports" / "search" / name).mkdir(parents=True)
+        with (place / "reports" / "search" / name / "settings.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    table = claims_table(find_studies(place / "studies"), place / "reports")
+    assert "| [one](search/one/README.md) | 2 | 6,000 | 1 | 1 | 1 | 1 | 1 |" in table
+    assert "| [two](search/two/README.md) | 1 | 6,000 | 0 | 1 | 1 | 0 | 0 |" in table
+    assert "| **all** | 3 | 12,000 | 1 | 2 | 2 | 1 | 1 |" in table
