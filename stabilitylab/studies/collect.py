@@ -52,7 +52,8 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
     groups: dict[str, list[RunAnalysis]] = {}
     for alike in settings.values():
         _add_pooled(alike)
-        varied = [f"{key} {alike[0][0][key]}" for key in keys if key not in ("train.seed", "mitigation")]
+        apart = [key for key in keys if len({str(row[key]) for row in rows}) > 1]
+        varied = [f"{key} {alike[0][0][key]}" for key in apart if key not in ("train.seed", "mitigation")]
         groups[", ".join([*varied, str(alike[0][0]["mitigation"])])] = [analysis for _, analysis in alike]
     if not rows:
         raise ConfigError(f"study {study.name}: no run in {root} is finished; train them with stablab study")
