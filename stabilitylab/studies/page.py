@@ -64,7 +64,7 @@ def _regime(study: Study) -> str:
     parts = []
     for key, name in _REGIME.items():
         values = {str(look_up(run.config, key)) for run in study.runs}
-        if len(values) == 1:
+        if len(values) == 1 and values != {"None"}:  # otherwise the architecture sets it
             parts.append(f"{name} {values.pop()}")
     rates = {f"{r.config.optim.base_lr * r.config.train.batch_size / 256:.4g}" for r in study.runs}
     parts.append(f"learning rate {' or '.join(sorted(rates, key=float))} (base_lr x batch / 256)")
