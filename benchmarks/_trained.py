@@ -1,11 +1,11 @@
-"""Small real trainings that `real_noise.py` and `collapse.py` judge: which, and how each is made.
+"""Train the small real runs on which `real_noise.py`, `collapse.py` and `early_warning.py` are evaluated.
 
     python benchmarks/_trained.py DIR --fashion FOLDER [--only TEXT] [--list]
 
-Healthy: MoCo v3 on two data sets and three batch sizes, two seeds of each, 20,000 iterations in all; SimCLR and BYOL on
-digits, four seeds each. Collapsing: MoCo v3 at a weight decay of 3, SimCLR at rates that are raised until its features
-are gone, BYOL without predictor. Unstable: SimCLR at a high rate, with every signal that may warn of its spikes. A run
-that DIR already holds is not trained again. Half a minute a run, on one core.
+Healthy: MoCo v3 on two data sets and three batch sizes, two seeds of each, 20,000 iterations in all; SimCLR and BYOL
+on digits, four seeds each. Collapsing: MoCo v3 with a weight decay of 3, SimCLR with learning rates that are raised
+until its features collapse, BYOL without predictor. Unstable: SimCLR with a high learning rate and all signals that
+may warn of spikes. Runs that exist in DIR are not trained again. Half a minute per run on one core.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SAFE_RATE = 0.008
 
 @dataclass(frozen=True)
 class Training:
-    """``healthy``: what is expected of it. ``data``: a name, without its folder."""
+    """``healthy``: the expected verdict. ``data``: the name of the data set, without its folder."""
 
     name: str
     healthy: bool
@@ -45,7 +45,7 @@ class Training:
     settings: tuple[str, ...] = SMALL
 
     def arguments(self, fashion: str) -> list[str]:
-        """What `stablab` is called with; ``fashion``: the folder of Fashion-MNIST."""
+        """The arguments for `stablab`. ``fashion``: the folder of Fashion-MNIST."""
         data = f"fashion-mnist:{fashion}" if self.data == "fashion" else self.data
         chosen = {
             "method": self.method, "data": data, "batch-size": self.batch, "seed": self.seed,

@@ -1,8 +1,8 @@
-"""Is the cost that each experiment prints what it takes? The ratio of the time it took to the time it announced.
+"""The accuracy of the cost estimates of experiments: the ratio of the actual to the announced time.
 
     python benchmarks/cause.py [RUN_DIR] [--at 300] [--repeats 3]
 
-Without a run: trains a small MoCo v3. Wall-clock times: on a machine with other work the ratio varies with that work.
+Without a run, trains a small MoCo v3. Times are wall-clock times, so the ratio depends on other load of the machine.
 """
 
 from __future__ import annotations

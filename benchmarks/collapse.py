@@ -1,10 +1,10 @@
-"""Collapse: hits on trained runs that collapse, false alarms on healthy ones.
+"""Collapse detection: hits on real runs that collapse, false alarms on healthy runs.
 
     python benchmarks/collapse.py DIR [--real DIR]
 
-DIR holds the runs that `_trained.py` makes: ``collapse-...`` (MoCo v3 at a weight decay of 3, SimCLR at rates raised
-until its features are gone, BYOL without predictor) and ``healthy-...``. --real: more healthy runs, exported as
-Parquet, of which only the accuracy was recorded. A collapsing run whose verdict is "partly" counts as neither.
+DIR contains the runs of `_trained.py`: ``collapse-...`` (MoCo v3 with a weight decay of 3, SimCLR with learning rates
+raised until its features collapse, BYOL without predictor) and ``healthy-...``. --real: more healthy runs, exported as
+Parquet, with only the accuracy. A collapsing run with the verdict "partly" counts as neither hit nor miss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stabilitylab.run.answers import answer_run
 
 
 def exported(folder: Path) -> Collapse:
-    """The verdict on a run of which only the accuracy was exported."""
+    """The verdict on an exported run that has only the accuracy."""
     rows = duckdb.sql(
         f"SELECT iteration::BIGINT AS i, value::DOUBLE AS x, num_samples::BIGINT AS n FROM '{folder}/evals.parquet' "
         "WHERE metric = 'knn_top1' ORDER BY iteration"

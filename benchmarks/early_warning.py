@@ -1,12 +1,12 @@
-"""Early warning: which recorded signal rises before a layer's spikes, in real runs and by chance.
+"""Early warning: which recorded signals rise before the spikes of a layer, in real runs and by chance.
 
     python benchmarks/early_warning.py DIR [--only TEXT]
 
-DIR holds runs that recorded the signals, such as the ``unstable-...`` of `_trained.py`. Public reports claim that the
-norm of the update leads the gradient's spikes, in the lower layers above all: `update_norm` here is update_ratio x
-weight_norm. A spike is predicted if an alarm opens in its layer at most 20 iterations before. Printed: for each signal
-all layers together, those of the lower half and those of the upper half; then the pairs of signal and layer that hold
-after Holm's correction.
+DIR contains runs with recorded signals, such as the ``unstable-...`` runs of `_trained.py`. Public reports claim that
+the norm of the update rises before gradient spikes, especially in the lower layers; `update_norm` is update_ratio *
+weight_norm. A spike counts as predicted if an alarm opens in its layer at most 20 iterations before it. Prints the
+results of each signal for all layers and for the lower and the upper half, then the pairs of signal and layer that are
+significant after Holm's correction.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIGNALS = {
 
 
 class Stored:
-    """The signals of a run, as `warning_table` wants them."""
+    """The signals of a run in the form that `warning_table` expects."""
 
     names = tuple(SIGNALS)
 

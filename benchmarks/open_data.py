@@ -1,8 +1,8 @@
-"""What the detector finds in the recorded runs that ship with the package: a table per group of runs, Markdown.
+"""Results of the detector on the recorded runs that ship with the package: a Markdown table per group of runs.
 
     python benchmarks/open_data.py
 
-About a second per run. docs/recorded.md holds the table.
+Takes about a second per run. The table is in docs/recorded.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Real noise: false events of healthy runs, by layer and by size, and the shape of their log norms.
+"""Real noise: false events in healthy runs by layer and by size, and the distribution of their log norms.
 
     python benchmarks/real_noise.py DIR [--half fit|confirm] [--min-ratio R]
 
-DIR holds the healthy runs that `_trained.py` makes (``healthy-...``), or runs exported as Parquet. In a healthy run
-every event is a false one, a hard batch among them. The runs of even seeds chose the rule ("fit"), those of odd seeds
-did not ("confirm"). Rates are per 10,000 iterations and layer, where 1 is asked for; p is that of so many events or
-more, if chance opened them at that rate.
+DIR contains the healthy runs of `_trained.py` (``healthy-...``), or runs exported as Parquet. In a healthy run every
+event counts as false, including hard batches. The rule was chosen on the runs with even seeds ("fit"); those with odd
+seeds confirm it ("confirm"). Rates are per 10,000 iterations and layer; the target is 1. p is the probability of at
+least as many events at the target rate.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def by_layer(runs: Sequence[Run]) -> None:
 
 
 def shape(runs: Sequence[Run]) -> None:
-    """Log norms above their median so far, in noise sd: how far each side reaches."""
+    """Print the distribution of the log norms relative to their trailing median, in noise sd, by layer."""
     print("\nlog norms about their median, in noise sd")
     print(f"{'layer':<16}{'skewness':>9}{'0.1%':>8}{'99.9%':>8}{'lowest':>8}{'highest':>8}{'AR(1)':>8}")
     names = {layer.name: layer.depth for run in runs for layer in run.layers}

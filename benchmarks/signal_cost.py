@@ -1,9 +1,9 @@
-"""What a signal costs: processor time of a training step that records it, beside one that records the two norms.
+"""The cost of each signal: processor time of a training step that records it, relative to recording the two norms.
 
     python benchmarks/signal_cost.py [--rounds N]
 
-A ViT of 6 blocks of 128 on 65 tokens, batch 16, AdamW, one thread. The loops take turns, step by step, and the median
-over rounds counts, so that what else the machine does hits all of them.
+A ViT with 6 blocks of width 128 on 65 tokens, batch 16, AdamW, one thread. The loops alternate step by step and the
+median over rounds counts, so that other load affects all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A figure of a study's pooled lags: the lag of each layer behind the first one, by depth, for each group."""
+"""Draw the pooled lags of a study: the lag of each layer behind the first layer by depth, for each group."""
 
 from __future__ import annotations
 
