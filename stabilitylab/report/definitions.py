@@ -44,7 +44,7 @@ DEFINITIONS = (
     ),
     (
         "collapse",
-        "The features of different images are nearly equal at the end of the run. The signs are: a spread below 0.08 "
+        "The features of different images are nearly equal at the end of the run. The signs are: a spread below 0.02 "
         "of that of uniformly distributed features, an effective rank below 1.2, a loss at its chance level, and an "
         "accuracy below a quarter of its best. A sign that was not measured is not judged.",
     ),

@@ -82,7 +82,8 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
             f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
         )
     if collapsed(found) and found.collapse is not None:
-        return f"Collapsed at iteration {found.collapse.iteration}: {_signs([found])}"
+        told = f", features collapsed at iteration {found.collapse.iteration}"
+        return f"Collapsed at iteration {found.collapse.iteration}: {_signs([found]).replace(told, '')}"
     return f"Unstable: {_signs([found])}"
 
 
