@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from stabilitylab.comparison.results import Comparison
 from stabilitylab.errors import NoDataError
 from stabilitylab.registry import Registry
 from stabilitylab.report import charts
@@ -59,18 +60,30 @@ def report_panels(run: AnalysedRun) -> list[tuple[str, str, Chart]]:
     return panels
 
 
+def draw_comparison(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison) -> go.Figure:
+    """The figure of ``kind``, one of `COMPARISON_PLOTS`. Raises NoDataError if no run has data for it."""
+    chart = COMPARISON_PLOTS[kind].draw(runs, comparison)
+    if not chart.marks:
+        raise NoDataError(f"plot {kind!r}: no run has the data to draw")
+    return _figure(chart, ", ".join(run.name for run in runs))
+
+
 def draw(kind: str, run: AnalysedRun, source: SignalSource, options: dict[str, Any]) -> go.Figure:
     """The figure of ``kind``, validated by plotly. Raises NoDataError for an unknown option or missing data."""
-    import plotly.graph_objects as go
-
     try:
         chart = PLOTS[kind].draw(run, source, **options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise
         raise NoDataError(f"plot {kind!r}: {str(error).partition('() ')[2]}") from None
+    return _figure(chart, run.name)
+
+
+def _figure(chart: Chart, title: str) -> go.Figure:
+    import plotly.graph_objects as go
+
     shown = go.Figure(in_colour(plotly_figure(chart)))
-    return shown.update_layout(template="plotly_white", title={"text": text(run.name), "x": 0.01})
+    return shown.update_layout(template="plotly_white", title={"text": text(title), "x": 0.01})
 
 
 def in_colour(value: Any) -> Any:
@@ -168,3 +181,10 @@ PLOTS: Registry[Plot] = Registry(
     },
     group="stabilitylab.plots",
 )
+
+COMPARISON_PLOTS = {
+    "metric": Plot("the evaluation curve of every run", lambda runs, _: charts.metric_curves(runs, arms_of(runs))),
+    "loss": Plot("the training loss of every run", lambda runs, _: charts.loss_curves(runs, arms_of(runs))),
+    "finals": Plot("the final value of every run by mitigation", lambda runs, c: charts.finals(runs, arms_of(runs), c)),
+    "lr_sensitivity": Plot("the final value by base learning rate", lambda _, c: charts.lr_sensitivity(c)),
+}

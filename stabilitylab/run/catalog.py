@@ -65,7 +65,7 @@ def compare(
         raise NoDataError("a comparison needs at least two runs")
     loaded = [load_run(path, metric=metric, goal=goal) for path in paths]
     lags = by_mitigation((run.summary.mitigation, run.analysis) for run in loaded)
-    return Compared(replace(compare_runs([run.summary for run in loaded], baseline), lags=lags))
+    return Compared(replace(compare_runs([run.summary for run in loaded], baseline), lags=lags), loaded)
 
 
 def _locate(run: str | Path, runs_dir: str | Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,14 @@ from stabilitylab.analysis.drift import Drift
 from stabilitylab.analysis.results import RunAnalysis
 from stabilitylab.comparison.pooled import PooledLag
 from stabilitylab.comparison.results import Comparison, Effect, LrSensitivity, RunSummary
+from stabilitylab.errors import NoDataError
 from stabilitylab.run.frames import Result, as_html, described, not_judged, table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+    from stabilitylab.run.analysed import AnalysedRun
 
 
 _NO_DATA = "the run lacks the data"
@@ -133,8 +138,26 @@ class Analysis:
 class Compared:
     """A comparison of runs. ``result`` is the `Comparison` with all numbers."""
 
-    def __init__(self, result: Comparison) -> None:
+    def __init__(self, result: Comparison, runs: Sequence[AnalysedRun] = ()) -> None:
         self.result = result
+        self._runs = runs
+
+    def plot(self, kind: str = "metric") -> Figure:
+        """A plotly figure of the runs; ``kind`` is one of `Compared.plots`. Raises `NoDataError` for an unknown kind
+        or if no run has the data.
+        """
+        from stabilitylab.report.plots import draw_comparison
+
+        if kind not in self.plots:
+            raise NoDataError(f"no plot {kind!r} of a comparison; available: {', '.join(self.plots)}")
+        return draw_comparison(kind, self._runs, self.result)
+
+    @property
+    def plots(self) -> dict[str, str]:
+        """The kinds of plots, with one line about each."""
+        from stabilitylab.report.plots import COMPARISON_PLOTS
+
+        return {name: plot.help for name, plot in COMPARISON_PLOTS.items()}
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -115,7 +115,17 @@ def test_a_run_that_was_trained_here(tmp_path: Path) -> None:
     assert run.signal("weight_norm").shape == (20, len(run.layers))
     assert run.metric("knn_top1")["value"].between(0, 1).all()
     assert run.iterations["loss"].notna().all()
+    assert list(run.events.columns) == ["iteration", "kind", "detail"]
+    assert run.sql("select count(*) as n from iterations").df()["n"].tolist() == [20]
+    assert run.report(tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert sl.runs(tmp_path / "runs").loc["short", "metric"] == "knn_top1"
     a = run.analyze(metric="knn_top1", goal="max")
+    assert isinstance(a.episodes, pd.DataFrame)
+    assert isinstance(a.dips, pd.DataFrame)
+    assert isinstance(a.drifts, pd.DataFrame)
+    assert "Collapse: " in repr(a.collapse)
+    assert "<table>" in a.lag._repr_html_()
+    assert "arly warning" in repr(a.early_warning)
     assert isinstance(a.spikes, pd.DataFrame)
     assert a.lag.verdict == "inconclusive"
     for kind in ("spikes", "heatmap", "metric", "loss", "signal"):
@@ -148,6 +158,13 @@ def test_runs_and_compare(folder: Path) -> None:
     assert list(found.runs.index) == ["attached", "live"]
     assert found.effects.empty
     assert "all runs have mitigation 'x'" in repr(found)
+    for kind in ("metric", "finals"):
+        go.Figure(found.plot(kind).to_dict())  # plotly checks each property
+    assert {line.name for line in found.plot("metric").data} >= {"x"}
+    with pytest.raises(NoDataError, match=r"no plot 'spikes' of a comparison; available: metric, loss, finals"):
+        found.plot("spikes")
+    with pytest.raises(NoDataError, match="no run has the data"):
+        found.plot("loss")
     with pytest.raises(NoDataError, match="at least two runs"):
         sl.compare(["attached"], runs_dir=folder)
 
