@@ -98,7 +98,9 @@ def draw_sharpness(run_dir: Path, sharpness: Sharpness, path: Path) -> None:
     for row in (rows[0], rows[-1]) if rows else ():
         if row.layer_id in series:
             bottom.plot(*series[row.layer_id], lw=0.7, label=row.name)
-    bottom.set(yscale="log", xlabel="iteration")
+    first, last = (f(c.iteration for c in sharpness.curvatures) for f in (min, max))
+    margin = max(last - first, 50) // 2
+    bottom.set(yscale="log", xlabel="iteration", xlim=(first - margin, last + margin))
     bottom.set_ylabel("gradient norm", fontsize=8)
     bottom.legend(frameon=False, fontsize=6)
     for axes in (top, bottom):

@@ -211,14 +211,7 @@ def sharpness_run(
         with sdpa_kernel(SDPBackend.MATH):
             momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
             loss = method.loss(method.encode(views), momentum, iteration)
-            every = [p for layer in replay.layers for p in layer.parameters if p.requires_grad]
-            parts = [(ALL, every)]
-            parts += [
-                (layer.name, [p for p in layer.parameters if p.requires_grad])
-                for layer in replay.layers
-                if by_layer and layer.trainable
-            ]
-            for name, parameters in parts:
+            for name, parameters in _parts(replay, by_layer):
                 scale = preconditioner(trainer.optimizer, parameters)
                 directional, value, error = curvature(loss, parameters, scale, steps)
                 edge = edge_of_stability(settings.name, lr, beta)
@@ -230,16 +223,25 @@ def sharpness_run(
     return Sharpness(tuple(found), check)
 
 
-def seconds_per_product(replay: Replay, at: int) -> float:
-    """Measured time of one Hessian-vector product over all layers. One layer takes nearly as long."""
+def seconds_per_iteration(replay: Replay, at: int, steps: int, by_layer: bool) -> float:
+    """Duration of `sharpness_run` for one iteration, extrapolated from two Lanczos steps for each part."""
     replay.trainer.restore(replay.state_at(at))
     method = replay.trainer.method
     (views,) = replay.views(at, 1)
-    parameters = [p for layer in replay.layers for p in layer.parameters if p.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
         momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
         loss = method.loss(method.encode(views), momentum, at)
-        curvature(loss, parameters, steps=1)
+        parts = _parts(replay, by_layer)
+        curvature(loss, parts[0][1], steps=1)  # the first call warms up
         began = time.perf_counter()
-        curvature(loss, parameters, steps=4)  # four Lanczos steps, the residual, and the gradient
-        return (time.perf_counter() - began) / 6
+        for _, parameters in parts:
+            curvature(loss, parameters, steps=2)
+    # Besides the Lanczos steps: the gradient, its curvature and the residual.
+    return (time.perf_counter() - began) * (steps + 3) / (2 + 3)
+
+
+def _parts(replay: Replay, by_layer: bool) -> list[tuple[str, list[nn.Parameter]]]:
+    """Name and trained parameters of all layers together, and of each layer if ``by_layer``."""
+    layers = [(layer.name, [p for p in layer.parameters if p.requires_grad]) for layer in replay.layers]
+    everything = [p for _, parameters in layers for p in parameters]
+    return [(ALL, everything), *[(name, found) for name, found in layers if by_layer and found]]

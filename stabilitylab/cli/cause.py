@@ -196,14 +196,14 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
     curvature along the gradient compared with 2 / lr, the edge of plain gradient descent.
     """
     from stabilitylab.cause.experiments import save_sharpness
-    from stabilitylab.cause.sharpness import seconds_per_product, sharpness_run
+    from stabilitylab.cause.sharpness import seconds_per_iteration, sharpness_run
 
     replay = _open(run, runs_dir)
     replay.require(at)
     click.echo(replay.check(min(at)))
     parts = 1 if whole else 1 + sum(layer.trainable for layer in replay.layers)
     cost = Cost(replay, min(at), sum(map(replay.distance, at)))
-    cost.seconds += len(at) * parts * (steps + 3) * seconds_per_product(replay, min(at))
+    cost.seconds += len(at) * seconds_per_iteration(replay, min(at), steps, not whole)
     cost.say(f"{len(at)} iterations, {parts} part{'s' if parts > 1 else ''} of the network, {steps} Lanczos steps each")
     result = sharpness_run(replay, at=at, by_layer=not whole, steps=steps, progress=cost.progress)
     for c in result.curvatures:
