@@ -31,7 +31,7 @@ class Method(nn.Module):
         super().__init__()
         self.base_encoder = base_encoder
         self.config = config
-        self._averaged_pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
+        self._averaged_pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @property
     def features(self) -> int:
@@ -51,7 +51,7 @@ class Method(nn.Module):
         online, averaged = self._pairs()
         torch._foreach_lerp_(averaged, online, 1 - ema_momentum)
 
-    def _pairs(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters and their EMA copies, collected once: in a small model it takes as long as the update itself."""
         if self._averaged_pairs is None:
             copies = [f"momentum_{name.removeprefix('base_')}" for name in self._averaged]
@@ -77,7 +77,7 @@ class Method(nn.Module):
         """Called after the gradients have been computed and recorded, before the optimizer step."""
 
 
-def _parameters(method: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
+def _parameters(method: nn.Module, names: Iterable[str]) -> list[Tensor]:
     return [p for name in names for p in getattr(method, name).parameters()]
 
 
