@@ -114,7 +114,7 @@ class Timing:
             ratios = [norm / was for *_, was, norm in self._changed]
             if max(norms) - min(norms) < 1e-3 * max(norms) and max(ratios) - min(ratios) > 1e-3 * max(ratios):
                 for at, stats, *_ in self._changed[:-1]:
-                    recorder.change(at, lambda _, stats=stats: stats)
+                    recorder.change(at, _constant(stats))
                 text = f"gradients are clipped to a norm of {norm:.4g} before rec.step()"
                 self._settle("backward", self._changed[0][0], text)
                 return before
@@ -162,3 +162,8 @@ def _with_hooks(optimizer: Any) -> Optimizer | None:
     while optimizer is not None and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         optimizer = getattr(optimizer, "optimizer", None)
     return optimizer
+
+
+def _constant(measured: Measured) -> Callable[[Measured], Measured]:
+    """A change that replaces any statistics by ``measured``."""
+    return lambda _: measured

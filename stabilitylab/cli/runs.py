@@ -44,10 +44,10 @@ def command(form: str, runs_dir: str | None) -> None:
     if not found:
         click.echo(f"no runs in {root}; start one with: stablab train --log-grads")
         return
-    rows = [
+    cells = [
         (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, ", ".join(run.mitigation) or "none",
          metric, "" if value is None else f"{value:.3f}")
         for run, (metric, value) in zip(found, judged, strict=True)
     ]  # fmt: skip
     titles = ("run", "status", "iterations", "method", "encoder", "data", "mitigation", "metric", "last")
-    terminal.print_table(titles, rows, right=("iterations", "last"))
+    terminal.print_table(titles, cells, right=("iterations", "last"))

@@ -102,7 +102,7 @@ class OpenData:
 
     def _series(self, run: str) -> RunSeries:
         frame = self.series(run)
-        row = self.runs.set_index("run").loc[run]
+        row = self.runs.set_index("run").loc[run].to_dict()
         steps = frame.index.to_numpy(dtype=np.int64)
         layers: list[LayerSeries] = []
         for depth, name in enumerate(column for column in frame.columns if column not in _BESIDE):
