@@ -98,7 +98,7 @@ def test_the_first_screen_stays_short_where_many_arms_are_compared() -> None:
     assert shown is not None
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown[1]))
     assert "Was it unstable? 2 of 12 runs: 30 spikes" in said
-    assert "Unstable in 2 of 6 runs without a mitigation; frozen-patch " in page
+    assert "Unstable in 2 of 6 runs without a mitigation; no difference shown with frozen-patch: " in page
     assert (
         "Fewest with no mitigation, lr 0.05 (0 of 2), no mitigation, lr 0.07 (0 of 2), "
         "frozen-patch, lr 0.05 (0 of 2) and 2 more." in said

@@ -39,18 +39,15 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
         return f"{len(runs)} runs side by side"
     sign, higher = (1, "higher") if metric.higher else (-1, "lower")
     best = max(final, key=lambda effect: sign * effect.difference)
-    verb = f"ends {higher}" if sign * best.difference > 0 else f"does not end {higher}"
+    name = "kNN top-1" if metric.metric.name == "knn_top1" else metric.label
+    figures = f"{metric.value(best.mitigated_mean)} against {metric.value(best.baseline_mean)} {name}"
     seeds = count(best.num_seeds, "seed")
-    sure = ""
-    if best.ci95 is None:
-        sure = ", too few to say more"
-    elif best.ci95[0] <= 0 <= best.ci95[1]:
-        sure = ", and the interval contains 0"
-    return (
-        f"{_seen_without(runs, comparison)}; {best.mitigation} {verb}: {metric.value(best.mitigated_mean)} against "
-        f"{metric.value(best.baseline_mean)} {'kNN top-1' if metric.metric.name == 'knn_top1' else metric.label} "
-        f"({seeds}{sure})"
-    )
+    seen = _seen_without(runs, comparison)
+    if best.ci95 is not None and best.ci95[0] <= 0 <= best.ci95[1]:
+        return f"{seen}; no difference shown with {best.mitigation}: {figures} ({seeds})"
+    verb = f"ends {higher}" if sign * best.difference > 0 else f"does not end {higher}"
+    few = ", too few to say more" if best.ci95 is None else ""
+    return f"{seen}; {best.mitigation} {verb}: {figures} ({seeds}{few})"
 
 
 def _seen_without(runs: Sequence[Run], comparison: Comparison) -> str:
