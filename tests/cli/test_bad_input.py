@@ -51,7 +51,7 @@ def test_a_branch_needs_an_earlier_checkpoint(stablab: Stablab, refusal: Refusal
     stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0", "--name", "held")
     message = refusal("branch", "held", "--at", "1", "--mitigation", "zclip")
     assert message.startswith(
-        "no checkpoint at or before iteration 1 in runs/held/checkpoints (there: 2); train with --k"
+        "no checkpoint at or before iteration 1 in runs/held/checkpoints (available: 2); train with --k"
     )
     assert refusal("branch", "held", "--at", "2", "--mitigation", "none").startswith("--mitigation none: a branch")
 

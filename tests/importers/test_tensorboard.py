@@ -193,7 +193,7 @@ def test_tags_of_other_kinds_are_skipped_and_counted(tmp_path: Path) -> None:
         writer.add_scalar("negative", 1.0, -3)
     made = bring(tmp_path / "runs", tmp_path / "tb")
     assert_holds(made.path, norms)
-    assert "3 tags" in events_of(made.path)["skipped"][0]
+    assert "3 non-scalar tags" in events_of(made.path)["skipped"][0]
     assert "step -3" in events_of(made.path)["refused_rows"][0]
     with pytest.raises(LogFormatError, match="tag negative: step -3 is not from 0"):
         bring(tmp_path / "runs", tmp_path / "tb", Options(strict=True))
