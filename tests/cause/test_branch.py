@@ -120,7 +120,11 @@ def test_both_futures_start_from_the_same_optimizer_state(parent: Path, tmp_path
 @pytest.mark.parametrize(
     ("at", "mitigation", "message"),
     [
-        (4, "frozen-patch", r"no checkpoint at or before iteration 4 in .* \(available: 5, 10, 15\); train with --keep"),
+        (
+            4,
+            "frozen-patch",
+            r"no checkpoint at or before iteration 4 in .* \(available: 5, 10, 15\); train with --keep",
+        ),
         (99, "frozen-patch", "run run ends at iteration 15: there is nothing left to train"),
         (10, "conv-stem", "the checkpoint belongs to another architecture"),
         (10, "beta2:2", "optim.beta2 = 2.0: input should be less than 1"),
