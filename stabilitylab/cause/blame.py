@@ -4,7 +4,9 @@ list them for `stablab train --skip-list`."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -212,15 +214,32 @@ def _picture(replay: Replay, view: Tensor) -> np.ndarray:
 
 def draw_contact_sheet(blame: Blame, path: Path) -> None:
     """The images in order, a column each, a row a view; above each its index, its part, and what it is ranked by."""
-    count, rows = blame.pictures.shape[:2]
+    titles = []
+    for image in blame.images:
+        value = f"novelty {image.novelty:.2f}" if image.outlier is None else f"outlier {image.outlier:.1f}"
+        titles.append(f"{image.index}\npart {image.norm:.0%}\n{value}")
+    _draw(blame.pictures, titles, path)
+
+
+def seconds_to_draw(replay: Replay, at: int, top: int) -> float:
+    """Duration of drawing a contact sheet of ``top`` images of batch ``at``."""
+    (views,) = replay.views(at, 1)
+    pictures = np.stack([_picture(replay, view[:top]) for view in views[:2]], 1)
+    began = time.perf_counter()
+    _draw(pictures, ["0\npart 0%\noutlier 0.0"] * len(pictures), BytesIO())
+    return time.perf_counter() - began
+
+
+def _draw(pictures: np.ndarray, titles: Sequence[str], file: Path | BytesIO) -> None:
+    """``pictures``: (images, views, C, H, W)."""
+    count, rows = pictures.shape[:2]
     figure = Figure(figsize=(max(1.1 * count, 3), 1.15 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, count, squeeze=False)
-    for column, image in enumerate(blame.images):
+    for column, title in enumerate(titles):
         for row in range(rows):
             axes = grid[row, column]
             axes.set_axis_off()
-            pixels = blame.pictures[column, row].transpose(1, 2, 0)
+            pixels = pictures[column, row].transpose(1, 2, 0)
             axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        value = f"novelty {image.novelty:.2f}" if image.outlier is None else f"outlier {image.outlier:.1f}"
-        grid[0, column].set_title(f"{image.index}\npart {image.norm:.0%}\n{value}", fontsize=7)
-    figure.savefig(path, dpi=110)
+        grid[0, column].set_title(title, fontsize=7)
+    figure.savefig(file, dpi=110, format="png")

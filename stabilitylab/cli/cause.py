@@ -157,7 +157,7 @@ def blame(
     Contribution: rows, the gradient that flows through the rows of the image; leave-one-out, the change of the gradient
     without the image.
     """
-    from stabilitylab.cause.blame import blame_run, seconds_to_blame
+    from stabilitylab.cause.blame import blame_run, seconds_to_blame, seconds_to_draw
     from stabilitylab.cause.experiments import save_blame
 
     if output is not None and Path(output).exists():
@@ -168,7 +168,7 @@ def blame(
         replay.layer(layer)
     click.echo(replay.check(at))
     cost = Cost(replay, at, replay.distance(at))
-    cost.seconds += seconds_to_blame(replay, at, layer, how, by)
+    cost.seconds += seconds_to_blame(replay, at, layer, how, by) + seconds_to_draw(replay, at, top)
     cost.say(f"one batch of {replay.trainer.config.train.batch_size} images")
     result = blame_run(replay, at=at, layer=layer, how=how, by=by, top=top)
     for image in result.images:
