@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stabilitylab.cause.impulses import kick
+from stabilitylab.cause.kicks import kick
 from stabilitylab.cause.swap import swap_run
 from stabilitylab.config import Config, resolve
 from stabilitylab.data.batches import MemoryBatches

@@ -180,11 +180,11 @@ def seconds_to_blame(replay: Replay, at: int, layer: str | None, how: str | None
     trainer.restore(replay.state_at(at))
     (views,) = replay.views(at, 1)
     count = len(views[0])
-    parameters = (replay.layer(layer) if layer else next(x for x in replay.layers if x.trainable)).parameters
+    parameters = (replay.layer(layer or find_spike(replay, at).layer)).parameters
     chosen = how or default_way(trainer.method, parameters)
     few = min(CHUNK, count)
     times = []
-    for images in (2, few):  # the first call warms up
+    for images in (min(4, few), few):  # the first call warms up
         began = time.perf_counter()
         contributions(trainer.method, [view[:images] for view in views], parameters, chosen, at)
         times.append(time.perf_counter() - began)

@@ -76,19 +76,24 @@ def _judge_reach(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
         and np.abs(r.mean).max() > 0
         and (place[r.responding] > place[kicked] if ahead else place[r.responding] < place[kicked])
     ]
-    if not among or among[0].reached is None:
+    if not among:
+        return ImpulseVerdict(
+            claim["text"], "inconclusive", f"no layer responds on the {claim['reaches']} side of {kicked}"
+        )
+    if among[0].reached is None:
         starts = len(impulse.at)
         return ImpulseVerdict(claim["text"], "inconclusive", f"kicks start at too few iterations to judge ({starts})")
     hit = [r for r in among if r.reached]
     within = [r for r in among if r.low.min() > -smallest and r.high.max() < smallest]
+    small, large = [r for r in within if not r.reached], [r for r in hit if not any(r is w for w in within)]
     reason = (
         f"{impulse.kicks} kicks of {kicked}: {len(hit)} of {len(among)} layers reached, {len(within)} stayed within "
         f"+-{smallest:g} on the log scale"
     )
     if claim.get("expect", "all") == "all":
-        verdict = "reproduced" if len(hit) == len(among) else "contradicted" if within else "inconclusive"
+        verdict = "reproduced" if len(hit) == len(among) else "contradicted" if small else "inconclusive"
     else:
-        verdict = "reproduced" if len(within) == len(among) else "contradicted" if hit else "inconclusive"
+        verdict = "reproduced" if len(within) == len(among) else "contradicted" if large else "inconclusive"
     return ImpulseVerdict(claim["text"], verdict, reason)
 
 

@@ -121,8 +121,9 @@ def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any]) -> Expe
         "images": [vars(image) for image in blame.images],
         "replay_check": str(blame.check),
     }
+    same = f"--layer {blame.layer} --how {blame.how} --by {blame.by}"
     commands = [
-        f"stablab cause blame {run_dir.name} --at {blame.iteration} -o skip.txt",
+        f"stablab cause blame {run_dir.name} --at {blame.iteration} {same} -o skip.txt",
         "stablab train --skip-list skip.txt",
     ]
     return save_experiment(

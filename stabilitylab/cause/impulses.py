@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stabilitylab.cause.kicks import checked, generator_of, kick, planned_futures
 from stabilitylab.cause.replay import Replay, ReplayCheck
 from stabilitylab.cause.responses import FEWEST, Response, directions, respond
 from stabilitylab.cause.traces import Trace
@@ -58,10 +59,22 @@ class Impulse:
         """Number of kicks per layer."""
         return min(len(values) for values in self.differences.values())
 
+    @property
+    def diverged(self) -> int:
+        """Number of kicks whose log ratio of the loss is missing somewhere: with or without the kick, the loss became 0
+        or non-finite. Where a norm is missing, it counts as no response."""
+        return sum(int(np.isnan(values[:, :, -1]).any(axis=1).sum()) for values in self.differences.values())
+
     def sentence(self) -> str:
         """The result as text."""
         responses = self.responses
         text = f"{self.kicks} kicks per layer of {self.size:g} times its {self.of}. "
+        if self.diverged:
+            total = sum(map(len, self.differences.values()))
+            text += (
+                f"After {self.diverged} of {total} kicks the loss became 0 or non-finite; missing norms count as no "
+                "response, so responses may be underestimated. "
+            )
         if responses[0].reached is None:
             return text + (
                 f"Too few to judge which layers respond: they start at {_count(len(self.at))}; at least {FEWEST} are "
@@ -93,15 +106,6 @@ def _decay(r: Response) -> str:
     if np.isinf(r.decay):
         return "more iterations than the horizon"
     return f"{r.decay:.0f} [{r.decay_ci95[0]:.0f}, {r.decay_ci95[1]:.0f}] iterations"
-
-
-@torch.no_grad()
-def kick(parameters: Sequence[nn.Parameter], size: float, generator: torch.Generator) -> None:
-    """Move each trained tensor in a random direction by ``size`` times its norm, in place."""
-    for p in parameters:
-        if p.requires_grad:
-            direction = torch.randn(p.shape, generator=generator)
-            p.add_((direction * (size / direction.norm())).to(p) * p.norm())
 
 
 def layer_norms(model: nn.Module) -> dict[str, float]:
@@ -146,6 +150,7 @@ def impulse(
     >>> sl.cause.impulse(step, restore, model, layers=["fc1"], at=[400]).sentence()  # doctest: +SKIP
     """
     grouped = {layer.name: layer for layer in group_layers(model)}
+    layers, at = checked(layers, at, size, kicks)
     for name in layers:
         if name not in grouped or not grouped[name].trainable:
             raise ConfigError(f"the model has no trained layer {name!r}; its layers: {', '.join(grouped)}")
@@ -174,7 +179,7 @@ def impulse(
         controls[start] = future(start, None)
         for index, name in enumerate(layers):
             for k in range(kicks):
-                generator = _generator(seed, index, start, k)
+                generator = generator_of(seed, index, start, k)
                 parameters = grouped[name].parameters
                 kicked = future(start, lambda p=parameters, g=generator: kick(p, size, g))  # type: ignore[misc]
                 found[name].append(_against(kicked, controls[start]))
@@ -207,6 +212,9 @@ def impulse_run(
         ConfigError: the run cannot be replayed.
     """
     replay = run_dir if isinstance(run_dir, Replay) else Replay(run_dir)
+    layers, at = checked(layers, at, size, kicks)
+    if of not in ("weights", "gradient"):
+        raise ConfigError(f"of is weights or gradient, not {of!r}")
     replay.require(at, horizon)
     parameters = [replay.layer(name).parameters for name in layers]
     check = replay.check(min(at))
@@ -219,7 +227,7 @@ def impulse_run(
         done += 1
         for index, name in enumerate(layers):
             for k in range(1 if of == "gradient" else kicks):
-                chosen, generator = parameters[index], _generator(seed, index, start, k)
+                chosen, generator = parameters[index], generator_of(seed, index, start, k)
 
                 def prepare(p: Sequence[nn.Parameter] = chosen, g: torch.Generator = generator) -> None:
                     kick(p, size, g)
@@ -241,17 +249,15 @@ def impulse_run(
     return _gathered(tuple(replay.names), size, of, at, found, check)
 
 
-def planned_futures(layers: Sequence[str], at: Sequence[int], kicks: int, of: str = "weights") -> int:
-    """Number of futures that `impulse_run` trains. A scaled gradient has no random direction, so it is not repeated."""
-    return len(at) * (1 + len(layers) * (1 if of == "gradient" else kicks))
-
-
 def pool(found: Sequence[Impulse]) -> Impulse:
-    """Pool the kicks of several runs, for example seeds. Raises NoDataError if they differ in layers, size or kind."""
+    """Pool the kicks of several runs, for example seeds. Raises NoDataError if they differ in layers, size, kind or
+    kicks per iteration."""
     first = found[0]
     for other in found[1:]:
         if (other.order, other.size, other.of) != (first.order, first.size, first.of):
             raise NoDataError("impulses with different layers, sizes or kinds cannot be pooled")
+        if other.kicks * len(first.at) != first.kicks * len(other.at):
+            raise NoDataError("impulses with different numbers of kicks per iteration cannot be pooled")
     layers = [name for name in first.differences if all(name in x.differences for x in found)]
     length = min(values.shape[1] for x in found for values in x.differences.values())
     differences = {name: np.concatenate([x.differences[name][:, :length] for x in found]) for name in layers}
@@ -264,11 +270,6 @@ def pool(found: Sequence[Impulse]) -> Impulse:
         for name in layers
     }
     return Impulse(first.order, first.size, first.of, tuple(t for x in found for t in x.at), differences, metric)
-
-
-def _generator(seed: int, *key: int) -> torch.Generator:
-    state = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _against(kicked: Trace, control: Trace) -> Trace:

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from stabilitylab.cause.replay import Replay
+from stabilitylab.errors import ConfigError
 
 NEIGHBOURS = 8
 """Number of batches, the nearest on both sides, that the reference images come from."""
 DRAWS = 32
 """Draws of views per image, including the one in the batch."""
+FEWEST_OTHERS = 8
+"""Fewest reference images."""
 SHRINKAGE = 0.05
 """Fraction of the mean variance that is added to the diagonal of a covariance."""
 
@@ -54,6 +57,12 @@ def outliers(replay: Replay, at: int, neighbours: int = NEIGHBOURS, draws: int =
         foreign = np.array([i not in own for i in replay.order(t).tolist()])
         features, gap = measure(replay, t, draws)
         reference.append((features[foreign], gap[foreign]))
+    others = sum(len(features) for features, _ in reference)
+    if others < FEWEST_OTHERS:
+        raise ConfigError(
+            f"neighbouring batches contain only {others} images that are not in batch {at}, too few to compare with; "
+            "use --by part"
+        )
     return compared(measure(replay, at, draws), reference)
 
 

@@ -106,7 +106,7 @@ def _rows(method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter
     else:
         parts = _head_parts(method, leaves, momentum, parameters, iteration)
     whole = parts.sum(0)
-    size = whole.norm()
+    size = _size(whole)
     return Contributions("rows", parts.norm(dim=1) / size, parts @ whole / size**2, novelty(parts))
 
 
@@ -167,6 +167,17 @@ def _head_parts(
     return torch.stack(by_view).sum(0)
 
 
+def _size(gradient: Tensor) -> Tensor:
+    """Norm of the batch gradient. Raises ConfigError if it cannot be shared out."""
+    size = gradient.norm()
+    if not torch.isfinite(size) or not size:
+        state = "0" if torch.isfinite(size) else "not finite"
+        raise ConfigError(
+            f"the gradient of this layer is {state}, so it has no contributions; choose another iteration"
+        )
+    return size
+
+
 def _leave_one_out(
     method: Method, views: list[Tensor], parameters: Sequence[nn.Parameter], iteration: int
 ) -> Contributions:
@@ -181,10 +192,11 @@ def _leave_one_out(
 
     everything = torch.arange(len(views[0]), device=views[0].device)
     whole = gradient(everything)
+    size = _size(whole)
     parts, shares = [], []
     for i in range(len(everything)):
         without = gradient(everything[everything != i])
         parts.append(whole - without)
-        shares.append(1 - without.norm() / whole.norm())
+        shares.append(1 - without.norm() / size)
     stacked = torch.stack(parts).detach()
-    return Contributions("leave-one-out", stacked.norm(dim=1) / whole.norm(), torch.stack(shares), novelty(stacked))
+    return Contributions("leave-one-out", stacked.norm(dim=1) / size, torch.stack(shares), novelty(stacked))

@@ -34,13 +34,15 @@ HELD_BYTES = 2**28
 @dataclass(frozen=True)
 class ReplayCheck:
     """Agreement of replayed norms with the recorded ones. ``largest``: largest relative difference, found in ``layer``
-    (or the loss) at ``iteration``; 0 if identical. ``differs``: what has changed since the run was recorded."""
+    (or the loss) at ``iteration``; 0 if identical. ``differs``: what has changed since the run was recorded.
+    ``only_loss``: no norms were recorded, so that only the loss was compared."""
 
     iterations: tuple[int, ...]
     largest: float
     layer: str
     iteration: int
     differs: tuple[str, ...] = ()
+    only_loss: bool = False
 
     @property
     def exact(self) -> bool:
@@ -49,12 +51,13 @@ class ReplayCheck:
     def __str__(self) -> str:
         where = ", ".join(map(str, self.iterations))
         if self.exact:
-            return f"replay check: iterations {where} reproduce the recorded norms bit for bit"
+            what = "loss bit for bit; no norms were recorded" if self.only_loss else "norms bit for bit"
+            return f"replay check: iterations {where} reproduce the recorded {what}"
         since = f" ({'; '.join(self.differs)})" if self.differs else ""
         return (
-            f"replay check: norms differ from the recorded ones by up to {self.largest:.1e} of their size, the most at "
-            f"iteration {self.iteration} in {self.layer}{since}; the difference grows with the distance from a "
-            "checkpoint, so experiments compare only futures replayed here"
+            f"replay check: {'losses' if self.only_loss else 'norms'} differ from the recorded ones by up to "
+            f"{self.largest:.1e} of their size, the most at iteration {self.iteration} in {self.layer}{since}; the "
+            "difference grows with the distance from a checkpoint, so experiments compare only futures replayed here"
         )
 
 
@@ -99,6 +102,8 @@ class Replay:
     def require(self, at: Sequence[int], steps: int = 1) -> None:
         """Raise ConfigError if an iteration has no checkpoint at or before it, or fewer than ``steps`` iterations after
         it."""
+        if not at:
+            raise ConfigError("no iteration is given")
         there = ", ".join(map(str, self.checkpoints))
         for iteration in at:
             if iteration < self.checkpoints[0]:
@@ -240,13 +245,17 @@ class Replay:
             compared.append(start + offset)
             if apart.max() > worst.largest:
                 worst = ReplayCheck((), float(apart.max()), names[int(apart.argmax())], start + offset)
-        check = ReplayCheck(tuple(compared), worst.largest, worst.layer, worst.iteration, self._differences())
+        only_loss = bool(np.isnan(norms[np.isin(iterations, compared)]).all())
+        check = ReplayCheck(
+            tuple(compared), worst.largest, worst.layer, worst.iteration, self._differences(), only_loss
+        )
         if check.largest > TOLERATED:
             since = "; ".join(check.differs) or "different data or a different machine"
+            what = check.layer if check.layer == names[-1] else f"the gradient norm of {check.layer}"
             raise ConfigError(
-                f"run {self.run_dir.name} cannot be replayed here: at iteration {check.iteration} the gradient norm of "
-                f"{check.layer} differs from the recorded one by {check.largest:.1e} of its size ({since}); use the "
-                "versions, the data and the device of the run"
+                f"run {self.run_dir.name} cannot be replayed here: at iteration {check.iteration} {what} differs from "
+                f"the recorded one by {check.largest:.1e} of its size ({since}); use the versions, the data and the "
+                "device of the run"
             )
         return check
 
@@ -262,7 +271,8 @@ class Replay:
         )
 
     def seconds_per_step(self, at: int) -> float:
-        """Measured time of one iteration: the fastest half of six, from the last checkpoint at or before ``at``."""
+        """Measured time of one iteration from the last checkpoint at or before ``at``: the median of five, after a
+        warm-up."""
         self.trainer.restore(load_checkpoint(self.run_dir / "checkpoints", at))
         start = min(self.trainer.start, max(self.trainer.total - 6, 0))
         times = []

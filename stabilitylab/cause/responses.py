@@ -114,8 +114,9 @@ def _leaves_zero(differences: np.ndarray, seed: int) -> np.ndarray:
         return np.abs(np.divide(means, spread, out=np.zeros_like(means), where=spread > 1e-12 * np.abs(means).max()))
 
     largest = np.concatenate([statistic(part).max(1) for part in np.array_split(signs, max(len(signs) // 64, 1))])
-    bound = np.quantile(largest, LEVEL, method="higher")
-    return (statistic(signs[:1])[0] >= max(bound, 1e-300)).reshape(values.shape[1:])
+    # p = share of sign patterns whose largest statistic is at least as large; it must not exceed 1 - LEVEL.
+    bound = np.sort(largest)[-1 - int((1 - LEVEL) * len(largest))]
+    return (statistic(signs[:1])[0] > bound * (1 + 1e-9)).reshape(values.shape[1:])
 
 
 def time_constant(curves: np.ndarray) -> np.ndarray:

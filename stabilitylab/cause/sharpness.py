@@ -65,12 +65,12 @@ class Sharpness:
         """The result as text."""
         whole = [c for c in self.curvatures if c.layer == ALL]
         above = [c for c in whole if c.verdict == "above"]
-        worst = max(whole, key=lambda c: c.eigenvalue / (c.edge or 1))
+        worst = max(whole, key=lambda c: c.eigenvalue / (c.edge or 1) if math.isfinite(c.eigenvalue) else -math.inf)
         text = f"Sharpness {worst.eigenvalue:.3g} +- {worst.error:.1g} at iteration {worst.iteration}"
         if worst.edge is None:
             return f"{text}; the edge of stability of this optimizer is unknown."
-        where = "above" if worst.verdict == "above" else worst.verdict
-        text += f", {worst.eigenvalue / worst.edge:.2f} of the optimizer's edge {worst.edge:.3g} ({where} it)"
+        where = f"{worst.verdict} it" if worst.verdict in ("above", "below") else worst.verdict
+        text += f", {worst.eigenvalue / worst.edge:.2f} of the optimizer's edge {worst.edge:.3g} ({where})"
         return f"{text}; above the edge at {len(above)} of {len(whole)} iterations measured."
 
 

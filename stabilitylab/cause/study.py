@@ -51,6 +51,10 @@ def load_impulse_study(path: Path) -> ImpulseStudy:
     unknown = [key for key in impulse if key not in _SETTINGS]
     if unknown or "layers" not in impulse or "at" not in impulse:
         raise ConfigError(f"{path}: [impulse] needs layers and at; its keys are {', '.join(_SETTINGS)}")
+    for key, kind in (("layers", str), ("at", int)):
+        given = impulse[key]
+        if not isinstance(given, list) or not given or not all(type(x) is kind for x in given):
+            raise ConfigError(f"{path}: [impulse] {key} must be a list of {'names' if kind is str else 'iterations'}")
     for claim in claims:
         asked = [question for question in QUESTIONS if question in claim]
         if len(asked) != 1 or "text" not in claim:
@@ -123,7 +127,7 @@ def write_impulse_study(
             ways[-1].append(way.verdict)
         for layer, by_offset in impulse.metric.items():
             for offset, values in by_offset.items():
-                low, high = resampled_mean(values)
+                low, high = resampled_mean(values.reshape(len(impulse.at), -1).mean(1))
                 metrics.append([name, layer, offset, len(values), *_numbers(float(values.mean()), low, high)])
     folder.mkdir(parents=True, exist_ok=True)
     columns = "setting,kicked,responding,kicks,starts,reached,arrival,peak_at,peak,peak_low,peak_high,decay,decay_low"

@@ -18,8 +18,8 @@ from stabilitylab.errors import ConfigError
 SMALLEST = 1.5
 """A rise by less than this factor is not a spike."""
 MEANING = {
-    "data": "comes from its batches: they cause it from other states too, and this state does not spike with others",
-    "state": "comes from its state: it spikes with other batches too, and these batches do not cause it elsewhere",
+    "data": "comes from its batches: most other states spike with them, and this state spikes less often with others",
+    "state": "comes from its state: it spikes with most other batches, and these batches spike less often elsewhere",
     "both needed": "needs both: neither this state with other batches nor these batches from other states spike",
     "either": "has either as its cause: this state spikes with other batches, and these batches from other states",
     "neither": "needs neither its state nor its batches: other states with other batches spike as well",
@@ -164,6 +164,12 @@ def swap_run(
 
     own = replay.state_at(plan.state_at)
     own_heights = [outcome(own, at, plan.state_at)]
+    if own_heights[0] < np.log(SMALLEST):
+        raise ConfigError(
+            f"the spike of {spike.layer} at iteration {spike.peak} does not recur when replayed here: the norm "
+            f"rises to {np.exp(own_heights[0]):.2f} times the usual one, so the cause cannot be tested; use the "
+            "machine of the run, or a checkpoint closer to the spike"
+        )
     state_heights = [outcome(own, at, _elsewhere(rng, replay, own_window)) for _ in range(repeats)]
     data_heights, other_heights = [], []
     for t in plan.others:

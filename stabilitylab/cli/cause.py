@@ -90,10 +90,13 @@ def impulse(
     norms.
     """
     from stabilitylab.cause.experiments import save_impulse
-    from stabilitylab.cause.impulses import impulse_run, planned_futures
+    from stabilitylab.cause.impulses import impulse_run
+    from stabilitylab.cause.kicks import planned_futures
 
-    replay = _open(run, runs_dir)
     names = list(dict.fromkeys(name.strip() for name in layers.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(f"--layer {layers!r} names no layer")
+    replay = _open(run, runs_dir)
     for name in names:
         replay.layer(name)
     replay.require(at, horizon)
@@ -162,6 +165,8 @@ def blame(
 
     if output is not None and Path(output).exists():
         raise ConfigError(f"{output} already exists; choose another file")
+    if output is not None and not Path(output).parent.is_dir():
+        raise ConfigError(f"the folder of {output} does not exist; create it first")
     replay = _open(run, runs_dir)
     replay.require([at])
     if layer is not None:

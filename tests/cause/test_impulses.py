@@ -12,8 +12,9 @@ from torch import nn
 
 import stabilitylab as sl
 from stabilitylab.cause.experiments import load_impulse, save_impulse
-from stabilitylab.cause.impulses import impulse_run, kick, pool
-from stabilitylab.errors import ConfigError
+from stabilitylab.cause.impulses import Impulse, impulse_run, pool
+from stabilitylab.cause.kicks import generator_of, kick
+from stabilitylab.errors import ConfigError, NoDataError
 from stabilitylab.run.experiments import load_experiments
 
 
@@ -57,6 +58,30 @@ def test_what_cannot_be_kicked_is_refused(recorded: Path) -> None:
         impulse_run(recorded, layers=["patch"], at=[40], horizon=4)
     with pytest.raises(ConfigError, match=r"so 60 from iteration 40 on are too many"):
         impulse_run(recorded, layers=["predictor"], at=[40], horizon=60)
+    with pytest.raises(ConfigError, match="of is weights or gradient, not 'weight'"):
+        impulse_run(recorded, layers=["predictor"], at=[40], horizon=4, of="weight")
+    with pytest.raises(ConfigError, match="needs at least one iteration"):
+        impulse_run(recorded, layers=["predictor"], at=[], horizon=4)
+    loop = Loop()
+    with pytest.raises(ConfigError, match="needs at least one layer"):
+        sl.cause.impulse(loop.step, loop.restore, loop.model, layers=[], at=[5])
+
+
+def test_an_iteration_given_twice_is_one_sample() -> None:
+    loop = Loop()
+    found = sl.cause.impulse(loop.step, loop.restore, loop.model, layers=["fc1"], at=[5, 5], kicks=2, horizon=4)
+    assert (found.at, found.kicks) == ((5,), 2)
+
+
+def test_kicks_that_end_the_run_are_told_and_unequal_numbers_are_not_pooled() -> None:
+    values = np.zeros((4, 3, 2))
+    values[1, 2:] = np.nan
+    found = Impulse(("fc1",), 0.5, "weights", (5, 6), {"fc1": values}, {})
+    assert found.diverged == 1
+    assert "After 1 of 4 kicks the loss became 0 or non-finite" in found.sentence()
+    fewer = Impulse(("fc1",), 0.5, "weights", (5, 6), {"fc1": values[:2]}, {})
+    with pytest.raises(NoDataError, match="different numbers of kicks"):
+        pool([found, fewer])
 
 
 class Loop:
@@ -103,9 +128,7 @@ def test_a_plain_loop_of_any_kind() -> None:
     def norm(weights: torch.Tensor) -> float:
         return float((2 * (x @ weights.T).T @ x / (16 * 3)).norm())
 
-    from stabilitylab.cause.impulses import _generator
-
-    kick([loop.model["fc1"].weight], 2.0, _generator(0, 0, 5, 0))
+    kick([loop.model["fc1"].weight], 2.0, generator_of(0, 0, 5, 0))
     moved = loop.model["fc1"].weight.detach()
     assert float((moved - w).norm() / w.norm()) == pytest.approx(2.0, rel=1e-5)
     assert found.differences["fc1"][0, 0, 0] == pytest.approx(np.log(norm(moved) / norm(w)), rel=1e-4)

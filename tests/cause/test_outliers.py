@@ -11,9 +11,10 @@ import torch
 from scipy.spatial.distance import mahalanobis
 from torch import Tensor
 
-from stabilitylab.cause.blame import blame_run
+from stabilitylab.cause.blame import blame_run, seconds_to_blame
 from stabilitylab.cause.outliers import SHRINKAGE, contribution_scores, cross_distances, measure, outliers
 from stabilitylab.cause.replay import Replay
+from stabilitylab.errors import ConfigError
 
 
 def test_distances_are_out_of_sample() -> None:
@@ -107,3 +108,15 @@ def test_an_image_that_makes_most_of_the_gradient_is_unusual() -> None:
     assert scores[31] > 1.5 * np.sort(scores)[-2]
     assert np.median(scores) == pytest.approx(0, abs=1e-9)
     assert contribution_scores(np.zeros(4)).tolist() == [0, 0, 0, 0]
+
+
+def test_too_few_other_images_are_refused(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = Replay(recorded)
+    monkeypatch.setattr("stabilitylab.cause.outliers.around", lambda at, neighbours: [at])
+    with pytest.raises(ConfigError, match="only 0 images that are not in batch 40, too few"):
+        outliers(replay, 40, draws=1)
+
+
+def test_the_cost_of_leaving_one_out_is_measured(recorded: Path) -> None:
+    # The heads have BatchNorm, which refuses a batch of one image.
+    assert seconds_to_blame(Replay(recorded), 40, "blocks.0", "leave-one-out", "part") > 0

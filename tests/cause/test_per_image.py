@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stabilitylab.cause.per_image import contributions, default_way, novelty
+from stabilitylab.cause.per_image import HOW, contributions, default_way, novelty
 from stabilitylab.config import Config
 from stabilitylab.errors import ConfigError
 from stabilitylab.train.trainer import Trainer
@@ -94,3 +94,13 @@ def test_a_backbone_that_mixes_images_is_left_out_one_by_one() -> None:
     assert default_way(trainer.method, layers["patch_embed"]) == "leave-one-out"
     with pytest.raises(ConfigError, match="has BatchNorm, so its gradient is not a sum over images"):
         contributions(trainer.method, views, layers["patch_embed"], "rows")
+
+
+@pytest.mark.parametrize(("factor", "state"), [(0.0, "0"), (float("nan"), "not finite")])
+def test_a_gradient_that_cannot_be_shared_out_is_refused(factor: float, state: str) -> None:
+    trainer, views, layers = ready(tiny_config(batch_size=4))
+    loss = trainer.method.loss
+    trainer.method.loss = lambda *given: loss(*given) * factor
+    for how in HOW:
+        with pytest.raises(ConfigError, match=f"the gradient of this layer is {state}"):
+            contributions(trainer.method, views, layers["blocks.0"], how)

@@ -126,3 +126,10 @@ def test_a_run_that_records_rarely_is_checked_where_it_recorded(recorded: Path, 
     with RunWriter.annotate(run) as writer:
         writer.event(0, "note", "annotated")
     assert Replay(run).check(59).iterations == (55, 56)
+
+
+def test_a_run_without_norms_does_not_claim_them(recorded: Path, tmp_path: Path) -> None:
+    replay = Replay(copied(recorded, tmp_path))
+    iterations, norms, loss = replay.recorded
+    replay.recorded = (iterations, np.full_like(norms, np.nan), loss)
+    assert str(replay.check(40)).endswith("reproduce the recorded loss bit for bit; no norms were recorded")

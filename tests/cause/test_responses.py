@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from stabilitylab.cause.responses import directions, respond, time_constant
+from stabilitylab.cause.responses import _leaves_zero, directions, respond, time_constant
 
 
 def planted(kicks: int, tau: float, rng: np.random.Generator, noise: float = 0.1, delay: int = 3) -> np.ndarray:
@@ -42,6 +44,16 @@ def test_chance_reaches_a_layer_no_more_often_than_promised() -> None:
         walks = rng.standard_normal((8, 40, 3)).cumsum(1) * rng.exponential(1, (8, 1, 1))
         hits += any(r.reached for r in respond("a", ["a", "b", "c"], walks))
     assert hits <= 8  # 5% of 60 is 3; more than 8 has a probability of 0.4%
+
+
+@pytest.mark.parametrize("kicks", [6, 7])
+def test_few_kicks_keep_the_level(kicks: int) -> None:
+    # 32 and 64 sign patterns: at most 1 and 3 of them may count as an arrival.
+    rng = np.random.default_rng(0)
+    magnitudes = rng.exponential(1, (kicks, 5, 2))
+    signs = np.array(list(itertools.product((1.0, -1.0), repeat=kicks - 1)))
+    hits = [_leaves_zero(magnitudes * np.array([1.0, *row])[:, None, None], 0).any() for row in signs]
+    assert 1 <= sum(hits) <= int(0.05 * len(signs))
 
 
 def test_no_kick_gives_exactly_nothing_and_few_kicks_are_not_judged() -> None:

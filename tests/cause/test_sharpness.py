@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from stabilitylab.cause.sharpness import Curvature, curvature, edge_of_stability, lanczos, preconditioner
+from stabilitylab.cause.sharpness import (
+    ALL,
+    Curvature,
+    Sharpness,
+    curvature,
+    edge_of_stability,
+    lanczos,
+    preconditioner,
+)
 
 
 def symmetric(spectrum: np.ndarray, seed: int) -> np.ndarray:
@@ -96,3 +104,13 @@ def test_verdicts() -> None:
         "not resolved",
         "not judged",
     ]
+
+
+def test_the_sentence_says_what_is_not_resolved() -> None:
+    def sentence(*eigenvalues: float) -> str:
+        return Sharpness(
+            tuple(Curvature(t, ALL, 0.1, 0.0, x, 1.0, 20.0, 38.0) for t, x in enumerate(eigenvalues))
+        ).sentence()
+
+    assert "(not resolved); above the edge at 0 of 1" in sentence(38.5)
+    assert "at iteration 1, 1.05 of the optimizer's edge 38 (above it)" in sentence(float("nan"), 40)

@@ -40,6 +40,12 @@ def test_claims_about_reach_need_the_size_that_they_exclude() -> None:
     assert _judge_reach(nothing, planted(20, 0.0, 0)).verdict == "reproduced"
     assert _judge_reach(nothing, planted(20, 1.0, 0)).verdict == "contradicted"
     assert _judge_reach(every, planted(20, 1.0, 0)).verdict == "reproduced"
+    # Reached, but by less than the size that counts.
+    assert _judge_reach({**nothing, "smallest": 2.0}, planted(20, 1.0, 0)).verdict == "reproduced"
+    last = planted(20, 1.0, 0)
+    last = Impulse(last.order, last.size, last.of, last.at, {"c": last.differences["b"]}, {})
+    behind = {**nothing, "reaches": "output", "kicked": "c"}
+    assert "no layer responds on the output side of c" in _judge_reach(behind, last).reason
 
 
 def travelling(ahead: float, back: float, seed: int) -> Impulse:
@@ -122,6 +128,13 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"\[impulse\] needs layers and at; its keys are layers, at, size, kicks, horizon"
     ):
+        load_impulse_study(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize("values", ["layers = ['a']\nat = 400", "layers = 'a'\nat = [1]", "layers = ['a']\nat = []"])
+def test_layers_and_iterations_are_lists(tmp_path: Path, values: str) -> None:
+    (tmp_path / "s.toml").write_text(f"[impulse]\n{values}\n")
+    with pytest.raises(ConfigError, match=r"\[impulse\] (at|layers) must be a list"):
         load_impulse_study(tmp_path / "s.toml")
 
 

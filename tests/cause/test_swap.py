@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stabilitylab.cause.impulses import kick
+from stabilitylab.cause.kicks import kick
 from stabilitylab.cause.replay import Replay
 from stabilitylab.cause.spike import find_spike
 from stabilitylab.cause.swap import Cell, judge, swap_run
@@ -112,3 +112,9 @@ def test_verdicts_follow_the_intervals(own_state: int, own_data: int, neither: i
 
     cells = [Cell("", "", (0.0,) * 8, k, share_interval(k, 8)) for k in (own_state, own_data, neither)]
     assert judge(*cells) == verdict
+
+
+def test_a_spike_that_does_not_recur_is_refused(bad_batch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stabilitylab.cause.swap.height", lambda norms, usual: 0.1)
+    with pytest.raises(ConfigError, match=r"does not recur when replayed here: the norm rises to 1.11 times"):
+        swap_run(bad_batch, at=BAD)
