@@ -116,8 +116,6 @@ def save_experiment(
         path = _claim(folder, kind)
         if arrays is not None:
             np.savez_compressed(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
-        if draw is not None:
-            draw(path.with_suffix(".png"))
         experiment = Experiment(
             kind,
             sentence,
@@ -132,6 +130,8 @@ def save_experiment(
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(_plain(stored), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(path)
+        if draw is not None:  # last: a failure to draw loses no results
+            draw(path.with_suffix(".png"))
     except OSError as error:
         raise StoreError(f"cannot save the experiment in {folder}: {error.strerror or error}") from None
     return experiment

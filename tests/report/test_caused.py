@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from stabilitylab.report.html.caused import caused
 from stabilitylab.report.html.page import render_report
@@ -34,6 +35,16 @@ def test_experiments_are_kept_in_order_and_files_of_others_are_passed_over(tmp_p
     save_experiment(tmp_path, "swap", "the third one", settings={}, results={})
     assert [e.path.name for e in load_experiments(tmp_path)] == ["swap-001.json", "swap-002.json", "swap-004.json"]
     assert (tmp_path / "cause" / "swap-003.json").read_text() == "not JSON"
+
+
+def test_results_are_kept_if_their_picture_cannot_be_drawn(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        raise ValueError("cannot draw")
+
+    with pytest.raises(ValueError, match="cannot draw"):
+        save_experiment(tmp_path, "swap", "kept", settings={}, results={}, draw=fail)
+    (kept,) = load_experiments(tmp_path)
+    assert (kept.sentence, kept.picture) == ("kept", None)
 
 
 def test_the_report_shows_what_was_tried_and_what_to_run_next(tmp_path: Path) -> None:
