@@ -101,6 +101,8 @@ class Blame:
     def skip_list(self) -> str:
         """The images, one per line, for `stablab train --skip-list FILE`."""
         lines = [f"# {self.layer}, iteration {self.iteration}, {self.how}, by {self.by}: part, share, novelty, outlier"]
+        if not self.stands_out:
+            lines.append("# No image stands out: there is no reason to leave these out.")
         for x in self.images:
             outlier = "" if x.outlier is None else f", {x.outlier:.2f}"
             lines.append(f"{x.index}  # {x.norm:.3f}, {x.share:+.3f}, {x.novelty:.3f}{outlier}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def sharpness_run(
         trainer.before_gradient(iteration)
         (views,) = replay.views(iteration, 1)
         beta = settings.momentum if settings.name == "sgd" else settings.beta1
-        with sdpa_kernel(SDPBackend.MATH):
+        with _twice_differentiable():
             momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
             loss = method.loss(method.encode(views), momentum, iteration)
             for name, parameters in _parts(replay, by_layer):
@@ -228,7 +229,7 @@ def seconds_per_iteration(replay: Replay, at: int, steps: int, by_layer: bool) -
     replay.trainer.restore(replay.state_at(at))
     method = replay.trainer.method
     (views,) = replay.views(at, 1)
-    with sdpa_kernel(SDPBackend.MATH):
+    with _twice_differentiable():
         momentum = method.encode_momentum(views) if method.uses_momentum_encoder else None
         loss = method.loss(method.encode(views), momentum, at)
         parts = _parts(replay, by_layer)
@@ -245,3 +246,10 @@ def _parts(replay: Replay, by_layer: bool) -> list[tuple[str, list[nn.Parameter]
     layers = [(layer.name, [p for p in layer.parameters if p.requires_grad]) for layer in replay.layers]
     everything = [p for _, parameters in layers for p in parameters]
     return [(ALL, everything), *[(name, found) for name, found in layers if by_layer and found]]
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Kernels that can be differentiated twice: plain attention, and no code from torch.compile."""
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        yield

@@ -15,7 +15,7 @@ from stabilitylab.cause.replay import KEEP, Replay, ReplayCheck
 from stabilitylab.cause.spike import WINDOW, find_spike, height, usual_norm
 from stabilitylab.errors import ConfigError
 
-SMALLEST = 1.5
+SMALLEST = 2.0
 """A rise by less than this factor is not a spike."""
 MEANING = {
     "data": "comes from its batches: most other states spike with them, and this state spikes less often with others",

@@ -184,7 +184,7 @@ def blame(
         )
     if output is not None:
         Path(output).write_text(result.skip_list(), encoding="utf-8")
-        click.echo(f"list: {output}; next: stablab train --skip-list {output}")
+        click.echo(f"list: {output}" + (f"; next: stablab train --skip-list {output}" if result.stands_out else ""))
     _show(save_blame(replay.run_dir, result, {"at": at, "layer": layer, "how": how, "by": by, "top": top}), cost)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,10 @@ from stabilitylab.cause.sharpness import (
     edge_of_stability,
     lanczos,
     preconditioner,
+    sharpness_run,
 )
+from stabilitylab.studies import train_run
+from tests.cause.conftest import tiny_config
 
 
 def symmetric(spectrum: np.ndarray, seed: int) -> np.ndarray:
@@ -114,3 +119,14 @@ def test_the_sentence_says_what_is_not_resolved() -> None:
 
     assert "(not resolved); above the edge at 0 of 1" in sentence(38.5)
     assert "at iteration 1, 1.05 of the optimizer's edge 38 (above it)" in sentence(float("nan"), 40)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_measured_without_its_compiled_code(tmp_path: Path) -> None:
+    """Compiled code cannot be differentiated twice."""
+    found = []
+    for name, compiled in (("eager", False), ("compiled", True)):
+        run = train_run(tiny_config(compile=compiled, iterations=12), tmp_path, name).path
+        found.append(sharpness_run(run, at=[5], by_layer=False).curvatures[0])
+    assert found[1].directional == pytest.approx(found[0].directional, rel=1e-2)
+    assert found[1].eigenvalue > 0
