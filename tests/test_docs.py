@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
-from stabilitylab.cli import cli, main
+from stabilitylab.cli import cli
+from tests.commands import stablab_here
 
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -31,16 +31,6 @@ def pages() -> list[object]:
             slow = text.startswith("---\ntest: slow\n---\n")
             found.append(pytest.param(path.name, marks=[pytest.mark.slow] if slow else []))
     return found
-
-
-def stablab(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command line as a shell would, in this process."""
-    monkeypatch.setattr("sys.argv", shlex.split(line))
-    for stream in ("stdout", "stderr"):  # `main` replaces them
-        monkeypatch.setattr(sys, stream, getattr(sys, stream))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in (0, None), line
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -58,7 +48,10 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
             commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
             assert commands
             for command in commands:
-                stablab(command, monkeypatch)
+                name, *arguments = shlex.split(command)
+                assert name == "stablab"
+                done = stablab_here(*arguments, cwd=tmp_path)
+                assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
 def test_commands_stand_in_blocks_that_run() -> None:

@@ -39,28 +39,38 @@ def install(folder: Path, name: str, groups: dict[str, dict[str, str]]) -> None:
     (about / "entry_points.txt").write_text("\n".join(lines))
 
 
-def python(package: Path, cwd: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def python(package: Path, cwd: Path, script: str) -> None:
+    """Run a script in a process of its own, which sees the package. Commands in it share that process."""
     path = os.pathsep.join([str(package), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     environment.pop("STABLAB_RUNS", None)
+    script = COMMANDS + script
     done = subprocess.run(
-        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+COMMANDS = """
+from pathlib import Path
+from tests.commands import stablab_here
+
+def stablab(*args, code=0):
+    done = stablab_here(*args, cwd=Path())
     assert done.returncode == code, done.stdout + done.stderr
     return done
+"""
 
 
 def test_the_recipes_work_together(package: Path, tmp_path: Path) -> None:
     """One training with the method, the mitigation, the signal and the data set; then the rule and the panel."""
-    trained = python(
-        package,
-        tmp_path,
-        *("-m", "stabilitylab", "train", "--log-grads", "--name", "mine", "--iterations", "8", "--batch-size", "32"),
-        *("--method", "mean-teacher", "--mitigation", "halve-gradient", "--data", "stripes"),
-        *("--set", 'record.signals=["grad_norm", "grad_mean"]', "--set", "eval.knn_every=4"),
-    )
-    assert "Warning" not in trained.stderr
     script = """
+trained = stablab(
+    *("train", "--log-grads", "--name", "mine", "--iterations", "8", "--batch-size", "32"),
+    *("--method", "mean-teacher", "--mitigation", "halve-gradient", "--data", "stripes"),
+    *("--set", 'record.signals=["grad_norm", "grad_mean"]', "--set", "eval.knn_every=4"),
+)
+assert "Warning" not in trained.stderr
 import numpy as np, stabilitylab as sl
 run = sl.open_run("mine")
 assert run.config["method"]["name"] == "mean-teacher"
@@ -77,13 +87,14 @@ last = run.plot("last-norm").data[0]
 np.testing.assert_allclose(last.x, run.signal("grad_norm").iloc[-1], rtol=1e-5)
 assert "the last gradient norm of each layer" in run.report("r.html").read_text()
 assert "mitigation" in set(run.events["kind"])
+assert "(rule doubled)" in stablab("analyze", "mine", "--rule", "doubled").stdout
 """
-    python(package, tmp_path, "-c", script)
-    analysed = python(package, tmp_path, "-m", "stabilitylab", "analyze", "mine", "--rule", "doubled").stdout
-    assert "(rule doubled)" in analysed
+    python(package, tmp_path, script)
 
 
 def test_a_negative_signal_goes_all_the_way_and_an_importer_reads_its_log(package: Path, tmp_path: Path) -> None:
+    lines = [f"NORMS {t} patch_embed={1 + t % 3} blocks.0={2 + t % 5}" for t in range(60)]
+    (tmp_path / "norms.txt").write_text("\n".join(lines))
     script = """
 import torch, stabilitylab as sl
 model = torch.nn.Linear(1, 1, bias=False)
@@ -95,36 +106,29 @@ run = sl.open_run("signed")
 assert run.signal("grad_mean").iloc[:, 0].tolist() == [1, -2, 3, -4]
 assert list(run.plot("signal", name="grad_mean").data[0].y) == [1, -2, 3, -4]
 assert run.analyze().result.spikes == ()
-"""
-    python(package, tmp_path, "-W", "ignore", "-c", script)
-    lines = [f"NORMS {t} patch_embed={1 + t % 3} blocks.0={2 + t % 5}" for t in range(60)]
-    (tmp_path / "norms.txt").write_text("\n".join(lines))
-    told = python(package, tmp_path, "-m", "stabilitylab", "import", "auto", "norms.txt", "--name", "read").stdout
-    assert "norms.txt: lines of gradient norms" in told
-    script = """
-import stabilitylab as sl
+stablab("export", "signed", "-o", "out", "--format", "csv")
+
+assert "norms.txt: lines of gradient norms" in stablab("import", "auto", "norms.txt", "--name", "read").stdout
 norms = sl.open_run("read").signal("grad_norm")
 assert norms["patch_embed"].tolist() == [1 + t % 3 for t in range(60)]
 assert norms["blocks.0"].tolist() == [2 + t % 5 for t in range(60)]
 """
-    python(package, tmp_path, "-c", script)
-    python(package, tmp_path, "-m", "stabilitylab", "export", "signed", "-o", "out", "--format", "csv")
+    python(package, tmp_path, script)
     header, *rows = (tmp_path / "out" / "layer_stats.csv").read_text().splitlines()
     column = header.split(",").index("grad_mean")
     assert [float(row.split(",")[column]) for row in rows] == [1, -2, 3, -4]
 
 
-def test_help_and_errors_name_what_packages_add(package: Path, tmp_path: Path) -> None:
-    shown = "".join(python(package, tmp_path, "-m", "stabilitylab", "train", "--help").stdout.split())  # unwrapped
-    for name in ("mean-teacher", "halve-gradient", "stripes"):
-        assert name in shown
-    failed = python(package, tmp_path, "-m", "stabilitylab", "train", "--method", "mean-techer", code=2)
-    assert "did you mean mean-teacher" in failed.stderr
+def test_help_and_errors_name_what_packages_add_and_a_broken_one_is_skipped(package: Path, tmp_path: Path) -> None:
+    script = """
+shown = "".join(stablab("train", "--help").stdout.split())  # unwrapped
+for name in ("mean-teacher", "halve-gradient", "stripes"):
+    assert name in shown
+assert "did you mean mean-teacher" in stablab("train", "--method", "mean-techer", code=2).stderr
 
-
-def test_a_broken_package_is_named_and_skipped(package: Path, tmp_path: Path) -> None:
-    failed = python(package, tmp_path, "-m", "stabilitylab", "train", "--method", "broken", code=2)
-    warning, error = failed.stderr.splitlines()
-    assert "skipped the method 'broken' of the package broken_package: ModuleNotFoundError" in warning
-    assert error.startswith("stablab: unknown method 'broken'; did you mean")
-    assert "broken" not in error.partition("Known: ")[2]
+warning, error = stablab("train", "--method", "broken", code=2).stderr.splitlines()
+assert "skipped the method 'broken' of the package broken_package: ModuleNotFoundError" in warning
+assert error.startswith("stablab: unknown method 'broken'; did you mean")
+assert "broken" not in error.partition("Known: ")[2]
+"""
+    python(package, tmp_path, script)

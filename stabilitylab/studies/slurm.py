@@ -23,8 +23,8 @@ def run_on_cluster(
     cluster: str = "slurm",
 ) -> dict[str, str]:
     """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` are passed to submitit
-    (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` for tests.
-    ``root`` must be on a file system shared by the nodes. The next call resumes jobs that Slurm killed. Raises
+    (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` or ``debug`` in
+    tests. ``root`` must be on a file system shared by the nodes. The next call resumes jobs that Slurm killed. Raises
     ConfigError if submitit is missing or rejects the parameters."""
     try:
         import submitit

@@ -35,11 +35,7 @@ def iterate(model: nn.Module, rec: Any, steps: int, **numbers: Any) -> None:
 
 def script(tmp_path: Path, body: str, limit: str = "") -> subprocess.CompletedProcess[str]:
     path = tmp_path / "script.py"
-    path.write_text(
-        "import torch, stabilitylab\nfrom torch import nn\n"
-        "from tests.attach.test_loop import Net, batch\n"
-        "from tests.attach.test_loop_faults import iterate\n" + textwrap.dedent(body)
-    )
+    path.write_text("import torch, stabilitylab\nfrom torch import nn\n" + textwrap.dedent(body))
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "STABLAB_RUNS": str(tmp_path)}
     command = f"{limit} {sys.executable} {path}"
@@ -50,9 +46,15 @@ def script(tmp_path: Path, body: str, limit: str = "") -> subprocess.CompletedPr
 
 @pytest.mark.parametrize(("end", "status"), [("", "stopped"), ("raise ZeroDivisionError", "crashed")])
 def test_a_script_without_with_loses_no_row(end: str, status: str, tmp_path: Path) -> None:
-    done = script(
-        tmp_path, f"model = Net()\nrec = stabilitylab.record(model, run='r')\niterate(model, rec, 50)\n{end}\n"
-    )
+    body = """
+    model = nn.Linear(2, 2)
+    rec = stabilitylab.record(model, run="r")
+    for i in range(50):
+        model.zero_grad()
+        model(torch.ones(1, 2)).square().mean().backward()
+        rec.step()
+    """
+    done = script(tmp_path, body + end)
     assert bool(done.returncode) == bool(end), done.stderr
     with open_run(tmp_path / "r") as reader:
         assert (reader.status, reader.num_iterations) == (status, 50)

@@ -22,16 +22,16 @@ from stabilitylab.train.large_batch import CutStep
 from tests.cause.conftest import tiny_config
 
 BAD, MARK = 43, 123.0
+REPEATS = 5  # enough for intervals that do not overlap if all agree
 
 
-@pytest.fixture
-def bad_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run whose batch 43 carries a mark, and the loss of a marked batch counts twenty times. Images alone do not do
-    it: self-supervised losses normalise what they see, and hardly any batch doubles a gradient."""
-    whole, step = MemoryBatches.iterate, CutStep.__call__
+def plant_bad_batch(patch: pytest.MonkeyPatch) -> None:
+    """Batch 43 carries a mark, and the loss of a marked batch counts twenty times. Images alone do not do it:
+    self-supervised losses normalise their input, and hardly any batch doubles a gradient."""
+    batches, step = MemoryBatches.iterate, CutStep.__call__
 
     def iterate(self: MemoryBatches, start: int, stop: int) -> Iterator[list[Tensor]]:
-        for t, views in enumerate(whole(self, start, stop), start):
+        for t, views in enumerate(batches(self, start, stop), start):
             if t == BAD:
                 views[0][0, 0, 0, 0] = MARK
             yield views
@@ -40,9 +40,22 @@ def bad_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         marked = views[0][0, 0, 0, 0] == MARK
         return step(self, views, (lambda loss: 20 * scale(loss)) if marked else scale, iteration)
 
-    monkeypatch.setattr(MemoryBatches, "iterate", iterate)
-    monkeypatch.setattr(CutStep, "__call__", call)
-    return train_run(tiny_config(), tmp_path, "batch").path
+    patch.setattr(MemoryBatches, "iterate", iterate)
+    patch.setattr(CutStep, "__call__", call)
+
+
+@pytest.fixture(scope="module")
+def trained_on_bad_batch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        plant_bad_batch(patch)
+        return train_run(tiny_config(), tmp_path_factory.mktemp("bad"), "batch").path
+
+
+@pytest.fixture
+def bad_batch(trained_on_bad_batch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a planted bad batch, which a replay sees as well."""
+    plant_bad_batch(monkeypatch)
+    return trained_on_bad_batch
 
 
 @pytest.fixture
@@ -65,14 +78,14 @@ def bad_state(tmp_path: Path) -> Path:
 def test_a_bad_batch_is_told(bad_batch: Path) -> None:
     spike = find_spike(Replay(bad_batch), BAD)
     assert spike.peak == BAD
-    found = swap_run(bad_batch, at=BAD, layer=spike.layer)
+    found = swap_run(bad_batch, at=BAD, layer=spike.layer, repeats=REPEATS)
     assert found.state_at == 40
     assert found.verdict == "data", found.sentence()
     assert found.sentence().startswith(f"The spike of {spike.layer} at iteration 43 (x")
 
 
 def test_a_bad_state_is_told(bad_state: Path) -> None:
-    found = swap_run(bad_state, at=40)
+    found = swap_run(bad_state, at=40, repeats=REPEATS)
     assert found.state_at == 40
     assert found.verdict == "state", found.sentence()
 

@@ -1,14 +1,15 @@
-"""The command line as a user runs it: a separate process, an empty folder, separate runs."""
+"""The command line as a user runs it, in an empty folder. `test_live`, `test_watch` and `test_chain` also run it as a
+separate process."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.commands import stablab_here
 
 Stablab = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -18,16 +19,7 @@ def stablab(tmp_path: Path) -> Stablab:
     """Run ``stablab ARGS`` in an empty folder. ``code`` is the exit code to expect."""
 
     def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if k != "STABLAB_RUNS"} | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "stabilitylab", *args],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
+        done = stablab_here(*args, cwd=tmp_path)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done

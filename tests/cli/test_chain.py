@@ -15,17 +15,20 @@ import pytest
 from stabilitylab.store.reader import open_run
 from tests.cli.conftest import Stablab
 
-TINY = ["--set", "model.embed_dim=32", "--set", "model.depth=2", "--batch-size", "32", "--set", "eval.knn_every=10"]
+TINY = [
+    *("--set", "model.embed_dim=32", "--set", "model.depth=2", "--batch-size", "32"),
+    *("--set", "data.limit=300", "--set", "eval.knn_every=10"),
+]
 
 
 def test_train_analyze_report(stablab: Stablab, tmp_path: Path) -> None:
-    done = stablab("train", "--log-grads", "--iterations", "80", *TINY)
-    assert "run_001: 80 iterations, kNN top-1 0." in done.stdout
+    done = stablab("train", "--log-grads", "--iterations", "40", *TINY)
+    assert "run_001: 40 iterations, kNN top-1 0." in done.stdout
     assert done.stdout.endswith("next: stablab analyze run_001\n")
-    stablab("train", "--log-grads", "--iterations", "80", *TINY, "--mitigation", "frozen-patch")
+    stablab("train", "--log-grads", "--iterations", "40", *TINY, "--mitigation", "frozen-patch")
 
     answer = json.loads(stablab("analyze", "run_002", "--format", "json").stdout)
-    assert (answer["schema"], answer["run"], answer["iterations"]) == (1, "run_002", 80)
+    assert (answer["schema"], answer["run"], answer["iterations"]) == (1, "run_002", 40)
     assert [layer["name"] for layer in answer["layers"]][:2] == ["patch_embed", "tokens"]
     assert answer["lag"]["from"] == "tokens"  # the first that is trained
     only = json.loads(stablab("analyze", "run_001", "--spikes", "--format", "json").stdout)
@@ -40,7 +43,7 @@ def test_train_analyze_report(stablab: Stablab, tmp_path: Path) -> None:
         ("run_002", "finished", ["frozen-patch"]),
     ]
     counted = stablab("sql", "run_001", "select count(*) as n from layer_stats", "--format", "json").stdout
-    assert json.loads(counted) == [{"n": 80 * 7}]
+    assert json.loads(counted) == [{"n": 40 * 7}]
 
     assert stablab("report", "run_001", "run_002", "-o", "r.html").stdout == "report: r.html\n"
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -76,13 +79,25 @@ def test_planted_spikes_come_out_of_an_imported_csv(stablab: Stablab, tmp_path: 
     assert answer["lag"]["p_value"] < 0.05
 
 
-def test_the_demo_at_tiny_size(stablab: Stablab, tmp_path: Path) -> None:
-    done = stablab("demo", "--iterations", "20")
-    assert "report: runs/demo_report.html" in done.stdout
-    assert (tmp_path / "runs" / "demo_report.html").stat().st_size > 100_000
-    again = stablab("demo", "--iterations", "20", "--seeds", "1")
-    assert "demo_learned_2" in again.stdout
-    assert len([p for p in (tmp_path / "runs").iterdir() if p.is_dir()]) == 8  # three seeds a side, then one
+def test_the_demo_at_tiny_size(stablab: Stablab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed a side in one worker, beside an earlier demo."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    earlier = tmp_path / "runs" / "demo_learned"
+    earlier.mkdir(parents=True)
+    done = stablab("demo", "--iterations", "20", "--seeds", "1")
+    assert "report: runs/demo_report_2.html" in done.stdout
+    assert (tmp_path / "runs" / "demo_report_2.html").stat().st_size > 100_000
+    assert {p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()} == {
+        "demo_learned",
+        "demo_learned_2",
+        "demo_frozen_2",
+    }
+    assert list(earlier.iterdir()) == []
+    for name, mitigation in (("demo_learned_2", ()), ("demo_frozen_2", ("frozen-patch",))):
+        with open_run(tmp_path / "runs" / name) as reader:
+            assert (reader.status, reader.num_iterations) == ("finished", 20)
+            assert tuple(json.loads(reader.meta["config"])["mitigation"]) == mitigation
+    assert "default: 3" in stablab("demo", "--help").stdout.partition("--seeds")[2]
 
 
 @pytest.fixture
@@ -100,7 +115,7 @@ def training(tmp_path: Path):  # type: ignore[no-untyped-def]
         "live",
         *TINY,
     ]
-    overrides = ["--set", "record.flush_every=20"]
+    overrides = ["--set", "record.flush_every=20", "--set", "eval.knn_every=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "STABLAB_RUNS": str(tmp_path / "runs")}
     process = subprocess.Popen([*command, *overrides], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     yield process

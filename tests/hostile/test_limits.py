@@ -18,6 +18,7 @@ import stabilitylab as sl
 from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store import database, listing, segments
 from stabilitylab.store.writer import LayerRow, RunWriter
+from tests.commands import stablab_here
 from tests.hostile.runs import make_run
 
 LAYERS = [LayerRow(i, name, i, 10) for i, name in enumerate(("patch_embed", "blocks.0", "head"))]
@@ -136,15 +137,15 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
     (folder / "g.csv").write_text("iteration,layer,grad_norm\n" + "".join(f"{t},a,{t + 1}\n" for t in range(40)))
-    for arguments in (
-        ["import", "csv", "--grads", str(folder / "g.csv"), "--runs-dir", str(folder / "runs")],
-        ["train", "--iterations", "2", "--log-grads", "--runs-dir", str(folder / "runs")],
-    ):
-        command = [sys.executable, "-m", "stabilitylab", *arguments]
-        done = subprocess.run(command, capture_output=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr.count(b"\n") == 1
-        assert b"the path contains bytes that are not UTF-8; rename that folder or choose another" in done.stderr
+    said = "the path contains bytes that are not UTF-8; rename that folder or choose another"
+    imported = ["import", "csv", "--grads", str(folder / "g.csv"), "--runs-dir", str(folder / "runs")]
+    there = subprocess.run([sys.executable, "-m", "stabilitylab", *imported], capture_output=True, check=False)
+    assert (there.returncode, there.stderr.count(b"\n")) == (2, 1)
+    assert said.encode() in there.stderr
+    trained = ["train", "--iterations", "2", "--log-grads", "--runs-dir", str(folder / "runs")]
+    here = stablab_here(*trained, cwd=tmp_path)
+    assert (here.returncode, here.stderr.count("\n")) == (2, 1)
+    assert said in here.stderr
     assert [path.name for path in folder.iterdir()] == ["g.csv"]
 
 

@@ -19,6 +19,7 @@ import stabilitylab as sl
 from stabilitylab.errors import NoDataError, RunNotFound
 from stabilitylab.importers.csv import import_csv
 from stabilitylab.run.handle import Run
+from tests.commands import stablab_here
 from tests.run.test_answers import write_run
 from tests.synthetic import planted_grads_csv, planted_run
 
@@ -102,12 +103,8 @@ def test_every_line_of_the_design(folder: Path, name: str, tmp_path: Path) -> No
 
 def test_a_run_that_was_trained_here(tmp_path: Path) -> None:
     options = ["--iterations", "20", "--log-grads", "--set", "eval.knn_every=5", "--set", "data.limit=200"]
-    subprocess.run(
-        [sys.executable, "-m", "stabilitylab", "train", *options, "--set", "train.batch_size=32", "--name", "short"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
+    trained = stablab_here("train", *options, "--batch-size", "32", "--name", "short", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
     run = sl.open_run(tmp_path / "runs" / "short")
     assert run.status == "finished"
     assert run.config["train"]["iterations"] == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.cli import cli
 from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
+from stabilitylab.studies.local import Job
+from stabilitylab.studies.restarting import attempt
 from stabilitylab.studies.search import Objective, load_search
 from stabilitylab.studies.search_table import met, read_table, search_page, what_happened
 from tests.studies.test_study import TINY
@@ -190,7 +193,14 @@ def test_a_search_continues_from_its_table(tmp_path: Path) -> None:
     assert "3 of 3 settings tried, 36 iterations" in page
 
 
-def test_the_series_of_a_lead_are_kept_whole(tmp_path: Path) -> None:
+def test_the_series_of_a_lead_are_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained in this process; the test above trains in workers."""
+
+    def run_jobs(jobs: list[Job], root: Path, workers: int, *, ended: Callable[[str, str], None], **_: object) -> None:
+        for name, config in jobs:
+            ended(name, attempt(config, root, name))
+
+    monkeypatch.setattr("stabilitylab.studies.local.run_jobs", run_jobs)
     lead = "[[lead]]\nlr = 0.01\nseed = 1\n"
     path = search_file(tmp_path, SPACE + lead, settings=0)
     found = run_command(path)

@@ -313,14 +313,15 @@ def test_an_exploding_grid_needs_a_yes(tmp_path: Path) -> None:
     assert len(load_study(path, yes=True).runs) == 201
 
 
-def test_two_runs_through_submitit(tmp_path: Path) -> None:
-    """And a third that fails, which says why."""
+@pytest.mark.parametrize("cluster", ["debug", pytest.param("local", marks=pytest.mark.slow)])
+def test_two_runs_through_submitit(cluster: str, tmp_path: Path) -> None:
+    """And a third that fails, which says why. ``debug`` runs them in this process, ``local`` in one process each."""
     from stabilitylab.studies.slurm import run_on_cluster
 
     study = load_study(study_file(tmp_path, TINY + "[[grid]]\nseed = [0, 1]\n[[grid]]\nbatch_size = 5000\n"))
     told: list[tuple[str, str]] = []
     work = [(run.name, run.config) for run in study.runs]
-    failures = run_on_cluster(work, tmp_path, {"timeout_min": 5}, lambda *what: told.append(what), cluster="local")
+    failures = run_on_cluster(work, tmp_path, {"timeout_min": 5}, lambda *what: told.append(what), cluster=cluster)
     *good, bad = study.runs
     assert list(failures) == [bad.name]
     assert "batch_size 5000 is larger than the data set" in failures[bad.name]

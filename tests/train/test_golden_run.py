@@ -30,8 +30,17 @@ def golden_config(*mitigation: str) -> Config:
     )
 
 
-def trace(root: Path, *mitigation: str) -> dict[str, list[float]]:
-    run = train_run(golden_config(*mitigation), root).path
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(golden_config(), tmp_path_factory.mktemp("learned")).path
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(golden_config("frozen-patch"), tmp_path_factory.mktemp("frozen")).path
+
+
+def trace(run: Path) -> dict[str, list[float]]:
     with open_run(run) as reader:
         series = load_series(reader)
         found = {f"grad_norm {layer.name}": layer.grad_norm.tolist() for layer in series.layers if layer.trainable}
@@ -40,10 +49,10 @@ def trace(root: Path, *mitigation: str) -> dict[str, list[float]]:
     return found
 
 
-def test_the_golden_run(tmp_path: Path) -> None:
+def test_the_golden_run(learned: Path) -> None:
     """To renew the trace after a change that is meant: ``python -m tests.train.test_golden_run``."""
     expected = json.loads(GOLDEN.read_text())
-    got = trace(tmp_path)
+    got = trace(learned)
     assert got.keys() == expected.keys()
     # CPUs differ in the last bits and Adam amplifies that, first in the gradients (seen: 0.1% at iteration 3,
     # 30% in the tokens' at 15; 0.3% in the loss). A wrong formula is outside from the first iterations on.
@@ -54,13 +63,12 @@ def test_the_golden_run(tmp_path: Path) -> None:
         assert abs(np.log(np.divide(got[name], expected[name])).mean()) < 0.15, name
 
 
-def test_the_same_seed_gives_the_same_run_to_the_bit(tmp_path: Path) -> None:
-    assert trace(tmp_path) == trace(tmp_path)
+def test_the_same_seed_gives_the_same_run_to_the_bit(learned: Path, tmp_path: Path) -> None:
+    assert trace(train_run(golden_config(), tmp_path).path) == trace(learned)
 
 
-def test_the_store_has_one_row_per_layer_and_iteration(tmp_path: Path) -> None:
-    run = train_run(golden_config(), tmp_path).path
-    with open_run(run) as reader:
+def test_the_store_has_one_row_per_layer_and_iteration(learned: Path) -> None:
+    with open_run(learned) as reader:
         assert reader.status == "finished"
         assert reader.verify() == []
         rows = reader.query("select layer_id, iteration, count(*) from layer_stats group by all").fetchall()
@@ -70,29 +78,28 @@ def test_the_store_has_one_row_per_layer_and_iteration(tmp_path: Path) -> None:
         assert set(reader.evals()["knn_top1"]["num_samples"].tolist()) == {397}
 
 
-def test_frozen_patch_leaves_the_projection_bit_identical_and_unrecorded(tmp_path: Path) -> None:
+def test_frozen_patch_leaves_the_projection_bit_identical_and_unrecorded(frozen: Path) -> None:
     from stabilitylab.train.trainer import Trainer
 
     config = golden_config("frozen-patch")
     start = {k: v.clone() for k, v in Trainer(config).method.state_dict().items()}
-    run = train_run(config, tmp_path).path
-    end = torch.load(run / "checkpoints" / "iteration-000020.pt", weights_only=True)["method"]
-    frozen = [name for name in start if "patch_embed.proj" in name]
-    assert len(frozen) == 4  # weight and bias, of the base and of the momentum encoder
-    assert all(torch.equal(start[name], end[name]) for name in frozen)
+    end = torch.load(frozen / "checkpoints" / "iteration-000020.pt", weights_only=True)["method"]
+    projection = [name for name in start if "patch_embed.proj" in name]
+    assert len(projection) == 4  # weight and bias, of the base and of the momentum encoder
+    assert all(torch.equal(start[name], end[name]) for name in projection)
     assert not torch.equal(start["base_encoder.blocks.0.mlp.fc1.weight"], end["base_encoder.blocks.0.mlp.fc1.weight"])
-    with open_run(run) as reader:
+    with open_run(frozen) as reader:
         layers = {row.name: row for row in reader.layers()}
         assert layers["patch_embed"].trainable is False
         assert layers["patch_embed"].layer_id not in reader.layer_series()
         assert next((e.iteration, e.kind, e.detail) for e in reader.events()) == (0, "mitigation", "frozen-patch")
 
 
-def test_runs_that_share_a_seed_share_initialisation_and_first_loss(tmp_path: Path) -> None:
-    learned, frozen = trace(tmp_path), trace(tmp_path, "frozen-patch")
+def test_runs_that_share_a_seed_share_initialisation_and_first_loss(learned: Path, frozen: Path) -> None:
+    one, other = trace(learned)["loss"], trace(frozen)["loss"]
     # The learning rate of the first update is 0, so the first two losses are those of the same weights.
-    assert learned["loss"][:2] == frozen["loss"][:2]
-    assert learned["loss"][5:] != frozen["loss"][5:]
+    assert one[:2] == other[:2]
+    assert one[5:] != other[5:]
 
 
 def test_a_nan_loss_stops_the_run_and_closes_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,4 +133,4 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        GOLDEN.write_text(json.dumps(trace(Path(folder)), indent=1) + "\n")
+        GOLDEN.write_text(json.dumps(trace(train_run(golden_config(), Path(folder)).path), indent=1) + "\n")
