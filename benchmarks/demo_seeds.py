@@ -6,20 +6,21 @@
     python benchmarks/demo_seeds.py DIR --table
 
 Trains the runs that are missing in DIR, one after the other, with the configuration and the length of `stablab demo`
-and without the frozen runs: about a minute per run on one core. ``--table`` only prints: a row per seed with the
-spikes of patch_embed and of all layers for each capability, the number expected by chance in parentheses, and the
-verdict of the report; then every three seeds in a row, as `stablab demo --seed N` compares them.
+and without the frozen runs, as DIR/CAPABILITY/seedN: about a minute per run on one core. ``--table`` only prints: for
+each seed and capability the spikes of patch_embed and of all layers, and the verdict of the report with its p; then how
+many groups of three seeds in a row, as `stablab demo --seed N` compares them, the report calls unstable.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stabilitylab.analysis.results import RunAnalysis, chance_of
+from stabilitylab.analysis.results import RunAnalysis, Spike, chance_of
 from stabilitylab.cli.demo import DEMO, DEMO_ITERATIONS, DEMO_SEEDS
 from stabilitylab.report.html.instability import expected_by_chance, spikes_beyond_chance
 from stabilitylab.run.loading import load_run
@@ -38,42 +39,76 @@ def train(folder: Path, seeds: range) -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     jobs = []
     for seed in seeds:
-        name = f"learned_{capability}_seed{seed}"
-        if not is_complete(folder / name):
+        name = f"seed{seed}"
+        if not is_complete(folder / capability / name):
             jobs.append((name, resolve(DEMO, {"train": {"iterations": DEMO_ITERATIONS, "seed": seed}})))
     if jobs:
-        train_side_by_side(jobs, folder, workers=1)
+        train_side_by_side(jobs, folder / capability, workers=1)
 
 
-def cell(found: RunAnalysis) -> str:
-    spikes = [spike for spike in found.spikes or () if spike.kind == "spike"]
-    largest = max((spike.ratio for spike in spikes), default=0.0)
-    rates = found.false_alarms.expected / len(found.layers) if found.false_alarms else float("nan")
-    first = sum(spike.layer == FIRST for spike in spikes)
-    chance = chance_of(len(spikes), expected_by_chance([found]))
-    verdict = "yes" if spikes_beyond_chance([found]) else "no"
-    return (
-        f"{first} ({rates:.1f}) | {len(spikes)} ({expected_by_chance([found]):.1f}) | {largest:.0f}x | {chance:.0e} "
-        f"| {verdict}"
-    )
+@dataclass(frozen=True)
+class Seed:
+    """The spikes of one run and those expected by chance. ``knn``: at the start and at the end."""
+
+    found: RunAnalysis
+    knn: tuple[float, float]
+
+    @property
+    def spikes(self) -> list[Spike]:
+        return [spike for spike in self.found.spikes or () if spike.kind == "spike"]
+
+    @property
+    def first(self) -> int:
+        return sum(spike.layer == FIRST for spike in self.spikes)
+
+    def cells(self) -> str:
+        chance = chance_of(len(self.spikes), expected_by_chance([self.found]))
+        verdict = "unstable" if spikes_beyond_chance([self.found]) else "not beyond chance"
+        return f"{self.first} | {len(self.spikes)} | {verdict}, p = {chance:.1g}"
+
+
+def load(folder: Path, seeds: range) -> dict[int, Seed]:
+    found = {}
+    for seed in seeds:
+        if (folder / f"seed{seed}").exists():
+            run = load_run(folder / f"seed{seed}")
+            end = run.summary.final_knn
+            found[seed] = Seed(
+                run.analysis, (run.series.evals["knn_top1"].value[0], float("nan") if end is None else end)
+            )
+    return found
 
 
 def table(folder: Path, seeds: range) -> None:
-    for capability in CAPABILITIES:
-        paths = {seed: folder / f"learned_{capability}_seed{seed}" for seed in seeds}
-        runs = {seed: load_run(path) for seed, path in paths.items() if path.exists()}
-        found = {seed: run.analysis for seed, run in runs.items()}
-        print(f"\n{capability}\n")
-        print("| seed | patch_embed | all layers | largest | p | unstable | kNN, start to end | dips |")
-        print("|---|---|---|---|---|---|---|---|")
-        for seed, one in found.items():
-            start, end = runs[seed].series.evals["knn_top1"].value[0], runs[seed].summary.final_knn or float("nan")
-            knn = f"{100 * start:.0f} to {100 * end:.0f}%"
-            print(f"| {seed} | {cell(one)} | {knn} | {len(one.dips or ())} |")
-        groups = [seeds[i : i + DEMO_SEEDS] for i in range(len(seeds) - DEMO_SEEDS + 1)]
-        judged = [spikes_beyond_chance([found[s] for s in group]) for group in groups if all(s in found for s in group)]
-        alone = sum(spikes_beyond_chance([one]) for one in found.values())
-        print(f"\n{alone} of {len(found)} seeds alone, {sum(judged)} of {len(judged)} groups of {DEMO_SEEDS} in a row")
+    runs = {capability: load(folder / capability, seeds) for capability in CAPABILITIES}
+    runs = {capability: found for capability, found in runs.items() if found}
+    heads = [f"{capability}: {FIRST} | all | verdict" for capability in runs]
+    print("| seed | " + " | ".join(heads) + " |")
+    print("|---" * (1 + 3 * len(runs)) + "|")
+    for seed in seeds:
+        cells = [found[seed].cells() if seed in found else " | | " for found in runs.values()]
+        print(f"| {seed} | " + " | ".join(cells) + " |")
+    for capability, found in runs.items():
+        summarise(capability, found, seeds)
+
+
+def summarise(capability: str, found: dict[int, Seed], seeds: range) -> None:
+    analyses = [one.found for one in found.values()]
+    alone = sum(spikes_beyond_chance([one]) for one in analyses)
+    groups = [seeds[i : i + DEMO_SEEDS] for i in range(len(seeds) - DEMO_SEEDS + 1)]
+    groups = [group for group in groups if all(seed in found for seed in group)]
+    together = sum(spikes_beyond_chance([found[seed].found for seed in group]) for group in groups)
+    first = sum(one.first for one in found.values())
+    spikes = [spike for one in found.values() for spike in one.spikes]
+    by_chance = expected_by_chance(analyses)
+    starts, ends = ([100 * one.knn[i] for one in found.values()] for i in (0, 1))
+    dips = sum(len(one.dips or ()) for one in analyses)
+    print(
+        f"\n{capability}: {alone} of {len(found)} seeds alone, {together} of {len(groups)} groups of {DEMO_SEEDS}. "
+        f"{first} spikes of {FIRST} (by chance {by_chance / len(analyses[0].layers):.1f}), {len(spikes)} in all "
+        f"({by_chance:.1f}), up to {max((spike.ratio for spike in spikes), default=0):.0f}x. kNN {min(starts):.0f} to "
+        f"{max(starts):.0f}% at the start, {min(ends):.0f} to {max(ends):.0f}% at the end; {dips} dips."
+    )
 
 
 if __name__ == "__main__":
@@ -85,6 +120,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     chosen = range(given.first, given.first + given.seeds)
     if not given.table:
-        given.folder.mkdir(parents=True, exist_ok=True)
         train(given.folder, chosen)
     table(given.folder, chosen)
