@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stabilitylab.cli.options import runs_dir
-from stabilitylab.config import Config, parse_override, read_toml, resolve, set_key
+from stabilitylab.config import OPTIMIZERS, Config, parse_override, read_toml, resolve, set_key
 from stabilitylab.datasets import describe_datasets
 from stabilitylab.errors import ConfigError
 from stabilitylab.methods import METHODS
@@ -65,7 +65,7 @@ _FLAGS = {
 @click.option("--epochs", type=float, metavar="N", help="Length of the run in epochs.")
 @click.option("--batch-size", type=int, metavar="N", help="Batch size over all devices.")
 @click.option("--micro-batch", type=int, metavar="N", help="Images per forward pass; loss and gradient stay exact.")
-@click.option("--optimizer", metavar="NAME", help="adamw, stableadamw, lamb, lars or sgd.")
+@click.option("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}.")
 @click.option("--base-lr", type=float, metavar="LR", help="lr = base_lr x batch_size / 256.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the initialisation, data order and views.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")

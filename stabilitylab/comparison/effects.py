@@ -13,6 +13,7 @@ from stabilitylab.analysis.detection.rules import spike_score
 from stabilitylab.analysis.detection.settings import SpikeSettings
 from stabilitylab.analysis.metrics import curve_of
 from stabilitylab.analysis.results import JudgedMetric, LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.analysis.series import without_duplicates
 from stabilitylab.comparison.paired import (
     MIN_PAIRS_FOR_P,
     detectable_size,
@@ -83,19 +84,18 @@ def _judged(layer: LayerSeries) -> bool:
 def global_norm(series: RunSeries) -> np.ndarray:
     """(n,): norm of the whole gradient, from the norms of the layers, at the iterations that all trained layers
     share."""
-    layers = [layer for layer in series.layers if layer.trainable and len(layer.iteration)]
+    layers = [without_duplicates(layer) for layer in series.layers if layer.trainable and len(layer.iteration)]
     if not layers:
         return np.array([])
     shared = layers[0].iteration
     if any(not np.array_equal(layer.iteration, shared) for layer in layers):
-        shared = np.unique(shared)
         for layer in layers[1:]:
             shared = np.intersect1d(shared, layer.iteration)
     total = np.zeros(len(shared))
     for layer in layers:
         norm = np.asarray(layer.grad_norm, dtype=np.float64)
-        if not np.array_equal(layer.iteration, shared):
-            norm = norm[np.searchsorted(layer.iteration, shared, side="right") - 1]  # the last row of an iteration
+        if len(norm) > len(shared):
+            norm = norm[np.isin(layer.iteration, shared)]
         total += np.square(norm)
     return np.asarray(np.sqrt(total))
 

@@ -5,6 +5,7 @@ A configuration is merged from layers: the recipe of the data set, then a file, 
 
 from stabilitylab.config.layering import from_dict, parse_override, read_toml, recipes, resolve, set_key
 from stabilitylab.config.sections import (
+    OPTIMIZERS,
     VIT_SIZES,
     Config,
     DataConfig,
@@ -18,6 +19,7 @@ from stabilitylab.config.sections import (
 from stabilitylab.registry import check_choice
 
 __all__ = [
+    "OPTIMIZERS",
     "VIT_SIZES",
     "Config",
     "DataConfig",

@@ -154,8 +154,11 @@ class MethodConfig(Section):
     covariance_weight: float = Field(1.0, ge=0, description="vicreg")
 
 
+OPTIMIZERS = ("adamw", "stableadamw", "lamb", "lars", "sgd")
+
+
 class OptimConfig(Section):
-    name: str = "adamw"
+    name: str = Field("adamw", description=" | ".join(OPTIMIZERS))
     base_lr: float = Field(4e-3, ge=0, description="lr = base_lr x batch_size / 256")
     weight_decay: float = Field(0.1, ge=0)
     weight_decay_end: float | None = Field(
@@ -170,6 +173,11 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="learning rate after the warm-up: half a cosine to 0, or constant"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return check_choice("optimizer", name, OPTIMIZERS)
 
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimConfig:

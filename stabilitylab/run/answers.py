@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -54,38 +54,45 @@ class _Kept:
 _FORM = TypeAdapter(_Kept)
 
 
+class Subject(TypedDict, total=False):
+    """What to analyse of a run, beside its spikes.
+
+    ``metric`` and ``goal``: the curve to search for dips; see `stabilitylab.analysis.metrics.choose_metric`.
+    ``first`` and ``last``: the layers between which the lag is measured; see `stabilitylab.analysis.ends.find_ends`.
+    """
+
+    metric: str | None
+    goal: str | None
+    first: str | None
+    last: str | None
+
+
 def answer_run(
     run_dir: Path,
     settings: SpikeSettings | None = None,
     *,
-    metric: str | None = None,
-    goal: str | None = None,
-    first: str | None = None,
-    last: str | None = None,
     keep: bool = True,
     need_gradients: bool = True,
+    **subject: Unpack[Subject],
 ) -> Answer:
     """The complete analysis of a run, cached or new.
 
     If the run has no gradients but ``need_gradients`` is true, only the metric is judged; raises NoDataError if there
     is no metric either.
 
-    ``metric`` and ``goal``: the curve to search for dips; see `stabilitylab.analysis.metrics.choose_metric`.
-    ``first`` and ``last``: the layers between which the lag is measured; see `stabilitylab.analysis.ends.find_ends`.
     ``keep``: whether to use the cache. If the folder is not writable, the result is not cached.
     """
     settings = settings or SpikeSettings()
     rows = recorded_rows(run_dir)  # before reading: rows added meanwhile then only invalidate the cache
-    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), metric, goal, first, last])[:16]}.json"
+    asked = [subject.get(name) for name in Subject.__annotations__]
+    file = run_dir / FOLDER / f"{_digest([VERSION, __version__, repr(settings), *asked])[:16]}.json"
     with open_run(run_dir) as reader:
         problems = tuple(reader.problems)
         kept = _load(file, rows) if keep else None
         if kept is None:
             series = load_series(reader)
             early = _signal(reader, series)
-            analysis = analyze_run(
-                series, settings=settings, metric=metric, goal=goal, first=first, last=last, early=early
-            )
+            analysis = analyze_run(series, settings=settings, early=early, **subject)
             kept = _Kept(analysis, summarize(series, analysis, reader.config))
             if keep and (analysis.layers or not need_gradients):
                 _save(file, rows, kept)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from stabilitylab.analysis.detection.settings import SpikeSettings
 from stabilitylab.analysis.explain import explain_episodes
 from stabilitylab.run.analysed import AnalysedRun
-from stabilitylab.run.answers import answer_run
+from stabilitylab.run.answers import Subject, answer_run
 from stabilitylab.run.experiments import load_experiments, suggested_commands
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
@@ -17,17 +18,12 @@ def load_run(
     run_dir: Path,
     settings: SpikeSettings | None = None,
     *,
-    metric: str | None = None,
-    goal: str | None = None,
-    first: str | None = None,
-    last: str | None = None,
     keep: bool = True,
+    **subject: Unpack[Subject],
 ) -> AnalysedRun:
     """Load and analyse the run in ``run_dir``; see `answer_run` for the arguments. Works without gradients and while
     the run is being written."""
-    answer = answer_run(
-        run_dir, settings, metric=metric, goal=goal, first=first, last=last, keep=keep, need_gradients=False
-    )
+    answer = answer_run(run_dir, settings, keep=keep, need_gradients=False, **subject)
     experiments = load_experiments(run_dir)
     with open_run(run_dir) as reader:  # after the analysis: in a live run, the data then covers every result
         curve = reader.table("iterations")

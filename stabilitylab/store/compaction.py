@@ -23,10 +23,10 @@ from stabilitylab.store.manifest import (
     check_segment,
     read_manifest,
     segment_table,
-    sync_folder,
+    sync,
 )
 from stabilitylab.store.schema import ORDER_BY, STORAGE_VERSION, TABLES, create_table, quote, stored_columns
-from stabilitylab.store.segments import column_types, first_value, rows_sql, sync_file
+from stabilitylab.store.segments import column_types, first_value, rows_sql
 from stabilitylab.store.verify import find_row_problems
 
 _LEFTOVER = re.compile(rf"\.{re.escape(DATABASE)}\.([0-9]+\.tmp(\.wal)?|spill-\w+)")
@@ -107,12 +107,12 @@ def compact(run_dir: Path, manifest: Manifest, problems: list[str], *, keep_fold
         files = {table: [folder / s.file for s in good if s.table == table] for table in TABLES}
         try:
             problems = _build(temporary, target, manifest, files, problems)
-            sync_file(temporary)
+            sync(temporary)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(run_dir)
+        sync(run_dir)
     _remove_segments(run_dir, [segment.file for segment in bad], keep_folder)
     return problems
 

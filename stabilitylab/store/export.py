@@ -19,12 +19,11 @@ from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE, attach_base, check_path, connect, one_line
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
-from stabilitylab.store.schema import TABLES, quote
+from stabilitylab.store.schema import EXPORT_FORMATS, TABLES, quote
 from stabilitylab.store.segments import column_types
 from stabilitylab.store.spreadsheet import cell_sql
 from stabilitylab.unfinished import remove_unfinished
 
-FORMATS = ("parquet", "csv")
 _UNFINISHED = re.compile(r"\.export-(?P<pid>[0-9]+)-[0-9a-f]{8}")
 
 
@@ -35,8 +34,8 @@ def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]
     The files are written to a temporary folder and moved when all are complete. In CSV files, text that a spreadsheet
     would run as a formula gets a leading apostrophe.
     """
-    if form not in FORMATS:
-        raise StoreError(f"no export format {form!r}; use {' or '.join(FORMATS)}")
+    if form not in EXPORT_FORMATS:
+        raise StoreError(f"no export format {form!r}; use {' or '.join(EXPORT_FORMATS)}")
     with open_run(run_dir) as reader:  # merges segments left by a crash
         if reader.status == "running":
             raise RunBusy(f"{run_dir.name} is still being written; export it after it has ended")

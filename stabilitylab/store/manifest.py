@@ -78,7 +78,7 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> No
         os.fsync(out.fileno())
     temporary.replace(folder / name)
     with contextlib.suppress(OSError):  # the manifest is already replaced, so do not report an error
-        sync_folder(folder)
+        sync(folder)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
@@ -169,9 +169,9 @@ def _is_parquet(path: Path) -> bool:
         return head == file.read(4) == b"PAR1"
 
 
-def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that renames in it survive a power failure."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """fsync a file, or a folder, so that renames in it survive a power failure."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -16,7 +16,7 @@ from stabilitylab.store.manifest import (
     Manifest,
     Segment,
     check_segment,
-    sync_folder,
+    sync,
     write_manifest,
 )
 from stabilitylab.store.outbox import Loss
@@ -65,7 +65,7 @@ class Publisher:
                 self._con = writer_connection()
             for parts in rows.values():
                 written.append(write_segment(self._con, self.folder, join(parts), number))
-            sync_folder(self.folder)
+            sync(self.folder)
             manifest = self.manifest.with_segments(written)
             write_manifest(self.folder, manifest)
         except BaseException:
@@ -95,7 +95,7 @@ class Publisher:
             segments = [merged if s is parts[0] else s for s in self.manifest.segments]
             manifest = replace(self.manifest, segments=tuple(s for s in segments if s.file not in gone))
             try:
-                sync_folder(self.folder)
+                sync(self.folder)
                 write_manifest(self.folder, manifest)
             except BaseException:
                 (self.folder / merged.file).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1
 # as the format of DuckDB 2.
 STORAGE_VERSION = "v1.4.0"
 
+EXPORT_FORMATS = ("parquet", "csv")
 STATUSES = ("running", "finished", "stopped", "crashed")
 
 

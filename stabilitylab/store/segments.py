@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import duckdb
 import numpy as np
 
 from stabilitylab.store.database import connect
-from stabilitylab.store.manifest import Segment, file_sha256
+from stabilitylab.store.manifest import Segment, file_sha256, sync
 from stabilitylab.store.rows import Rows
 from stabilitylab.store.schema import CUT_AT_RESUME, Column, columns_of, empty_select, quote, stored_columns
 
@@ -24,7 +23,6 @@ def writer_connection() -> duckdb.DuckDBPyConnection:
 def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, number: int) -> Segment:
     """Write `rows` atomically to a new file. Raises OSError or duckdb.Error and leaves no partial file."""
     file = folder / f"{rows.table}-{number:06d}.parquet"
-    temporary = folder / f".{file.name}.tmp"
     source: dict[str, np.ndarray] = {"row_": np.zeros(rows.count, dtype=np.int8)}
     selected = []
     for column in columns_of(rows.table, rows.columns):
@@ -46,34 +44,19 @@ def write_segment(con: duckdb.DuckDBPyConnection, folder: Path, rows: Rows, numb
         selected.append(f"({value})::{column.type} AS {name}")
     try:
         con.register("rows_", source)
-        copy_to(con, f"SELECT {', '.join(selected)} FROM rows_", temporary)
-        sync_file(temporary)
-        sha256 = file_sha256(temporary)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        count, sha256 = _write_atomically(con, f"SELECT {', '.join(selected)} FROM rows_", file)
     finally:
         con.unregister("rows_")
     first, last = rows.span()
-    return Segment(file.name, rows.table, rows.count, sha256, first, last)
+    return Segment(file.name, rows.table, count, sha256, first, last)
 
 
 def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequence[Segment], number: int) -> Segment:
     """Concatenate small segments of one table into a larger one. Raises OSError or duckdb.Error."""
     table = parts[0].table
     file = folder / f"{table}-{number:06d}.parquet"
-    temporary = folder / f".{file.name}.tmp"
-    try:
-        files = [folder / part.file for part in parts]
-        copy_to(con, rows_sql(con, table, base=False, cut=None, files=files), temporary)
-        count = con.execute(f"SELECT count(*) FROM read_parquet({quote(glob_escaped(temporary))})").fetchall()[0][0]
-        sync_file(temporary)
-        sha256 = file_sha256(temporary)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    files = [folder / part.file for part in parts]
+    count, sha256 = _write_atomically(con, rows_sql(con, table, base=False, cut=None, files=files), file)
     firsts = [part.first for part in parts if part.first is not None]
     lasts = [part.last for part in parts if part.last is not None]
     return Segment(
@@ -87,17 +70,24 @@ def gather_segments(con: duckdb.DuckDBPyConnection, folder: Path, parts: Sequenc
     )
 
 
-def copy_to(con: duckdb.DuckDBPyConnection, select: str, path: Path) -> None:
-    """COPY a SELECT into the Parquet file `path`."""
-    con.execute(f"COPY ({select}) TO {quote(str(path))} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
-
-
-def sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _write_atomically(con: duckdb.DuckDBPyConnection, select: str, file: Path) -> tuple[int, str]:
+    """Write the rows of a SELECT to a Parquet file and sync it. Returns its number of rows and its sha256."""
+    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        count = copy_to(con, select, temporary)
+        sync(temporary)
+        sha256 = file_sha256(temporary)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return count, sha256
+
+
+def copy_to(con: duckdb.DuckDBPyConnection, select: str, path: Path) -> int:
+    """COPY a SELECT into the Parquet file `path`. Returns the number of rows."""
+    copy = f"COPY ({select}) TO {quote(str(path))} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)"
+    return int(con.execute(copy).fetchall()[0][0])
 
 
 def glob_escaped(path: Path) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from stabilitylab.analysis.metrics import curve_of, metric_label
-from stabilitylab.analysis.pipeline import analyze_run
-from stabilitylab.analysis.results import RunSeries
+from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.errors import ConfigError
 from stabilitylab.report.writing import write_whole
+from stabilitylab.run.answers import answer_run
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
 
@@ -23,6 +23,7 @@ _WAS, _WOULD = "#8c2d04", "#2166ac"
 @dataclass(frozen=True)
 class _Future:
     series: RunSeries
+    analysis: RunAnalysis
     label: str
     branched_at: int
     colour: str
@@ -38,7 +39,7 @@ def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
     layer = _shown_layer(futures)
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     gradient, accuracy = figure.subplots(2, sharex=True)
-    metric = analyze_run(futures[0].series, lag=False).metric
+    metric = futures[0].analysis.metric
     factor = 100 if metric is not None and metric.scale == "fraction" else 1
     percent = " (%)" if metric is not None and metric.share else ""
     name = "kNN top-1" if metric is None or metric.name == "knn_top1" else metric_label(metric.name)
@@ -68,9 +69,10 @@ def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
 
 
 def _read(path: Path, colour: str) -> _Future:
+    analysis = answer_run(path, need_gradients=False).analysis
     with open_run(path) as reader:
         added = "+".join(reader.config.get("mitigation") or ()) or "as it was"
-        return _Future(load_series(reader), added, int(reader.meta["branched_at"]), colour)
+        return _Future(load_series(reader), analysis, added, int(reader.meta["branched_at"]), colour)
 
 
 def _shown_layer(futures: Sequence[_Future]) -> str:
@@ -80,7 +82,7 @@ def _shown_layer(futures: Sequence[_Future]) -> str:
     found: dict[str, float] = {}
     rises: dict[str, float] = {}
     for future in futures[::2]:
-        for spike in analyze_run(future.series, lag=False, dips=False).spikes or ():
+        for spike in future.analysis.spikes or ():
             if spike.onset >= future.branched_at and spike.layer in shared:
                 found[spike.layer] = max(spike.ratio, found.get(spike.layer, 0.0))
         for layer in future.series.layers:

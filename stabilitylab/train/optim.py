@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stabilitylab.config import OptimConfig, check_choice
+from stabilitylab.config import OptimConfig
 
 Groups = list[dict[str, Any]]
 
 
-class StableAdamW(torch.optim.AdamW):
-    """AdamW with the learning rate of each tensor divided by max(1, RMS_t), RMS_t = sqrt(mean(g^2 / max(v_t, eps^2)))
-    (arXiv 2304.13013, algorithm 2). This limits the update if the gradient exceeds its second moment."""
+class GroupOptimizer(Optimizer):
+    """An optimizer that updates the parameters of a group together, in `_update`."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -30,6 +29,14 @@ class StableAdamW(torch.optim.AdamW):
             if params:
                 self._update(group, params)
         return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        raise NotImplementedError
+
+
+class StableAdamW(GroupOptimizer, torch.optim.AdamW):
+    """AdamW with the learning rate of each tensor divided by max(1, RMS_t), RMS_t = sqrt(mean(g^2 / max(v_t, eps^2)))
+    (arXiv 2304.13013, algorithm 2). This limits the update if the gradient exceeds its second moment."""
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -59,7 +66,7 @@ class StableAdamW(torch.optim.AdamW):
         torch._foreach_sub_(params, list(updates))
 
 
-class LARS(Optimizer):
+class LARS(GroupOptimizer):
     """SGD with momentum, with the update of each tensor scaled by trust * |w| / |g + wd w|, as in the MoCo v3 release.
     The scale is 1 if either norm is zero. Tensors with at most one dimension get neither decay nor scaling.
     """
@@ -68,18 +75,6 @@ class LARS(Optimizer):
         self, params: Any, lr: float = 0.0, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
-        return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         updates = [_update_of(p, group["weight_decay"], group["trust"]) for p in params]
@@ -124,7 +119,7 @@ def _sgd(groups: Groups, config: OptimConfig) -> Optimizer:
     return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
 
 
-OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], Optimizer]] = {
+BUILDERS: dict[str, Callable[[Groups, OptimConfig], Optimizer]] = {  # one for each of config's OPTIMIZERS
     "adamw": _adamw,
     "stableadamw": _stableadamw,
     "lamb": _lamb,
@@ -139,7 +134,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     There is one parameter group, because the paper decays all parameters equally and `LARS` distinguishes matrices from
     vectors. With ``decay = "matrices"`` there are two groups: parameters with at most one dimension are not decayed.
     """
-    make = OPTIMIZERS[check_choice("optimizer", config.name, OPTIMIZERS)]
+    make = BUILDERS[config.name]
     trained = [p for p in parameters if p.requires_grad]
     if config.decay == "all":
         return make([{"params": trained, "weight_decay": config.weight_decay}], config)

@@ -23,7 +23,7 @@ Refusal = Callable[..., str]
         (["train", "--mitigation", "frozen-pach"], "unknown mitigation 'frozen-pach'; did you mean frozen-patch"),
         (["train", "--set", "optim.base_lr"], "--set 'optim.base_lr' is not of the form section.key=value"),
         (["train", "--set", "optim.bse_lr=1"], "unknown key optim.bse_lr; did you mean base_lr"),
-        (["train", "--set", "optim.name=adam"], "unknown optimizer 'adam'; did you mean adamw"),
+        (["train", "--set", "optim.name=adam"], "optim.name: unknown optimizer 'adam'; did you mean adamw"),
         (["train", "--batch-size", "5000"], "batch_size 5000 is larger than the data set (1400 images)"),
         (["train", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["train", "--batch-size", "many"], "Invalid value for '--batch-size': 'many' is not a valid integer"),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from stabilitylab.config import OptimConfig
+from stabilitylab.config import OPTIMIZERS, OptimConfig, resolve
 from stabilitylab.errors import ConfigError
-from stabilitylab.train.optim import OPTIMIZERS, build_optimizer, set_learning_rate
+from stabilitylab.train.optim import BUILDERS, build_optimizer, set_learning_rate
 
 
 def test_stable_adamw_against_algorithm_2() -> None:
@@ -69,7 +69,11 @@ def test_lars_against_the_authors_formula() -> None:
     assert not torch.equal(parameters["zero_gradient"].data, weights["zero_gradient"])  # decay alone moves it
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_each_name_of_the_configuration_has_a_builder() -> None:
+    assert set(BUILDERS) == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_lowers_a_quadratic_and_survives_a_checkpoint(name: str) -> None:
     def make() -> tuple[nn.Parameter, torch.optim.Optimizer]:
         p = nn.Parameter(torch.full((4, 4), 3.0))
@@ -100,4 +104,4 @@ def test_parameters_that_take_no_gradient_are_left_out() -> None:
 
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(ConfigError, match="unknown optimizer 'adamv'; did you mean adamw"):
-        build_optimizer([nn.Parameter(torch.ones(2))], OptimConfig(name="adamv"))
+        resolve({"optim": {"name": "adamv"}})
