@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.ndimage import maximum_filter1d, uniform_filter1d
+from scipy.ndimage import uniform_filter1d
 
 from stabilitylab.analysis.results import CrossLag, LayerSeries
+from stabilitylab.analysis.shifts import covered
 from stabilitylab.analysis.timeline import Timeline
 
 FLOOR, CUT = 2.0, 10.0
@@ -105,9 +106,12 @@ class CrossCorrelator:
         best = int(np.argmax(inside))
         near = products[np.arange(best - window - self.smooth // 2, best - window + self.smooth // 2 + 1) % n]
         width = 2 * window + 1
-        highest = maximum_filter1d(around, width, mode="wrap")[width : n - width]
-        # Neighbouring shifts share their highest peak: only every width-th one is independent.
-        p_value = (1 + (highest >= inside[best]).sum() / width) / (1 + len(highest) / width)
+        # Shifts whose window reaches as high a peak. Neighbouring shifts share their highest peak: only every width-th
+        # one is independent.
+        high = np.flatnonzero(around >= inside[best])
+        high = np.concatenate([high - n, high, high + n])  # shifts are circular
+        reached = covered(high - window, high + window, width, n - width)
+        p_value = (1 + reached / width) / (1 + max(n - 2 * width, 0) / width)
         scale = np.sqrt(self.power * float(np.square(other).sum()))
         low, high = np.percentile(self._resampled(other, seed), [2.5, 97.5], method="inverted_cdf")
         return CrossLag(

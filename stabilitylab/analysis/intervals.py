@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy.stats import binom
 
@@ -15,12 +17,18 @@ def median_interval(lags: np.ndarray, level: float = 0.95) -> tuple[float, float
     (2.0, 8.0)
     """
     ordered = np.sort(lags)
-    k = int(binom.ppf((1 - level) / 2, len(ordered), 0.5))
-    # P(fewer than k of n values below the median) must not exceed the tail probability.
-    while k > 0 and binom.cdf(k - 1, len(ordered), 0.5) > (1 - level) / 2:
-        k -= 1
-    k = max(k, 1)
+    k = _rank(len(ordered), level)
     return float(ordered[k - 1]), float(ordered[-k])
+
+
+@lru_cache(maxsize=4096)
+def _rank(n: int, level: float) -> int:
+    """The k-th smallest and the k-th largest of ``n`` values are the ends of the interval."""
+    k = int(binom.ppf((1 - level) / 2, n, 0.5))
+    # P(fewer than k of n values below the median) must not exceed the tail probability.
+    while k > 0 and binom.cdf(k - 1, n, 0.5) > (1 - level) / 2:
+        k -= 1
+    return max(k, 1)
 
 
 def share_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ The same rolling median, read W values later, is the median of the next W values
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,28 +23,74 @@ SCALE_BLOCKS = 20
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """Per iteration (n,): ``before``, the median of the last W unflagged values (NaN during the warm-up); ``after``,
-    the median of the next W (NaN where too few are left); ``scale``, the noise sd."""
+    the median of the next W (NaN where too few are left); ``scale``, the noise sd.
+
+    ``usable`` (n,) and ``medians`` (number of usable values,): from which the next pass is computed faster.
+    """
 
     before: np.ndarray
     after: np.ndarray
     scale: np.ndarray
+    usable: np.ndarray | None = None
+    medians: np.ndarray | None = None
 
 
 def running_median(y: np.ndarray, window: int) -> np.ndarray:
     """(m,) -> (m,): upper median of the last ``window`` values up to and including each; fewer at the start."""
     if len(y) == 0:
         return y.copy()
-    head = min(window, len(y))
-    medians = median_filter(y, size=window, origin=(window - 1) // 2, mode="nearest")
-    triangle = np.where(np.tri(head, dtype=bool), y[:head], np.inf)
-    triangle.sort(axis=1)
-    counts = np.arange(1, head + 1)
-    medians[:head] = triangle[counts - 1, counts // 2]
+    medians = _full_windows(y, window)
+    ordered: list[float] = []
+    for i, value in enumerate(y[:window].tolist()):
+        insort(ordered, value)
+        medians[i] = ordered[(i + 1) // 2]
     return medians
 
 
-def baseline(x: np.ndarray, usable: np.ndarray, *, window: int, warmup: int) -> Baseline:
-    """The baseline of log norms ``x`` (n,). ``usable`` (n,): False where a value is missing or flagged."""
+def _full_windows(y: np.ndarray, window: int) -> np.ndarray:
+    """As `running_median`; the first ``window`` - 1 values are undefined."""
+    medians: np.ndarray = median_filter(y, size=window, origin=(window - 1) // 2, mode="nearest")
+    return medians
+
+
+def _updated(y: np.ndarray, window: int, usable: np.ndarray, earlier: Baseline) -> np.ndarray:
+    """The running median of ``y``, the ``usable`` values. It is taken from ``earlier`` wherever the window has no value
+    that was removed since."""
+    if earlier.usable is None or earlier.medians is None or (usable & ~earlier.usable).any():
+        return running_median(y, window)
+    stays = usable[earlier.usable]
+    gone = np.flatnonzero(~stays)
+    medians: np.ndarray = earlier.medians[stays]
+    # Removed values lie between y[at - 1] and y[at]; the windows that end at y[at : at + window - 1] contained them.
+    at = np.unique(gone - np.arange(len(gone)))
+    edges = np.flatnonzero(np.diff(at) >= window) + 1
+    firsts = at[np.concatenate([[0], edges]).astype(np.int64)] if len(at) else at
+    stops = np.minimum(at[np.concatenate([edges - 1, [-1]]).astype(np.int64)] + window - 1, len(y)) if len(at) else at
+    if int((stops - firsts).sum()) + window * len(firsts) > len(y) // 2:
+        return running_median(y, window)
+    parts, kept = [], []
+    for first, stop in zip(firsts.tolist(), stops.tolist(), strict=True):
+        if first < window - 1:
+            medians[:stop] = running_median(y[:stop], window)
+        elif stop > first:
+            parts.append(y[first - window + 1 : stop])
+            kept.append((first, stop))
+    if parts:
+        joined = _full_windows(np.concatenate(parts), window)
+        end = 0
+        for part, (first, stop) in zip(parts, kept, strict=True):
+            end += len(part)
+            medians[first:stop] = joined[end - (stop - first) : end]
+    return medians
+
+
+def baseline(
+    x: np.ndarray, usable: np.ndarray, *, window: int, warmup: int, earlier: Baseline | None = None
+) -> Baseline:
+    """The baseline of log norms ``x`` (n,). ``usable`` (n,): False where a value is missing or flagged.
+
+    ``earlier``: the baseline of the same series with more usable values. The result does not depend on it.
+    """
     y = x[usable]
     m = len(y)
     if m < warmup:
@@ -51,16 +98,20 @@ def baseline(x: np.ndarray, usable: np.ndarray, *, window: int, warmup: int) -> 
         return Baseline(nothing, nothing, nothing)
     count = np.cumsum(usable)
     seen = count - usable  # unflagged values before each iteration
-    up_to = running_median(y, window)
+    up_to = running_median(y, window) if earlier is None else _updated(y, window, usable, earlier)
     from_here = np.empty(m)  # median of y[j : j + window]
     tail = min(window - 1, m)
     if m >= window:
         from_here[: m - window + 1] = up_to[window - 1 :]
     from_here[m - tail :] = running_median(y[m - tail :][::-1], window)[::-1]
-    before = np.where(seen >= warmup, up_to[np.maximum(seen - 1, 0)], np.nan)
-    after = np.where(m - count >= warmup, from_here[np.minimum(count, m - 1)], np.nan)
-    scale = residual_scale(x - before, usable & (seen >= warmup))
-    return Baseline(before, after, scale)
+    before = up_to.take(seen - 1, mode="clip")
+    warm = int(np.searchsorted(seen, warmup))
+    before[:warm] = np.nan
+    after = from_here.take(count, mode="clip")
+    after[int(np.searchsorted(count, m - warmup, side="right")) :] = np.nan
+    known = usable.copy()
+    known[:warm] = False
+    return Baseline(before, after, residual_scale(x - before, known), usable, up_to)
 
 
 def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -85,4 +136,5 @@ def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
     of_usable = np.repeat(scale, SCALE_BLOCK)[: len(sizes)]  # the last block may be shorter
     if len(sizes) == len(residual):
         return of_usable
-    return np.append(of_usable, of_usable[-1])[np.cumsum(usable) - usable]
+    whole: np.ndarray = of_usable.take(np.cumsum(usable) - usable, mode="clip")
+    return whole

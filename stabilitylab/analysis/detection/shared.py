@@ -44,7 +44,7 @@ def shared_thresholds(logs: Sequence[np.ndarray], settings: SpikeSettings) -> di
         if present.sum() <= settings.warmup:
             continue
         base = baseline(x, present, window=settings.window, warmup=settings.warmup)
-        down += [score_of(-x, Baseline(-base.before, -base.after, base.scale)), gap]
+        down += [mirrored_score_of(x, base), gap]
         up += [score_of(x, base), gap]
     if not down:
         return None
@@ -57,5 +57,15 @@ def shared_thresholds(logs: Sequence[np.ndarray], settings: SpikeSettings) -> di
 
 def score_of(x: np.ndarray, base: Baseline) -> np.ndarray:
     """Scores (n,): noise sd above the higher of the two medians; -inf where the score is unknown."""
-    score = (x - np.fmax(base.before, base.after)) / base.scale
-    return np.where(np.isnan(score) | np.isnan(base.before), -np.inf, score)
+    return _in_noise_sd(x - np.fmax(base.before, base.after), base)
+
+
+def mirrored_score_of(x: np.ndarray, base: Baseline) -> np.ndarray:
+    """Scores (n,) of the mirrored series: noise sd below the lower of the two medians; -inf where unknown."""
+    return _in_noise_sd(np.fmin(base.before, base.after) - x, base)
+
+
+def _in_noise_sd(distance: np.ndarray, base: Baseline) -> np.ndarray:
+    distance /= base.scale
+    np.putmask(distance, np.isnan(distance) | np.isnan(base.before), -np.inf)
+    return distance

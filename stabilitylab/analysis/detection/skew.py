@@ -30,14 +30,14 @@ def skewed_threshold(score: np.ndarray, mirrored: np.ndarray, threshold: float, 
         return threshold
     down = _peaks(mirrored, settings.merge_gap)
     noise = _without_lasting(score, settings.z_close)
-    moderate = _peaks(np.where(noise > threshold, -np.inf, noise), settings.merge_gap)
+    moderate = _peaks(noise, settings.merge_gap, most=threshold)
     if down is None or moderate is None:
         return threshold
     # Use upward peaks only up to the distance at which the threshold lies above the quantile on the mirrored side:
     # peaks beyond that may be spikes. A wider limit would meet the rate exactly on real noise, but would mistake the
     # spikes of heavy-tailed noise for skew.
     limit = moderate[0] + max(threshold - down[0], 0)
-    up = _peaks(np.where(noise > limit, -np.inf, noise), settings.merge_gap)
+    up = _peaks(noise, settings.merge_gap, most=limit)
     if up is None:
         return threshold
     (low, falls), (high, rises) = down, up
@@ -58,28 +58,49 @@ def _relative_error(peaks: np.ndarray) -> float:
 def _without_lasting(score: np.ndarray, level: float) -> np.ndarray:
     """The scores without lasting events. Their own width is removed on either side too: the flanks are not noise."""
     starts, stops = stretches(score >= level, 1)
+    lasting = stops - starts >= LASTS
     kept = score.copy()
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+    for start, stop in zip(starts[lasting].tolist(), stops[lasting].tolist(), strict=True):
         width = stop - start
-        if width >= LASTS:
-            kept[max(start - width, 0) : stop + width] = -np.inf
+        kept[max(start - width, 0) : stop + width] = -np.inf
     return kept
 
 
-def _peaks(score: np.ndarray, gap: int) -> tuple[float, np.ndarray] | None:
-    """A high quantile, and how far each declustered peak rises above it. None with too few peaks."""
-    usable = int((score > -np.inf).sum())
+def _peaks(score: np.ndarray, gap: int, most: float = np.inf) -> tuple[float, np.ndarray] | None:
+    """A high quantile, and how far each declustered peak rises above it. None with too few peaks. Scores above ``most``
+    are left out."""
+    known = np.count_nonzero(score > -np.inf)
+    usable = known if most == np.inf else known - np.count_nonzero(score > most)
     keep = int(PEAK_SHARE * usable)
     if keep < MIN_PEAKS:
         return None
-    high = score[score > 1]  # partitioning this subset is much faster, and it is nearly always large enough
-    high = high if len(high) >= keep else score
-    quantile = float(np.partition(high, len(high) - keep)[len(high) - keep])
-    starts, stops = stretches(score > quantile, gap)
-    if quantile <= 0 or len(starts) < MIN_PEAKS:
+    quantile = high_quantile(score, keep, most)
+    if quantile is None:
         return None
-    edges = np.stack([starts, stops], 1).ravel()
-    return quantile, np.maximum.reduceat(np.append(score, -np.inf), edges)[::2] - quantile
+    above = score > quantile
+    at = np.flatnonzero(above if most == np.inf else above & (score <= most))
+    first = heads(at, gap)
+    if len(first) < MIN_PEAKS:
+        return None
+    return quantile, np.maximum.reduceat(score[at], first) - quantile
+
+
+def high_quantile(score: np.ndarray, keep: int, most: float = np.inf) -> float | None:
+    """The ``keep``-th highest score that is not above ``most``; None unless it is positive."""
+    for least in (1.0, 0.0):  # partitioning the few scores above 1 is much faster, and they are nearly always enough
+        high = score[score > least]
+        high = high if most == np.inf else high[high <= most]
+        if len(high) >= keep:
+            return float(np.partition(high, len(high) - keep)[len(high) - keep])
+    return None
+
+
+def heads(at: np.ndarray, gap: int) -> np.ndarray:
+    """Positions in the ascending indices ``at`` (k,) at which a new cluster begins: more than ``gap`` values after the
+    previous index."""
+    if len(at) == 0:
+        return at
+    return np.flatnonzero(np.concatenate([[True], at[1:] - at[:-1] > gap + 1]))
 
 
 def stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,5 +108,5 @@ def stretches(mask: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
     at = np.flatnonzero(mask)
     if len(at) == 0:
         return at, at
-    apart = np.diff(at) > gap + 1
-    return at[np.concatenate([[True], apart])], at[np.concatenate([apart, [True]])] + 1
+    first = heads(at, gap)
+    return at[first], at[np.append(first[1:], len(at)) - 1] + 1

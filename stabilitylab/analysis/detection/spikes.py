@@ -16,9 +16,10 @@ import numpy as np
 from stabilitylab.analysis.detection.baseline import Baseline, baseline
 from stabilitylab.analysis.detection.rules import published_score
 from stabilitylab.analysis.detection.settings import RULES, SpikeSettings
-from stabilitylab.analysis.detection.shared import score_of, shared_thresholds, too_short
-from stabilitylab.analysis.detection.skew import skewed_threshold, stretches
-from stabilitylab.analysis.detection.thresholds import lowest_of, thresholds_of
+from stabilitylab.analysis.detection.shared import mirrored_score_of, score_of, shared_thresholds, too_short
+from stabilitylab.analysis.detection.skew import heads, skewed_threshold, stretches
+from stabilitylab.analysis.detection.thresholds import thresholds_of
+from stabilitylab.analysis.detection.timing import Ranges, longest_of, onsets_of, peaks_of
 from stabilitylab.analysis.results import FalseAlarms, LayerSeries, Spike, chance_of
 
 __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spikes", "false_alarms", "log_norms"]
@@ -26,10 +27,6 @@ __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spike
 
 MAX_PASSES = 2
 """Detection is repeated: flagged values are removed from the baseline, and the new baseline may flag others."""
-ONSET_HEIGHT = 0.5
-"""A spike's onset is where it first reaches this share of its height, as in a constant-fraction discriminator. With one
-fixed level for all spikes, a high spike would seem to begin earlier than a low one of the same shape ("time walk"):
-in simulations with slow spikes 0.4 times as high in the last layer, hardly any interval covered the true lag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +81,7 @@ def log_norms(grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     norm = np.asarray(grad_norm, dtype=np.float64)
     finite = np.isfinite(norm)
     x = np.full(len(norm), np.nan)
-    positive = finite & (norm > 0)
-    x[positive] = np.log(norm[positive])
+    np.log(norm, out=x, where=finite & (norm > 0))
     return x, ~finite
 
 
@@ -94,7 +90,7 @@ def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[in
     short = []
     for layer in layers:
         norm = np.asarray(layer.grad_norm)
-        if too_short(int((np.isfinite(norm) & (norm > 0)).sum()), settings):
+        if too_short(np.count_nonzero(np.isfinite(norm) & (norm > 0)), settings):
             short.append(log_norms(norm)[0])
     return shared_thresholds(short, settings) if len(short) > 1 else None
 
@@ -107,27 +103,12 @@ def detect(
     x, nonfinite = log_norms(series.grad_norm)
     spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
     if settings.rule == "stablab":
-        own = not too_short(int((~np.isnan(x)).sum()), settings)
+        own = not too_short(np.count_nonzero(~np.isnan(x)), settings)
         found = _search(x, series.iteration, settings, None if own else shared)
     else:
         found = _search_published(x, series, settings)
-    level = np.where(np.isnan(x), -np.inf, x)
-    # With gaps between rows, the number of consecutive values does not tell how long a spike lasted.
-    one_by_one = len(series.iteration) > 1 and _step(series.iteration) == 1
-    level_of = settings.z_close if settings.rule == "stablab" else RULES[settings.rule].threshold
-    for start, stop in found.runs:
-        peak = start + int(np.argmax(level[start:stop]))
-        onset = start if found.excess is None else min(_onset(found.excess, start, stop), peak)
-        spike = Spike(
-            layer=series.name,
-            onset=int(series.iteration[onset]),
-            peak=int(series.iteration[peak]),
-            end=int(series.iteration[stop - 1]),
-            ratio=float(np.exp(x[peak] - found.centre[peak])),
-            z=float(found.height[peak]),
-            lasted=_longest(found.score[start:stop], level_of) if one_by_one else 0,
-        )
-        spikes.append((int(series.iteration[start]), spike))
+    if found.runs:
+        spikes += _spikes(series, settings, x, found)
     spikes.sort(key=lambda one: one[1].onset)
     return Detection(
         spikes=tuple(spike for _, spike in spikes),
@@ -138,18 +119,42 @@ def detect(
     )
 
 
+def _spikes(series: LayerSeries, settings: SpikeSettings, x: np.ndarray, found: _Events) -> list[tuple[int, Spike]]:
+    """The spikes, each with the iteration at which it first exceeds the closing level."""
+    ranges = Ranges.of(found.runs)
+    score = found.score[ranges.at]
+    starts = ranges.at[ranges.first]
+    peak = peaks_of(x, ranges)
+    onset = starts
+    if found.scale is not None:
+        onset = np.minimum(onsets_of(score * found.scale[ranges.at], ranges), peak)
+    above = x[peak] - found.centre[peak]
+    height = found.score[peak] if found.scale is None else above / found.scale[peak]
+    lasted = np.zeros(len(peak), dtype=np.int64)
+    # With gaps between rows, the number of consecutive values does not tell how long a spike lasted.
+    if len(series.iteration) > 1 and _step(series.iteration) == 1:
+        level = settings.z_close if settings.rule == "stablab" else RULES[settings.rule].threshold
+        lasted = longest_of(score, level, ranges)
+    ends = np.array([stop - 1 for _, stop in found.runs])
+    times = (series.iteration[at].tolist() for at in (starts, onset, peak, ends))
+    rows = zip(*times, np.exp(above).tolist(), height.tolist(), lasted.tolist(), strict=True)
+    return [
+        (start, Spike(series.name, onset=begins, peak=top, end=end, ratio=ratio, z=z, lasted=count))
+        for start, begins, top, end, ratio, z, count in rows
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Events:
-    """``runs``: events as index ranges. ``centre`` (n,): log of the baseline. ``height`` (n,): noise sd above it.
-    ``score`` (n,): what the events were detected by. ``excess`` (n,): log norm minus the higher median, by which onsets
-    are timed; None for published rules."""
+    """``runs``: events as index ranges. ``centre`` (n,): log of the baseline. ``score`` (n,): what the events were
+    detected by. ``scale`` (n,): noise sd, in which the score is measured; None for published rules, whose events begin
+    with their first value."""
 
     runs: list[tuple[int, int]]
     mirrored_events: int
     centre: np.ndarray
-    height: np.ndarray
     score: np.ndarray
-    excess: np.ndarray | None = None
+    scale: np.ndarray | None = None
     threshold: float = float("nan")
 
 
@@ -157,14 +162,16 @@ def _search(
     x: np.ndarray, iteration: np.ndarray, settings: SpikeSettings, shared: Mapping[int, float] | None
 ) -> _Events:
     present = ~np.isnan(x)
-    if present.sum() <= settings.warmup:
-        return _Events([], 0, x, x, np.full(len(x), -np.inf))
+    if np.count_nonzero(present) <= settings.warmup:
+        return _Events([], 0, x, np.full(len(x), -np.inf))
     flagged = mirrored_flagged = np.zeros(len(x), dtype=bool)
     skew_shift: float | None = None  # correction for skew, set in the first pass
+    base: Baseline | None = None
     for _ in range(MAX_PASSES):
-        base = baseline(x, present & ~flagged & ~mirrored_flagged, window=settings.window, warmup=settings.warmup)
+        usable = present & ~flagged & ~mirrored_flagged
+        base = baseline(x, usable, window=settings.window, warmup=settings.warmup, earlier=base)
         score = score_of(x, base)
-        mirrored = score_of(-x, Baseline(-base.before, -base.after, base.scale))
+        mirrored = mirrored_score_of(x, base)
         thresholds = thresholds_of(mirrored, settings) if shared is None else shared
         if skew_shift is None:
             skew_shift = 0.0
@@ -172,14 +179,13 @@ def _search(
                 skew_shift = skewed_threshold(score, mirrored, thresholds[1], settings) - thresholds[1]
         raised = {**thresholds, 1: thresholds[1] + skew_shift}
         runs = _runs(x, base.before, score, raised, iteration, settings)
-        mirrored_runs = _runs(-x, -base.before, mirrored, thresholds, iteration, settings)
+        mirrored_runs = _runs(x, base.before, mirrored, thresholds, iteration, settings, sign=-1)
         now, now_mirrored = _mask(runs, len(x)), _mask(mirrored_runs, len(x))
         settled = np.array_equal(now, flagged) and np.array_equal(now_mirrored, mirrored_flagged)
         flagged, mirrored_flagged = now, now_mirrored
         if settled:
             break
-    height = (x - base.before) / base.scale
-    return _Events(runs, len(mirrored_runs), base.before, height, score, score * base.scale, float(raised[1]))
+    return _Events(runs, len(mirrored_runs), base.before, score, base.scale, float(raised[1]))
 
 
 def _search_published(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Events:
@@ -190,7 +196,7 @@ def _search_published(x: np.ndarray, series: LayerSeries, settings: SpikeSetting
         starts, stops = stretches(score >= RULES[settings.rule].threshold, 0)
         found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
     runs, score, centre = found[0]
-    return _Events(runs, len(found[1][0]), centre, score, score)
+    return _Events(runs, len(found[1][0]), centre, score)
 
 
 def _runs(
@@ -200,43 +206,25 @@ def _runs(
     thresholds: Mapping[int, float],
     iteration: np.ndarray,
     settings: SpikeSettings,
+    sign: int = 1,
 ) -> list[tuple[int, int]]:
     """Events as index ranges: stretches above ``z_close`` with at least one value that exceeds the ratio and belongs to
     a run of consecutive scores that is long enough for one of the thresholds."""
-    with np.errstate(invalid="ignore"):
-        far = x - before >= np.log(settings.ratio_open)
+    at = np.flatnonzero(score >= min(settings.z_close, *thresholds.values()))
+    if len(at) == 0:
+        return []
+    far = sign * (x[at] - before[at]) >= np.log(settings.ratio_open)
     if not far.any():
         return []
-    passes = np.zeros(len(x), dtype=bool)
+    reached, passes = score[at], np.zeros(len(at), dtype=bool)
     for count, threshold in thresholds.items():
-        starts, stops = stretches(score >= threshold, 0)
-        long = stops - starts >= count
-        passes |= _mask(zip(starts[long].tolist(), stops[long].tolist(), strict=True), len(x))
-    opens = passes & far
-    if not opens.any():
-        return []
-    starts, stops = stretches(score >= min(settings.z_close, *thresholds.values()), 0)
-    opened = np.add.reduceat(np.concatenate([opens, [False]]).astype(np.int64), np.stack([starts, stops], 1).ravel())
-    opened = opened[::2] > 0
-    return _merged(starts[opened], stops[opened], iteration, settings.merge_gap)
-
-
-def _onset(excess: np.ndarray, start: int, stop: int) -> int:
-    """Index at which an event first reaches `ONSET_HEIGHT` of its height.
-
-    The height is the largest level that two consecutive values reach, so that noise on top of a spike does not delay
-    the onset; at least half of the maximum, so that a single high value is not timed by the values before it.
-    """
-    within = excess[start:stop]
-    known = within[within > -np.inf]
-    height = max(float(lowest_of(known, 2).max()), float(known.max()) / 2)
-    return start + int(np.argmax(within >= ONSET_HEIGHT * height))
-
-
-def _longest(score: np.ndarray, level: float) -> int:
-    """Length of the longest run of consecutive values at or above ``level``; at least 1."""
-    starts, stops = stretches(score >= level, 0)
-    return int((stops - starts).max()) if len(starts) else 1
+        above = np.flatnonzero(reached >= threshold)
+        lengths = np.diff(np.append(heads(at[above], 0), len(above)))
+        passes[above[np.repeat(lengths >= count, lengths)]] = True
+    first = heads(at, 0)
+    opened = np.logical_or.reduceat(passes & far, first)
+    stops = at[np.append(first[1:], len(at)) - 1] + 1
+    return _merged(at[first][opened], stops[opened], iteration, settings.merge_gap)
 
 
 def _step(iteration: np.ndarray) -> int:

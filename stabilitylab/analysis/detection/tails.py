@@ -71,8 +71,9 @@ def _posterior(excess: np.ndarray, shapes: np.ndarray, scales: np.ndarray) -> np
     log_weight = -0.5 * ((shapes - _SHAPE_PRIOR_MEAN) / _SHAPE_PRIOR_SD) ** 2 - len(excess) * np.log(scales)
     stretched = excess[None, :] / scales[0][:, None]
     furthest = stretched.max(axis=1)
+    inside = np.empty_like(stretched)
     for i, shape in enumerate(_SHAPES):
-        inside = shape * stretched
+        np.multiply(shape, stretched, out=inside)
         inside += 1
         np.maximum(inside, 1e-12, out=inside)
         log_weight[i] -= (1 + 1 / shape) * np.log(inside, out=inside).sum(axis=1)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from stabilitylab.analysis.detection.settings import SpikeSettings
-from stabilitylab.analysis.detection.skew import stretches
+from stabilitylab.analysis.detection.skew import heads, high_quantile
 from stabilitylab.analysis.detection.tails import MIN_PEAKS, Tail, fit_tail
 
 MAX_PEAKS = 400
@@ -26,7 +26,7 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     The thresholds together let noise open events at ``settings.false_alarms_per_10k``. Each is fitted to the
     declustered peaks of the running minimum of ``mirrored`` (n,).
     """
-    n = int(np.isfinite(mirrored).sum())
+    n = np.count_nonzero(np.isfinite(mirrored))
     keep = min(MAX_PEAKS, int(PEAK_SHARE * n))
     if settings.false_alarms_per_10k is None or keep < 1:
         return {1: settings.z_open}
@@ -35,27 +35,29 @@ def thresholds_of(mirrored: np.ndarray, settings: SpikeSettings) -> dict[int, fl
     unreached: list[int] = []
     lowest, before = mirrored, 1
     for count in IN_A_ROW:
-        lowest, before = lowest_of(lowest, count // before, apart=before), count  # a minimum of 8 is one of two 4s
-        if count > 1 and wanted >= 3 and lowest.max() < settings.z_close:
-            unreached.append(count)  # no tail is needed: noise does not reach z_close
-            continue
-        quantile = float(np.partition(lowest, len(lowest) - keep)[len(lowest) - keep])
-        above = lowest > quantile
-        starts, stops = stretches(above, settings.merge_gap)
-        if quantile <= 0 or len(starts) < MIN_PEAKS:
+        if count > 1:
+            lowest, before = lowest_of(lowest, count // before, apart=before), count  # a minimum of 8 is one of two 4s
+            if wanted >= 3 and lowest.max() < settings.z_close:
+                unreached.append(count)  # no tail is needed: noise does not reach z_close
+                continue
+        quantile = high_quantile(lowest, keep)
+        if quantile is None:
             break
-        # Every second segment lies between two peaks. The appended value allows a peak at the end of the series.
-        edges = np.stack([starts, stops], 1).ravel()
-        peaks = np.maximum.reduceat(np.append(lowest, -np.inf), edges)[::2]
-        tails[count] = quantile, fit_tail(peaks - quantile), above
+        above = np.flatnonzero(lowest > quantile)
+        first = heads(above, settings.merge_gap)
+        if len(first) < MIN_PEAKS:
+            break
+        tails[count] = quantile, fit_tail(np.maximum.reduceat(lowest[above], first) - quantile), above
     if 1 not in tails:
         return {1: settings.z_open}
     passed = {count: quantile + tail.threshold(wanted) for count, (quantile, tail, _) in tails.items()}
     # Thresholds that noise can pass above z_close share the rate. A threshold that noise never passes needs no share.
     sharing = [c for c, z in passed.items() if np.isfinite(z) and (c == 1 or z > settings.z_close)]
     if len(sharing) > 1:
-        anywhere = stretches(np.logical_or.reduce([tails[count][2] for count in sharing]), settings.merge_gap)[0]
-        apart = len(anywhere) / float(np.mean([tails[count][1].num_peaks for count in sharing]))
+        anywhere = np.unique(np.concatenate([tails[count][2] for count in sharing]))
+        apart = len(heads(anywhere, settings.merge_gap)) / float(
+            np.mean([tails[count][1].num_peaks for count in sharing])
+        )
         slopes = {count: tails[count][1].slope(passed[count] - tails[count][0]) for count in sharing}
         for count, share in _shares(slopes, passed, apart).items():
             passed[count] = tails[count][0] + tails[count][1].threshold(wanted * share)
