@@ -14,6 +14,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from stabilitylab.analysis.detection.settings import SpikeSettings
 from stabilitylab.analysis.pipeline import analyze_run
@@ -152,10 +153,10 @@ def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
 def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
     """The cached answer for exactly these rows; None if it is missing, outdated, unreadable or was modified."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = from_json(file.read_bytes())
         if stored["rows"] != [list(row) for row in rows] or stored["sha256"] != _digest_of(stored["answer"]):
             return None
-        return _FORM.validate_python(json.loads(stored["answer"]))
+        return _FORM.validate_json(stored["answer"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

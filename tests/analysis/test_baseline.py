@@ -51,3 +51,19 @@ def test_a_constant_series_has_the_floor_for_a_scale() -> None:
     found = baseline(np.zeros(500), np.ones(500, dtype=bool), window=200, warmup=50)
     assert (found.scale == SCALE_FLOOR).all()
     assert MAD_TO_SD == 1.4826
+
+
+@pytest.mark.parametrize("window", [20, 21])
+@pytest.mark.parametrize("removed", [0, 1, 5, 200])
+def test_a_second_pass_that_reuses_the_first_gives_the_same_baseline(window: int, removed: int) -> None:
+    rng = np.random.default_rng([window, removed])
+    x = noise(3000, seed=5)
+    usable = rng.random(3000) > 0.01
+    first = baseline(x, usable, window=window, warmup=10)
+    fewer = usable.copy()
+    for start in [*rng.integers(0, 3000, removed), 0, 15, 2995]:  # also where a window is not yet or no longer full
+        fewer[start : start + int(rng.integers(1, 40))] = False
+    alone = baseline(x, fewer, window=window, warmup=10)
+    reused = baseline(x, fewer, window=window, warmup=10, earlier=first)
+    for name in ("before", "after", "scale"):
+        np.testing.assert_array_equal(getattr(reused, name), getattr(alone, name))

@@ -109,13 +109,15 @@ def baseline(
     before[:warm] = np.nan
     after = from_here.take(count, mode="clip")
     after[int(np.searchsorted(count, m - warmup, side="right")) :] = np.nan
-    known = usable.copy()
-    known[:warm] = False
-    return Baseline(before, after, residual_scale(x - before, known), usable, up_to)
+    scale = np.concatenate([np.zeros(warm), residual_scale((x - before)[warm:], usable[warm:], seen[warm:] - warmup)])
+    scale[:warm] = scale[warm] if warm < len(x) else SCALE_FLOOR
+    return Baseline(before, after, scale, usable, up_to)
 
 
-def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def residual_scale(residual: np.ndarray, usable: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """(n,) -> (n,): noise sd, from the median of the absolute residuals in blocks of 25.
+
+    ``seen`` (n,): number of usable residuals before each.
 
     Residuals are one-step-ahead, so an autocorrelated series gets the scale on which it wanders and not the smaller one
     within a window. The scale is the larger of that of the 20 blocks before and the 20 after, so that a series that
@@ -136,5 +138,5 @@ def residual_scale(residual: np.ndarray, usable: np.ndarray) -> np.ndarray:
     of_usable = np.repeat(scale, SCALE_BLOCK)[: len(sizes)]  # the last block may be shorter
     if len(sizes) == len(residual):
         return of_usable
-    whole: np.ndarray = of_usable.take(np.cumsum(usable) - usable, mode="clip")
+    whole: np.ndarray = of_usable.take(seen, mode="clip")
     return whole
