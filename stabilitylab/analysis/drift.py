@@ -37,7 +37,8 @@ class Drift:
     """A layer's gradient norm changed from ``before`` to ``after`` between the iterations ``start`` and ``end``.
 
     ``factor``: after / before, below 1 if the norm shrank. ``slope``: mean slope in decades per 10,000 iterations.
-    ``ci95``: its 95% confidence interval.
+    ``ci95``: its 95% confidence interval. ``certain``: False if the interval contains 0: the level wanders so much that
+    the change need not be a trend.
     """
 
     layer: str
@@ -48,6 +49,7 @@ class Drift:
     factor: float
     slope: float
     ci95: tuple[float, float]
+    certain: bool = True
 
     @property
     def grows(self) -> bool:
@@ -153,6 +155,7 @@ def _drift(name: str, time: np.ndarray, level: np.ndarray, before: float, after:
     slope = float(curve[1] + curve[2]) / (time[-1] - time[0])
     half = WANDER * wander * np.sqrt(2) / (time[-1] - time[0])
     decades = PER / np.log(10)
+    low, high = float((slope - half) * decades), float((slope + half) * decades)
     return Drift(
         layer=name,
         start=int(time[0]),
@@ -161,5 +164,6 @@ def _drift(name: str, time: np.ndarray, level: np.ndarray, before: float, after:
         after=float(np.exp(after)),
         factor=float(np.exp(after - before)),
         slope=float(slope * decades),
-        ci95=(float((slope - half) * decades), float((slope + half) * decades)),
+        ci95=(low, high),
+        certain=low > 0 or high < 0,
     )

@@ -160,6 +160,11 @@ class RunAnalysis:
     loss_spikes: LossSpikes | None = None
     early_warnings: tuple[EarlyWarning, ...] | None = None
 
+    @property
+    def certain_drifts(self) -> tuple[Drift, ...]:
+        """The drifts whose slope differs from 0; empty if drift was not judged."""
+        return tuple(drift for drift in self.drifts or () if drift.certain)
+
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
         """A copy with only the requested parts; the others are None."""
         found = self

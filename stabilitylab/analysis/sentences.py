@@ -84,15 +84,32 @@ def factor_text(factor: float) -> str:
 
 
 def drift_sentence(found: RunAnalysis) -> str:
-    """How many norms drift, and which one changes most; empty without drift or if drift was not judged."""
-    if not found.drifts:
-        return ""
-    most = max(found.drifts, key=lambda drift: abs(math.log(drift.factor)))
-    layers = len({drift.layer for drift in found.drifts})
-    return (
-        f"The gradient norm drifts in {count(layers, 'layer')}; most in {most.layer}, from {most.before:.3g} to "
-        f"{most.after:.3g} ({factor_text(most.factor)}) over iterations {most.start:,} to {most.end:,}."
-    )
+    """How many norms drift, which one changes most, and how many may drift; empty without drift or if drift was not
+    judged."""
+    certain = found.certain_drifts
+    parts = []
+    if certain:
+        most = max(certain, key=lambda drift: abs(math.log(drift.factor)))
+        layers = len({drift.layer for drift in certain})
+        parts.append(
+            f"The gradient norm drifts in {count(layers, 'layer')}; most in {most.layer}, from {most.before:.3g} to "
+            f"{most.after:.3g} ({factor_text(most.factor)}) over iterations {most.start:,} to {most.end:,}."
+        )
+    maybe = len({drift.layer for drift in found.drifts or ()} - {drift.layer for drift in certain})
+    if maybe:
+        other = "another " if certain and maybe == 1 else "other " if certain else ""
+        where = f"{other}layer" if other == "another " else f"{maybe} {other}layer{'' if maybe == 1 else 's'}"
+        parts.append(
+            f"In {where} the norm changes by a factor of 10 or more, but wanders so much that a drift is not certain."
+        )
+    return " ".join(parts)
+
+
+def drift_count(found: RunAnalysis) -> str:
+    """The number of drifts, and how many more are not certain."""
+    certain = len(found.certain_drifts)
+    maybe = len(found.drifts or ()) - certain
+    return f"{certain}" + (f", and {maybe} that {'is' if maybe == 1 else 'are'} not certain" if maybe else "")
 
 
 def largest(spikes: Sequence[Spike]) -> Spike | None:

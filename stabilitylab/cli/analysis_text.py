@@ -142,17 +142,17 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
 
 
 def _print_drifts(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    from stabilitylab.analysis.sentences import factor_text
+    from stabilitylab.analysis.sentences import drift_count, factor_text
 
     drifts = found.drifts or ()
-    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long period): {len(drifts)}")
+    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long period): {drift_count(found)}")
     say(f"  {'layer':<14}{'start':>9}{'end':>9}{'from':>10}{'to':>10}{'factor':>10}  decades per 10,000 iterations")
     for d in drifts[:_SHOWN]:
         factor = factor_text(d.factor)
         low, high = d.ci95
         say(
             f"  {d.layer:<14}{d.start:>9}{d.end:>9}{d.before:>10.3g}{d.after:>10.3g}{factor:>10}  "
-            f"{d.slope:+.3g} (95% interval {low:+.3g} to {high:+.3g})"
+            f"{d.slope:+.3g} (95% interval {low:+.3g} to {high:+.3g}{'' if d.certain else ': not certain'})"
         )
     if len(drifts) > _SHOWN:
         say(f"  the first {_SHOWN}; all {len(drifts)}: --format json")

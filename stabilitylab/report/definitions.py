@@ -40,7 +40,8 @@ DEFINITIONS = (
     (
         "drift",
         "The gradient norm of a layer grows or shrinks by a factor of at least 10 over a period much longer than a "
-        "spike. It is measured by the medians of up to 60 blocks of time, without a jump between adjacent blocks.",
+        "spike. It is measured by the medians of up to 60 blocks of time, without a jump between adjacent blocks. If "
+        "the 95% interval of its slope contains 0, it is not certain.",
     ),
     (
         "collapse",

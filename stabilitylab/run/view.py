@@ -117,13 +117,16 @@ class Analysis:
         rows = [("iterations", f"{self.result.iterations}{', still running' if self.status == 'running' else ''}")]
         for name in ("spikes", "episodes", "dips", "drifts"):
             value = getattr(self.result, name)
-            rows.append((name, "not judged" if value is None else str(len(value))))
+            number = sentences.drift_count(self.result) if name == "drifts" else str(len(value or ()))
+            rows.append((name, "not judged" if value is None else number))
         if self.result.false_alarms is not None:
             rows.append(("spikes expected by chance", f"{self.result.false_alarms.expected:.1f}"))
         if self.result.lag is not None:
             rows.append(("lag", sentences.lag_sentence(self.result)))
         if self.result.collapse is not None:
-            rows.append(("collapse", self.result.collapse.verdict))
+            collapse = self.result.collapse
+            since = "" if collapse.iteration is None else f" at iteration {collapse.iteration}"
+            rows.append(("collapse", collapse.verdict + since))
         early = sentences.early_sentence(self.result)
         return rows + ([("early warning", early)] if early else []) + [("note", note) for note in self.notes]
 

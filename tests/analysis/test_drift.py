@@ -57,6 +57,18 @@ def test_what_is_no_drift() -> None:
         assert find_drifts([series(x)])[0] == ()
 
 
+def test_a_drift_is_certain_only_if_the_interval_of_its_slope_excludes_0() -> None:
+    """Random walks change by a factor of 10 in many places, and some of them need not be trends."""
+    found = [
+        drift
+        for seed in range(12)
+        for drift in find_drifts([series(np.cumsum(np.random.default_rng(seed).normal(0, 0.06, 4000)))])[0]
+    ]
+    assert {drift.certain for drift in found} == {True, False}
+    for drift in found:
+        assert drift.certain == (drift.ci95[0] > 0 or drift.ci95[1] < 0)
+
+
 def test_too_few_rows_are_said() -> None:
     found, why = find_drifts([series(np.linspace(0, 9, MIN_ROWS - 1))])
     assert found == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ def test_all_events_at_once_as_one_by_one(seed: int) -> None:
         own = score[start:stop].tolist()
         assert peaks[i] == start + own.index(max(own))
         known = [value for value in own if value > -np.inf]
-        pairs = [min(pair) for pair in zip(known, known[1:], strict=False)]
+        pairs = [min(pair) for pair in pairwise(known)]
         level = max([*pairs, max(known) / 2])
         assert onsets[i] == start + next(j for j, value in enumerate(own) if value >= ONSET_HEIGHT * level)
         count = best = 0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunSeries
+from stabilitylab.analysis.sentences import drift_count, drift_sentence
 from stabilitylab.comparison.pooled import by_mitigation
 from stabilitylab.report.comparison import comparison_html, comparison_markdown
 from stabilitylab.report.html.page import render_report
@@ -52,6 +53,38 @@ def test_a_growing_norm_is_told_on_the_first_screen_and_in_numbers() -> None:
     flat = said(render_report([report_run(series())], None))
     assert "No instability found" in flat
     assert "Table of drifts" not in flat
+
+
+def test_the_headline_tells_partly_collapsed_features_and_a_shrinking_norm() -> None:
+    run = report_run(series())
+    assert run.analysis.collapse is not None
+    partly = replace(run.analysis.collapse, verdict="partly", iteration=1400, reason="low rank")
+    page = said(render_report([replace(run, analysis=replace(run.analysis, collapse=partly))], None))
+    assert "No spikes or dips beyond chance, but features partly collapsed at iteration 1400" in page
+    assert "Partly collapsed from iteration 1400 on: low rank." in page
+    page = said(render_report([report_run(series(grows=1 / 50))], None))
+    assert re.search(
+        r"No instability found; the norm of 1 layer shrinks to as little as 1/[\d.]+ \(patch_embed\)", page
+    )
+
+
+def test_a_drift_that_is_not_certain_is_not_told_as_drift() -> None:
+    run = report_run(series(grows=200.0))
+    assert run.analysis.drifts is not None
+    (drift,) = run.analysis.drifts
+    unsure = replace(drift, ci95=(-1.0, 12.0), certain=False)
+    both = (unsure, replace(drift, layer="head"))
+    page = said(render_report([replace(run, analysis=replace(run.analysis, drifts=(unsure,)))], None))
+    assert "No instability found" in page
+    assert "drifts in" not in page
+    told = "In 1 layer the norm changes by a factor of 10 or more, but wanders so much that a drift is not certain."
+    assert told in page
+    assert "(-1 to +12), not certain" in page
+    two = replace(run.analysis, drifts=both)
+    assert two.certain_drifts == both[1:]
+    assert drift_sentence(two).startswith("The gradient norm drifts in 1 layer; most in head")
+    assert "In another layer the norm changes" in drift_sentence(two)
+    assert drift_count(two) == "1, and 1 that is not certain"
 
 
 def test_a_collapse_is_the_headline() -> None:

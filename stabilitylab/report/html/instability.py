@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stabilitylab.analysis.results import Drift, RunAnalysis, chance_of
+from stabilitylab.analysis.results import Collapse, Drift, RunAnalysis, chance_of
 from stabilitylab.analysis.sentences import count, factor_text
 
 MORE_THAN_CHANCE = 0.01
@@ -13,7 +13,7 @@ MORE_THAN_CHANCE = 0.01
 
 def unstable(found: RunAnalysis) -> bool:
     """Whether a run has a dip, a non-finite gradient, collapsed features, or more spikes than expected by chance. A
-    growing norm is reported, but does not count as instability."""
+    growing norm and partly collapsed features are reported, but do not count as instability."""
     return bool(found.dips) or broken(found) or collapsed(found) or spikes_beyond_chance([found])
 
 
@@ -21,9 +21,18 @@ def collapsed(found: RunAnalysis) -> bool:
     return found.collapse is not None and found.collapse.verdict == "collapsed"
 
 
-def growing(found: Sequence[RunAnalysis]) -> list[Drift]:
-    """Drifts of growing norms. Shrinking norms are normal when training converges."""
-    return [drift for a in found for drift in a.drifts or () if drift.grows]
+def drifting(found: Sequence[RunAnalysis], *, up: bool) -> list[Drift]:
+    """Certain drifts of growing or of shrinking norms. Norms that shrink are normal when training converges."""
+    return [drift for a in found for drift in a.certain_drifts if drift.grows == up]
+
+
+def doubtful(found: Sequence[RunAnalysis]) -> bool:
+    """Whether any run has a lasting change that is not instability, but may be a fault: see `states`."""
+    return bool(_collapses(found, "partly") or drifting(found, up=True))
+
+
+def _collapses(found: Sequence[RunAnalysis], verdict: str) -> list[Collapse]:
+    return [a.collapse for a in found if a.collapse is not None and a.collapse.verdict == verdict]
 
 
 def broken(found: RunAnalysis) -> bool:
@@ -43,16 +52,18 @@ def expected_by_chance(found: Sequence[RunAnalysis]) -> float:
 
 
 def states(found: Sequence[RunAnalysis]) -> list[str]:
-    """Descriptions of lasting changes: collapsed features and growing norms."""
+    """Descriptions of lasting changes: collapsed or partly collapsed features, growing and shrinking norms."""
     parts = []
-    collapses = [a.collapse for a in found if collapsed(a) and a.collapse is not None]
-    if len(found) == 1 and collapses:
-        parts.append(f"features collapsed at iteration {collapses[0].iteration}")
-    elif collapses:
-        parts.append(f"features collapsed in {count(len(collapses), 'run')}")
-    drifts = growing(found)
-    if drifts:
-        most = max(drifts, key=lambda drift: drift.factor)
-        layers = len({drift.layer for drift in drifts})
-        parts.append(f"the norm of {count(layers, 'layer')} grows by up to {factor_text(most.factor)} ({most.layer})")
+    for verdict, words in (("collapsed", "features collapsed"), ("partly", "features partly collapsed")):
+        collapses = _collapses(found, verdict)
+        if len(found) == 1 and collapses:
+            parts.append(f"{words} at iteration {collapses[0].iteration}")
+        elif collapses:
+            parts.append(f"{words} in {count(len(collapses), 'run')}")
+    for up, verb in ((True, "grows by up to"), (False, "shrinks to as little as")):
+        drifts = drifting(found, up=up)
+        if drifts:
+            most = max(drifts, key=lambda drift: drift.factor if up else 1 / drift.factor)
+            layers = len({drift.layer for drift in drifts})
+            parts.append(f"the norm of {count(layers, 'layer')} {verb} {factor_text(most.factor)} ({most.layer})")
     return parts

@@ -21,7 +21,8 @@ def drift_rows(found: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, st
             "before": f"{drift.before:.3g}",
             "after": f"{drift.after:.3g}",
             "factor": factor_text(drift.factor),
-            "slope": f"{drift.slope:+.3g} ({drift.ci95[0]:+.3g} to {drift.ci95[1]:+.3g})",
+            "slope": f"{drift.slope:+.3g} ({drift.ci95[0]:+.3g} to {drift.ci95[1]:+.3g})"
+            + ("" if drift.certain else ", not certain"),
         }
         for drift in (found.drifts or ())[:most]
     ]

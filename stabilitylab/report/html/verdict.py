@@ -14,8 +14,8 @@ from stabilitylab.comparison.results import Comparison, Effect
 from stabilitylab.report.html.instability import (
     broken,
     collapsed,
+    doubtful,
     expected_by_chance,
-    growing,
     spikes_beyond_chance,
     states,
     unstable,
@@ -56,10 +56,13 @@ def _seen_without(runs: Sequence[Run], comparison: Comparison) -> str:
     found = [analysis for series, analysis in runs if series.run in names]
     arm = "without a mitigation" if comparison.baseline == "none" else f"with {comparison.baseline}"
     shaky = sum(map(unstable, found))
+    lasting = states(found)
+    if not shaky and doubtful(found):
+        return f"No spikes or dips beyond chance {arm}, but {', '.join(lasting)}"
     if not shaky:
-        return f"No instability beyond chance {arm}"
+        return f"No instability beyond chance {arm}" + (f" ({', '.join(lasting)})" if lasting else "")
     how_many = f" in {shaky} of {len(found)} runs" if len(found) > 1 else ""
-    return f"Unstable{how_many} {arm}"
+    return f"Unstable{how_many} {arm}" + (f" ({', '.join(lasting)})" if lasting else "")
 
 
 def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
@@ -67,20 +70,23 @@ def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
         return "Nothing is recorded yet"
     if not any(len(layer.iteration) for layer in series.layers):
         return "No gradients recorded"
-    if not unstable(found) and growing([found]):
-        grows = states([found])[-1]
-        return f"No spikes or dips beyond chance, but {grows}"
+    lasting = ", ".join(states([found]))
+    if not unstable(found) and doubtful([found]):
+        return f"No spikes or dips beyond chance, but {lasting}"
     if not unstable(found):
-        return "No instability beyond chance" if found.spikes else "No instability found"
+        return ("No instability beyond chance" if found.spikes else "No instability found") + (
+            f"; {lasting}" if lasting else ""
+        )
+    if collapsed(found) and found.collapse is not None:
+        told = f", features collapsed at iteration {found.collapse.iteration}"
+        return f"Collapsed at iteration {found.collapse.iteration}: {_signs([found]).replace(told, '')}"
     lag = found.lag
     leads = lag is not None and lag.verdict == "first leads" and spikes_beyond_chance([found])
     if leads and lag is not None and lag.median_iterations is not None:
         return (
             f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
+            + (f"; {lasting}" if lasting else "")
         )
-    if collapsed(found) and found.collapse is not None:
-        told = f", features collapsed at iteration {found.collapse.iteration}"
-        return f"Collapsed at iteration {found.collapse.iteration}: {_signs([found]).replace(told, '')}"
     return f"Unstable: {_signs([found])}"
 
 
