@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stabilitylab.recording.measurement import Measured, Measurement, Step, measures, real
+from stabilitylab.recording.norms import careful
 from stabilitylab.recording.passes import Parts, ratio_sums, readable
 from stabilitylab.recording.selection import local
 
 _CHUNK = 1 << 24
 """Maximum number of gradient entries copied at a time."""
 
+_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+"""Parameters whose gradients lose nothing as float32."""
 
 _OTHERWISE = {
     "adamax": "an infinity norm in place of the second moment",
@@ -35,7 +39,17 @@ class AdamRMS(Measurement):
     is over the parameters for which the optimizer keeps a second moment; a layer without any is not measured. ``why``
     states what this optimizer keeps instead."""
 
+    def __init__(self) -> None:
+        self._value: Measured | None = None
+
+    def prepare(self, step: Step) -> None:
+        """Measure before the other signals: the pass over the gradients gives their norms too."""
+        self._value = self._of(step) if step.optimizer is not None else None
+
     def measure(self, step: Step) -> Measured | None:
+        return self._value
+
+    def _of(self, step: Step) -> Measured | None:
         assert step.optimizer is not None
         optimizer = _innermost(step.optimizer)
         name = type(optimizer).__name__
@@ -55,9 +69,18 @@ class AdamRMS(Measurement):
         if not among.parameters:
             return None
         sums: dict[nn.Parameter, Tensor] = {}
+        norms: dict[nn.Parameter, Tensor] = {}
         for part in _alike(among.parameters, lambda p: (local(p).device, id(groups[p]))):
             group, states = groups[part[0]], [optimizer.state.get(p) or {} for p in part]
-            sums |= dict(zip(part, _adam_sums([_whole(p.grad) for p in part], states, group, step.scale), strict=True))
+            grads = [_whole(p.grad) for p in part]
+            if step.scale is None and (ratios := _sums_in_parts(grads, states, group)) is not None:
+                sums |= dict(zip(part, ratios[0], strict=True))
+                norms |= dict(zip(part, ratios[1], strict=True))
+            else:
+                sums |= dict(zip(part, _adam_sums(grads, states, group, step.scale), strict=True))
+        complete = among is step.chosen and len(norms) == len(among.parameters)
+        if complete and all(p.dtype in _SINGLE for p in among.parameters):
+            step.grad_norms = torch.stack([norms[p] for p in among.parameters], 1)
         total = among.total(torch.stack([sums[p].to(among.device) for p in among.parameters]))
         return Measured((total / among.layer_sizes).sqrt(), among.seen)
 
@@ -85,10 +108,6 @@ def _adam_sums(
 ) -> list[Tensor]:
     """Sum of g^2 / max(v, eps^2) for each parameter, computed without a device sync."""
     beta2, eps = _known(group["betas"][1]), float(group["eps"])
-    if scale is None and isinstance(beta2, float) and beta2 > 0 and all(states):
-        kept_by = [_seconds(state) for state in states]
-        if len(set(map(len, kept_by))) == 1 and all(map(readable, *zip(*kept_by, strict=True), grads)):
-            return _sums_in_parts(grads, list(map(list, zip(*kept_by, strict=True))), states, group)
     if scale is not None:
         grads = [g / scale for g in grads]
     squares = torch._foreach_mul(grads, grads)
@@ -119,19 +138,28 @@ def _seconds(state: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _sums_in_parts(
-    grads: list[Tensor], kept: list[list[Tensor]], states: list[dict[str, Any]], group: dict[str, Any]
-) -> list[Tensor]:
-    """Like `_adam_sums`, on the CPU: v_t / beta2 = v_(t-1) + (1 - beta2) / beta2 g^2 is one operation. ``kept``: the
-    second moments and, for AMSGrad, their maxima."""
-    beta2, eps = float(group["betas"][1]), float(group["eps"])
+    grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+    """Like `_adam_sums`, and (L2 norm, largest absolute entry) of each gradient, with one pass over dense float32
+    tensors on the CPU: v_t / beta2 = v_(t-1) + (1 - beta2) / beta2 g^2 is one operation. None for other tensors."""
+    beta2, eps = _known(group["betas"][1]), float(group["eps"])
+    if not isinstance(beta2, float) or beta2 <= 0 or not all(states):
+        return None
+    kept_by = [_seconds(state) for state in states]
+    if len(set(map(len, kept_by))) > 1 or not all(map(readable, *zip(*kept_by, strict=True), grads)):
+        return None
+    kept = list(map(list, zip(*kept_by, strict=True)))  # second moments and, for AMSGrad, their maxima
     made = [_made(state, group) for state in states]
     if all(isinstance(count, Tensor) for count in made):
         made = torch.stack(made).tolist()
     bias = [(1 - beta2 ** (float(count) + 1)) / beta2 for count in made]
     kept = [kept[0], *(list(torch._foreach_div(top, beta2)) for top in kept[1:])]
     factors = [((1 - beta2) / beta2, eps**2 * b) for b in bias]
-    sums = ratio_sums(Parts([g.shape for g in grads]), grads, kept, factors)
-    return list((torch.from_numpy(sums) * torch.tensor(bias, dtype=torch.float64)).float().unbind())
+    sums, (squares, largest) = ratio_sums(Parts([g.shape for g in grads]), grads, kept, factors)
+    with np.errstate(all="ignore"):
+        norms = careful(torch.from_numpy(np.sqrt(squares).astype(np.float32)), grads)
+    of_grads = torch.stack([norms, torch.from_numpy(largest).float()])
+    return (torch.from_numpy(sums) * torch.tensor(bias, dtype=torch.float64)).float().unbind(), of_grads.unbind(1)
 
 
 def _known(number: float | Tensor) -> float | Tensor:

@@ -203,7 +203,7 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind, largest: np.ndarray | None =
             continue
         rows = torch.stack([tensors[i].reshape(-1) for i in among])
         found[among] = _short_norms(rows.numpy()) if single else _row_norms(rows).numpy()
-    return _careful(torch.from_numpy(found), tensors)[None]
+    return careful(torch.from_numpy(found), tensors)[None]
 
 
 @torch.no_grad()
@@ -262,7 +262,7 @@ def _widest(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.device.type == "cpu" else _wide(tensor)
 
 
-def _careful(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def careful(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """On the CPU, recompute in double precision the norms whose squares may have overflowed or underflowed."""
     if norms.device.type == "cpu":
         found = norms.numpy()

@@ -39,6 +39,10 @@ class Parts:
         """(small tensors,): sums over each small tensor of one value per entry, (m,)."""
         return np.add.reduceat(flat, self._starts, dtype=np.float64) if self.small else np.empty(0)
 
+    def maxima(self, flat: np.ndarray) -> np.ndarray:
+        """(small tensors,): the maximum over each small tensor of one value per entry, (m,); NaN propagates."""
+        return np.maximum.reduceat(flat, self._starts) if self.small else np.empty(0)
+
 
 def readable(*tensors: Tensor) -> bool:
     """Whether the tensors are dense float32 on the CPU with the same layout, so that they can be read in place."""
@@ -74,10 +78,11 @@ def square(values: np.ndarray) -> float:
 @np.errstate(all="ignore")
 def ratio_sums(
     parts: Parts, grads: Sequence[Tensor], seconds: Sequence[Sequence[Tensor]], factors: Sequence[tuple[float, float]]
-) -> np.ndarray:
-    """(n,): the sum of g^2 / max(v + c g^2, floor) over each of n tensors. ``seconds``: one or more v; the largest is
-    used. ``factors``: (c, floor) of each tensor."""
-    found = np.zeros(len(grads))
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,): the sum of g^2 / max(v + c g^2, floor) over each of n tensors, and (2, n): the sum of g^2 and the largest
+    |g|, read while g is in the cache. ``seconds``: one or more v; the largest is used. ``factors``: (c, floor) of each
+    tensor."""
+    ratio, of_grads = np.zeros(len(grads)), np.zeros((2, len(grads)))
     scratch = torch.empty(PART)
 
     def ratios(g: Tensor, vs: Sequence[Tensor], c: float | Tensor, floor: float | Tensor) -> Tensor:
@@ -94,17 +99,22 @@ def ratio_sums(
         c, floor = factors[i]
         columns = zip(*(t.reshape(-1).split(PART) for t in (grads[i], *(v[i] for v in seconds))), strict=True)
         for g, *vs in columns:
-            found[i] += product(g.numpy(), ratios(g, vs, c, floor).numpy())
+            values = g.numpy()
+            ratio[i] += product(values, ratios(g, vs, c, floor).numpy())
+            of_grads[0, i] += product(values, values)
+            of_grads[1, i] = np.maximum(of_grads[1, i], np.maximum(values.max(), -values.min()))
     if parts.small:
         g, *vs = (parts.together(tensors) for tensors in (grads, *seconds))
         if len({factors[i] for i in parts.small}) == 1:
             c, floor = factors[parts.small[0]]
-            found[parts.small] = parts.sums((g * ratios(g, vs, c, floor)).numpy())
+            ratio[parts.small] = parts.sums((g * ratios(g, vs, c, floor)).numpy())
         else:
             sizes = torch.tensor([grads[i].numel() for i in parts.small])
             each = torch.tensor([factors[i] for i in parts.small]).repeat_interleave(sizes, 0)
-            found[parts.small] = parts.sums((g * ratios(g, vs, each[:, 0], each[:, 1])).numpy())
-    return found
+            ratio[parts.small] = parts.sums((g * ratios(g, vs, each[:, 0], each[:, 1])).numpy())
+        of_grads[0, parts.small] = parts.sums((g * g).numpy())
+        of_grads[1, parts.small] = parts.maxima(g.abs().numpy())
+    return ratio, of_grads
 
 
 class Snapshot:

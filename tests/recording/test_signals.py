@@ -213,6 +213,27 @@ def test_adam_rms_where_the_step_count_is_on_the_device(monkeypatch: pytest.Monk
         optimizer.step()
 
 
+@pytest.mark.parametrize("odd", [1.0, 1e-30, 1e25, float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+def test_norms_that_adam_rms_reads_in_passing(dtype: torch.dtype, odd: float) -> None:
+    """adam_rms reads the gradients anyway and gives their norms. They equal those of a recorder without it."""
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(*shape).to(dtype)) for shape in [(300, 300), (7,), (1,), (0, 3), (5, 5)]]
+    optimizer = torch.optim.AdamW(parameters)
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    for p in parameters:
+        p.grad = torch.randn_like(p) * 1e-2
+        p.grad.flatten()[-1:] *= odd
+    layers = layers_of(parameters[:1], parameters[1:3], parameters[3:])
+    norm, largest = measured(layers, ("grad_norm", "grad_max"))
+    values = measured(layers, ("grad_norm", "grad_max", "nonfinite", "adam_rms"), optimizer=optimizer)
+    np.testing.assert_allclose(values[0], norm, rtol=1e-5)
+    np.testing.assert_allclose(values[1], largest, rtol=1e-6)
+    assert (values[2] > 0).tolist() == [not np.isfinite(odd)] * 3
+
+
 @pytest.mark.gpu
 def test_gradients_on_two_devices_without_a_wait() -> None:
     torch.manual_seed(0)
