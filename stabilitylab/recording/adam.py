@@ -157,8 +157,9 @@ def _sums_in_parts(
     factors = [((1 - beta2) / beta2, eps**2 * b) for b in bias]
     sums, (squares, largest) = ratio_sums(Parts([g.shape for g in grads]), grads, kept, factors)
     with np.errstate(all="ignore"):
-        norms = careful(torch.from_numpy(np.sqrt(squares).astype(np.float32)), grads)
-    of_grads = torch.stack([norms, torch.from_numpy(largest).float()])
+        norms = np.sqrt(squares).astype(np.float32)
+    careful(norms, grads)
+    of_grads = torch.from_numpy(np.stack([norms, largest.astype(np.float32)]))
     return (torch.from_numpy(sums) * torch.tensor(bias, dtype=torch.float64)).float().unbind(), of_grads.unbind(1)
 
 

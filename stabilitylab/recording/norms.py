@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ and the norm is accurate to 256 * 2**-24 / 2 = 7.6e-6 at any size. A single `tor
 entries on some processors."""
 _TORCH_BLOCK = 2048
 """Like `_BLOCK`, for sums computed by torch, which uses at least 8 lanes on any processor."""
+_MARK = attrgetter("device", "dtype", "shape")
 _THREADED = 1 << 19
 """Minimum entries for which multithreading pays off."""
 
@@ -39,8 +41,8 @@ class Blocks:
         self.starts = [0, *ends[:-1]]
         self.sums = np.empty(ends[-1] if ends else 0, np.float32)
         self.steps = [
-            ((count, length), rest, self.sums[start : start + count], end - 1)
-            for (count, length, rest), start, end in zip(cuts, self.starts, ends, strict=False)
+            ((count, length), rest, self.sums[start:end], place)
+            for place, (count, length, rest), start, end in zip(places, cuts, self.starts, ends, strict=False)
         ]
 
     def norms(self, tensors: Sequence[Tensor], out: np.ndarray, largest: np.ndarray | None = None) -> None:
@@ -48,21 +50,23 @@ class Blocks:
         ``largest`` (n,), if given, is set to the largest absolute entries of large tensors while they are cached."""
         if not self.steps:
             return
-        chosen = [tensors[place] for place in self.places]
-        if any(t.requires_grad for t in chosen):
-            chosen = [t.detach() for t in chosen]
-        arrays = [t.numpy() for t in chosen]
+        try:
+            arrays = [tensors[place].numpy() for place in self.places]
+        except RuntimeError:  # a tensor requires a gradient
+            arrays = [tensors[place].detach().numpy() for place in self.places]
+        dot = np.vecdot
         with np.errstate(all="ignore"):
-            for place, array, (shape, rest, sums, last) in zip(self.places, arrays, self.steps, strict=True):
-                whole = array
+            for array, (shape, rest, sums, place) in zip(arrays, self.steps, strict=True):
                 if rest:
-                    array = array.reshape(-1)
-                    self.sums[last] = np.dot(array[-rest:], array[-rest:])
-                    array = array[:-rest]
-                blocks = array.reshape(shape)
-                np.vecdot(blocks, blocks, sums)
-                if largest is not None and whole.size > _SMALL_TENSOR:
-                    largest[place] = max(whole.max(), -whole.min())
+                    flat = array.reshape(-1)
+                    sums[-1] = np.dot(flat[-rest:], flat[-rest:])
+                    blocks = flat[:-rest].reshape(shape)
+                    dot(blocks, blocks, sums[:-1])
+                else:
+                    blocks = array.reshape(shape)
+                    dot(blocks, blocks, sums)
+                if largest is not None and array.size > _SMALL_TENSOR:
+                    largest[place] = max(array.max(), -array.min())
             out[self.places] = np.sqrt(np.add.reduceat(self.sums, self.starts, dtype=np.float64))
 
 
@@ -114,7 +118,7 @@ class Kinds:
         self._kinds: list[Kind] = []
 
     def of(self, tensors: Sequence[Tensor]) -> list[Kind]:
-        marks = [(t.device, t.dtype, t.shape) for t in tensors]
+        marks = list(map(_MARK, tensors))
         if marks != self._marks:
             alike: dict[Any, list[int]] = {}
             for place, (device, dtype, _) in enumerate(marks):
@@ -201,9 +205,10 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind, largest: np.ndarray | None =
     for among in kind.small:
         if single and kind.sizes[among[0]] > _BLOCK:
             continue
-        rows = torch.stack([tensors[i].reshape(-1) for i in among])
+        rows = torch.stack([tensors[i] for i in among]).reshape(len(among), -1)
         found[among] = _short_norms(rows.numpy()) if single else _row_norms(rows).numpy()
-    return careful(torch.from_numpy(found), tensors)[None]
+    careful(found, tensors)
+    return torch.from_numpy(found[None])
 
 
 @torch.no_grad()
@@ -262,15 +267,15 @@ def _widest(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.device.type == "cpu" else _wide(tensor)
 
 
-def careful(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """On the CPU, recompute in double precision the norms whose squares may have overflowed or underflowed."""
-    if norms.device.type == "cpu":
-        found = norms.numpy()
-        for i in np.flatnonzero(~((found > _SMALL) & (found < np.inf))).tolist():
-            if tensors[i].numel():
-                parts = tensors[i].reshape(-1).split(_TOGETHER)
-                found[i] = torch.stack([torch.linalg.vector_norm(part.double()) for part in parts]).norm()
-    return norms
+def careful(norms: np.ndarray, tensors: Sequence[Tensor]) -> None:
+    """Recompute in double precision those ``norms`` (n,) of CPU tensors whose squares may have overflowed or
+    underflowed."""
+    if len(norms) and np.minimum.reduce(norms) > _SMALL and np.maximum.reduce(norms) < np.inf:
+        return
+    for i in np.flatnonzero(~((norms > _SMALL) & (norms < np.inf))).tolist():
+        if tensors[i].numel():
+            parts = tensors[i].reshape(-1).split(_TOGETHER)
+            norms[i] = torch.stack([torch.linalg.vector_norm(part.double()) for part in parts]).norm()
 
 
 def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
