@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,25 @@ def _check(state: Checkpoint) -> None:
         raise ValueError("it is not a checkpoint of StabilityLab")
 
 
+def load_tensors(path: Path) -> Any:
+    """The content of a file written by `torch.save`, on the CPU. Raises RuntimeError if a part does not have its
+    checksum, which `torch.load` ignores: one flipped bit would give other weights. Files older than torch 1.6 have
+    none."""
+    with warnings.catch_warnings():  # about what is damaged, which the checksum tells
+        warnings.simplefilter("ignore", UserWarning)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise RuntimeError(f"{part} does not match its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
     """Load the latest readable checkpoint at or before iteration ``at``. Raises ConfigError if there is none."""
     found = [path for path in checkpoints(folder) if at is None or iteration_of(path) <= at]
     for path in found:
         try:
-            state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            state: Checkpoint = load_tensors(path)
             _check(state)
         except Exception as error:  # unpickling a truncated file can raise any exception
             reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stabilitylab.config import VIT_SIZES, Config, resolve
 from stabilitylab.errors import ConfigError
+from stabilitylab.train.checkpoint import load_tensors
 
 Weights = dict[str, Tensor]
 
@@ -26,10 +27,10 @@ def read_official(path: Path) -> tuple[Weights, dict[str, Any]]:
     """The weights of an official checkpoint without DDP's prefix, and its other entries. Raises ConfigError for any
     other file."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a PyTorch checkpoint of tensors: {str(error).splitlines()[0]}") from None
     weights = state.get("state_dict") if isinstance(state, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

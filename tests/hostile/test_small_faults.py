@@ -51,6 +51,21 @@ def test_copies_of_checkpoints_are_left_alone(tmp_path: Path) -> None:
     assert load_checkpoint(path.parent)["iteration"] == 20
 
 
+def test_a_flipped_bit_in_the_weights_is_refused(tmp_path: Path) -> None:
+    """torch.load does not compare checksums: it would return other weights."""
+    path, method, _ = small_checkpoint(tmp_path / "checkpoints", 20)
+    earlier, _, _ = small_checkpoint(tmp_path / "checkpoints", 10)
+    good = path.read_bytes()
+    at = good.index(next(method.parameters()).detach().numpy().tobytes())
+    path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["method"]["weight"], method.state_dict()["weight"])
+    with pytest.warns(UserWarning, match="checksum"):
+        assert load_checkpoint(path.parent)["iteration"] == 10
+    earlier.unlink()
+    with pytest.warns(UserWarning, match="checksum"), pytest.raises(ConfigError, match="none of them can be read"):
+        load_checkpoint(path.parent)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("rng", torch.ones(3)), ("rng", None), ("optimizer", {}), ("optimizer", 3), ("method", []), ("scaler", 1)],
