@@ -112,8 +112,8 @@ def command(
     stablab train --log-grads --base-lr 0.17 --mitigation frozen-patch
     torchrun --nproc-per-node 8 -m stabilitylab train --log-grads --data imagefolder:DIR
 
-    SIGUSR1 and SIGTERM end the training with a checkpoint. Under Slurm (#SBATCH --requeue --signal=USR1@120) a run with
-    --name then asks to be requeued, and the same command resumes it.
+    SIGUSR1, SIGUSR2 and SIGTERM end the training with a checkpoint. Under Slurm (#SBATCH --requeue --signal=USR1@120)
+    a run with --name then asks to be requeued, and the same command resumes it.
     """
     if resume is not None:
         given = (

@@ -127,7 +127,7 @@ def _collate(items: list[list[Tensor] | ConfigError]) -> list[Tensor] | ConfigEr
 
 def _start_worker(_: int) -> None:
     """Reset the signal handlers inherited from the trainer, which only set a flag, so that SIGTERM ends a worker."""
-    for name in ("SIGTERM", "SIGUSR1"):
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL if name == "SIGTERM" else signal.SIG_IGN)
 

@@ -13,10 +13,14 @@ from stabilitylab.store.database import DATABASE
 from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, lock_for_writing
 from stabilitylab.store.manifest import MANIFEST
 from stabilitylab.store.reader import open_run
-from stabilitylab.studies.running import resume_run, train_in, train_run
+from stabilitylab.studies.running import FinishedRun, resume_run, train_in, train_run
 
 if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress
+
+
+class Preempted(Exception):  # noqa: N818: not an error
+    """A signal stopped the run after a checkpoint. The next attempt resumes it."""
 
 
 def is_complete(run_dir: Path) -> bool:
@@ -37,11 +41,14 @@ def train_or_resume(
     root: Path,
     name: str,
     progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    interruptible: bool = False,
 ) -> Path:
     """Complete run ``name``: keep it if it is complete, resume it from its last checkpoint if it died, else train it.
 
     Recorded data is never deleted. A run that was killed before its first checkpoint is renamed and trained again.
-    Raises StoreError for any other run that cannot be resumed, RunBusy if another process is writing it.
+    Raises StoreError for any other run that cannot be resumed, RunBusy if another process is writing it, and, if
+    ``interruptible``, Preempted when a signal stops it.
     """
     from stabilitylab.train.checkpoint import checkpoints
 
@@ -49,16 +56,23 @@ def train_or_resume(
     if is_complete(run_dir):
         return run_dir
     if not run_dir.exists():
-        return train_run(config, root, name, progress).path
+        return _completed(train_run(config, root, name, progress, interruptible=interruptible))
     lock_for_writing(run_dir / SEGMENTS).release()  # raises RunBusy
     if checkpoints(run_dir / "checkpoints"):
-        return resume_run(run_dir, progress).path
+        return _completed(resume_run(run_dir, progress, interruptible=interruptible))
     if (run_dir / DATABASE).exists() or (run_dir / SEGMENTS / MANIFEST).exists():
         set_aside(run_dir)
-        return train_run(config, root, name, progress).path
+        return _completed(train_run(config, root, name, progress, interruptible=interruptible))
     if not is_bare_claim(run_dir):
         raise StoreError(f"{run_dir} contains other files; move them away, then rerun the same command")
     return train_in(run_dir, config, progress).path
+
+
+def _completed(finished: FinishedRun) -> Path:
+    """The folder of a run. Raises Preempted if a signal stopped it."""
+    if finished.result.interrupted:
+        raise Preempted(finished.result.stopped)
+    return finished.path
 
 
 def set_aside(run_dir: Path) -> Path:
@@ -103,12 +117,19 @@ def is_bare_claim(run_dir: Path) -> bool:
     return not rest and all(path.name in (WRITER_LOCK, COMPACT_LOCK) for path in started if path.suffix != ".tmp")
 
 
-def attempt(config: Config, root: Path, name: str, progress: Callable[[Progress], None] = lambda _: None) -> str:
-    """Call `train_or_resume`. Returns the reason of a failure, or an empty string. BrokenPipeError is raised, because
-    the death of the parent process is not a failure of the run."""
+def attempt(
+    config: Config,
+    root: Path,
+    name: str,
+    progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    interruptible: bool = False,
+) -> str:
+    """Call `train_or_resume`. Returns the reason of a failure, or an empty string. BrokenPipeError and Preempted are
+    raised: neither the death of the parent process nor preemption is a failure of the run."""
     try:
-        train_or_resume(config, root, name, progress)
-    except BrokenPipeError:
+        train_or_resume(config, root, name, progress, interruptible=interruptible)
+    except (BrokenPipeError, Preempted):
         raise
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -38,8 +38,8 @@ def train_run(
 ) -> FinishedRun:
     """Train a run and record it under ``root``. The run's folder is created only after the configuration and the data
     have been checked; ``started`` is then called with its path. Under ``torchrun`` or ``srun``, every process calls
-    this function, and rank 0 records. ``interruptible``: SIGUSR1 and SIGTERM stop training after the current iteration
-    with a checkpoint."""
+    this function, and rank 0 records. ``interruptible``: SIGUSR1, SIGUSR2 and SIGTERM stop training after the current
+    iteration with a checkpoint."""
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 

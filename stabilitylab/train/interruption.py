@@ -1,4 +1,4 @@
-"""Preemption: SIGUSR1 or SIGTERM stops training after the current iteration, with a checkpoint."""
+"""Preemption: SIGUSR1, SIGUSR2 or SIGTERM stops training after the current iteration, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from stabilitylab.train.distributed import World
 
-_NAMES = ("SIGUSR1", "SIGTERM")
+_NAMES = ("SIGUSR1", "SIGUSR2", "SIGTERM")
 
 
 class Interruption:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+import stabilitylab
+from stabilitylab.cli import cli
 from stabilitylab.config import parse_override, read_toml
 from stabilitylab.errors import ConfigError
 from stabilitylab.store.locks import WRITER_LOCK, try_lock
@@ -96,3 +99,23 @@ def test_verify_while_another_process_merges_finds_no_damage(tmp_path: Path) -> 
     assert not (run_dir / "segments").exists()
     assert live.verify() == []
     live.close()
+
+
+def test_a_run_is_called_by_its_folder_everywhere(tmp_path: Path) -> None:
+    """Two runs of the same name, brought together from two machines: meta.run_id is run_001 in both."""
+    runs = tmp_path / "runs"
+    make_run(runs / "run_001").rename(runs / "theirs")
+    make_run(runs / "run_001")
+    with open_run(runs / "theirs") as theirs:
+        assert theirs.meta["run_id"] == "run_001"
+    assert sorted(stabilitylab.runs(runs).index) == ["run_001", "theirs"]
+    assert {run.name for run in (stabilitylab.open_run(name, runs) for name in ("run_001", "theirs"))} == {
+        "run_001",
+        "theirs",
+    }
+    where, out = ["--runs-dir", str(runs)], tmp_path / "both.html"
+    done = CliRunner().invoke(cli, ["report", "run_001", "theirs", "-o", str(out), *where])
+    assert done.exit_code == 0, done.output
+    page = out.read_text()
+    assert ">theirs<" in page
+    assert ">run_001<" in page

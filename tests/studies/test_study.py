@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,6 +329,42 @@ def test_two_runs_through_submitit(cluster: str, tmp_path: Path) -> None:
     assert "batch_size 5000 is larger than the data set" in failures[bad.name]
     assert sorted(told) == sorted([(bad.name, failures[bad.name]), *((run.name, "") for run in good)])
     assert all(is_complete(tmp_path / run.name) for run in good)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_submitted_again_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import submitit
+
+    from stabilitylab.studies.slurm import run_on_cluster
+
+    jobs: list[submitit.Job[Any]] = []
+
+    def submit(self: submitit.AutoExecutor, *args: Any) -> submitit.Job[Any]:
+        jobs.append(submit_job(self, *args))
+        return jobs[-1]
+
+    submit_job = submitit.AutoExecutor.submit
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", submit)
+    (run,) = load_study(
+        study_file(tmp_path, TINY.replace("iterations = 12", "iterations = 400") + "[grid]\nseed = [0]\n")
+    ).runs
+    folder = tmp_path / run.name
+
+    def preempt() -> None:
+        while len(list(folder.glob("segments/*iterations*"))) < 1:
+            time.sleep(0.05)
+        jobs[0]._process.terminate()  # which passes SIGTERM on to its task, as Slurm does
+
+    thread = threading.Thread(target=preempt, daemon=True)
+    thread.start()
+    assert run_on_cluster([(run.name, run.config)], tmp_path, {"timeout_min": 5}, cluster="local") == {}
+    thread.join()
+    assert len(jobs) == 2
+    assert is_complete(folder)
+    with open_run(folder) as reader:
+        events = [event.detail for event in reader.events() if event.kind == "interrupted"]
+        assert events == ["SIGTERM"]
+        assert reader.last_iteration == run.config.train.iterations - 1
 
 
 def test_without_slurm_the_refusal_is_one_line(tmp_path: Path) -> None:
