@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress
 
 
-class Preempted(Exception):  # noqa: N818: not an error
+class Preempted(Exception):  # noqa: N818
     """A signal stopped the run after a checkpoint. The next attempt resumes it."""
 
 
