@@ -24,9 +24,9 @@ def run_on_cluster(
 ) -> dict[str, str]:
     """Submit each run as a job and wait for all. Returns the failures by name. ``parameters`` are passed to submitit
     (``slurm_partition``, ``gpus_per_node``, ``timeout_min``, ...); ``cluster``: ``slurm``, or ``local`` or ``debug`` in
-    tests. ``root`` must be on a file system shared by the nodes. A job that is preempted, or about to exceed its time limit,
-    writes a checkpoint and is submitted again. The next call resumes jobs that Slurm killed. Raises ConfigError if
-    submitit is missing or rejects the parameters."""
+    tests. ``root`` must be on a file system shared by the nodes. A job that is preempted, or about to exceed its time
+    limit, writes a checkpoint and is submitted again. The next call resumes jobs that Slurm killed. Raises ConfigError
+    if submitit is missing or rejects the parameters."""
     try:
         import submitit
     except ImportError:
