@@ -26,6 +26,11 @@ RANK_GONE, RANK_LOW = 1.2, 0.25
 """A rank below RANK_LOW times the highest rank of the run is a dimensional collapse."""
 ACCURACY_GONE, ACCURACY_LOW = 0.25, 0.6
 """Shares of the best accuracy of the run, below which the accuracy is ``gone`` or ``low``."""
+KEPT = 0.9
+"""Share of the best accuracy that counts as kept, if the untrained encoder was not evaluated."""
+GAINED_SE, GAINED = 2.0, 0.05
+"""An accuracy has risen since the first evaluation if it is higher by this many standard errors, or by this much if the
+number of samples is unknown."""
 AT_CHANCE = 0.01
 LOSS_WINDOW = 50
 ALIKE = 0.05
@@ -89,7 +94,9 @@ def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = No
         or (sure and not features)
     ):
         since = min(sign.since for sign in sure if sign.since is not None)
-        return Collapse("collapsed", since, named, signs)
+        # Features that share one large component are nearly equal, and their differences may still tell classes apart.
+        kept = _kept(accuracy, signs[3])
+        return Collapse("partly" if kept else "collapsed", since, named + (f"; but {kept}" if kept else ""), signs)
     lasting = [sign for sign in (*gone, *low) if sign in features or sign is signs[3]]
     if len(lasting) == 3:  # spread, rank and accuracy all fell
         return Collapse("collapsed", max(sign.since for sign in lasting if sign.since is not None), named, signs)
@@ -184,6 +191,23 @@ def _accuracy(judged: tuple[str, EvalCurve] | None) -> Sign:
     share = values / best
     share[: peak + 1] = 1.0  # values before the best one are not a fall
     return _state(name, iteration, values, share, ACCURACY_GONE, ACCURACY_LOW, best)
+
+
+def _kept(judged: tuple[str, EvalCurve] | None, sign: Sign) -> str:
+    """How the accuracy shows that the features still differ; empty if it does not: the run must have kept an accuracy
+    that it gained."""
+    if judged is None or sign.state != "healthy":
+        return ""
+    curve = judged[1]
+    values, iteration, _ = _usable((curve.iteration, curve.value))
+    first, last, best = float(values[0]), float(np.median(values[-LAST:])), float(values.max())
+    if iteration[0] > 0:  # the accuracy of the untrained encoder is unknown
+        return f"{sign.name} is at {last:.2g}, near its best of {best:.2g}" if last >= KEPT * best else ""
+    samples = int(np.max(curve.num_samples, initial=0))
+    margin = GAINED
+    if samples > 0:
+        margin = GAINED_SE * math.sqrt(sum(max(p * (1 - p), 0.0) for p in (first, last)) / samples)
+    return f"{sign.name} rose from {first:.2g} to {last:.2g}" if last > first + margin else ""
 
 
 def _state(

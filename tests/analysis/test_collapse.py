@@ -117,3 +117,19 @@ def test_byol_collapses_to_a_loss_of_zero() -> None:
     assert verdict(0.3 + 0.05 * rng.random(1000)) == ("not", None)
     back = np.concatenate([np.full(500, 1e-4), 0.2 + 0.05 * rng.random(500)])  # it was, and came back
     assert verdict(back) == ("not", None)
+
+
+def test_features_that_are_nearly_equal_but_keep_what_they_learned_are_partly_collapsed() -> None:
+    """Real runs: one large common component (0.01 of the isotropic spread, a rank of 1.1) beside the best accuracy."""
+    equal = run(falling(0.1, 1e-3), falling(9, 1.1))
+    learned = accuracy(np.linspace(0.65, 0.9, 50))
+    found = find_collapse(equal, learned)
+    assert (found.verdict, found.iteration) == ("partly", 500)
+    assert found.reason.endswith("; but knn_top1 rose from 0.65 to 0.89")
+    # No better than the untrained encoder (0.65), or than it by less than two standard errors of 500 samples (0.06).
+    for values in (np.full(50, 0.65), np.linspace(0.65, 0.69, 50), falling(0.9, 0.65)):
+        assert find_collapse(equal, accuracy(np.append(0.65, values[1:]))).verdict == "collapsed"
+    # Where the untrained encoder was not evaluated, the accuracy must be near its best.
+    for last, verdict in ((0.88, "partly"), (0.7, "collapsed")):
+        curve = EvalCurve(AT[5:], np.append(np.full(30, 0.9), np.full(15, last)), np.zeros(45, dtype=int))
+        assert find_collapse(equal, ("val_acc", curve)).verdict == verdict
