@@ -62,6 +62,7 @@ def analyze_run(
     resolution = resolution_of(clean, rows=series.rows, evaluations=evaluations)
     notes = layer_notes(clean, settings, resolution)
     timelines = _timelines(clean, means=series.rows == "mean")
+    _reuse_freed_memory()
     # The running medians of numpy and scipy release the GIL, so threads run them in parallel.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shared = shared_by(clean, settings)
@@ -149,6 +150,18 @@ def analyze_run(
         if spikes
         else None,
     )
+
+
+LARGEST_HEAP_BLOCK = 31 << 20
+
+
+def _reuse_freed_memory() -> None:
+    """Let the allocator keep freed arrays, for the next layer, in place of returning each to the operating system.
+
+    glibc serves blocks from its heap up to the size of the largest block freed so far, at most 32 MB. Without this, a
+    sixth of the processor time of the analysis is spent on page faults. Other allocators are not affected.
+    """
+    np.empty(LARGEST_HEAP_BLOCK, dtype=np.uint8)
 
 
 def _accuracy(chosen: Metric | None) -> tuple[str, EvalCurve] | None:
