@@ -57,14 +57,14 @@ class Registry(Mapping[str, T]):
 
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        plugins: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group) if self.group else ():
-            taken = "StabilityLab" if point.name in self._own else _package(found.get(point.name))
+            taken = "StabilityLab" if point.name in self._own else _package(plugins.get(point.name))
             if taken:
                 self._skip(point, f"{taken} already defines the {self.kind} {point.name!r}")
             else:
-                found[point.name] = point
-        return found
+                plugins[point.name] = point
+        return plugins
 
     def add(self, name: str, entry: T) -> None:
         """Add an entry for this process. Raises ConfigError if the name exists."""

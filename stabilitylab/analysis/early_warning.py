@@ -55,7 +55,7 @@ def early_warning(
         why = f"not resolvable: rows are {step} iterations apart, and the horizon is {horizon} iterations"
         return EarlyWarning(signal, horizon, num_spikes, 0, num_alarms, 0, reason=why)
     leads = _leads(ours, alarms, horizon)
-    false = sum(false_alarms_of(ours[name], found, horizon) for name, found in alarms.items())
+    false = sum(false_alarms_of(ours[name], onsets_of_layer, horizon) for name, onsets_of_layer in alarms.items())
     rng = np.random.default_rng(0)
     # Shift over recorded time only: events shifted into a long gap would never match.
     line = next(iter((timelines or {}).values()), None)
@@ -64,7 +64,7 @@ def early_warning(
         span = line.span
         raised = {k: line.times(v) for k, v in alarms.items()}
         held = {k: [replace(s, onset=int(line.times(np.array([s.onset]))[0])) for s in v] for k, v in ours.items()}
-    span = max(span, *(int(found.max(initial=0)) + 1 for found in raised.values()))
+    span = max(span, *(int(onsets_of_layer.max(initial=0)) + 1 for onsets_of_layer in raised.values()))
     moves = rng.integers(horizon + 1, max(span - horizon, horizon + 2), SHIFTS)
     by_chance = np.array(
         [len(_leads(held, {k: np.sort((v + move) % span) for k, v in raised.items()}, horizon)) for move in moves]
@@ -97,8 +97,8 @@ def _widened(interval: tuple[float, float], step: int) -> tuple[float, float]:
 def _leads(spikes: Mapping[str, Sequence[Spike]], alarms: Mapping[str, np.ndarray], horizon: int) -> np.ndarray:
     """For every predicted spike: iterations from its first alarm within the horizon to its onset."""
     leads = []
-    for name, found in spikes.items():
-        onsets = np.array([s.onset for s in found], dtype=np.int64)
+    for name, onsets_of_layer in spikes.items():
+        onsets = np.array([s.onset for s in onsets_of_layer], dtype=np.int64)
         first = np.searchsorted(alarms[name], onsets - horizon)
         warned = first < np.searchsorted(alarms[name], onsets)
         leads.append(

@@ -33,35 +33,37 @@ class Explanation:
 
 
 def explain_episodes(
-    found: RunAnalysis, config: Mapping[str, Any] | None = None, *, ours: bool = True, checkpoints: bool = True
+    analysis: RunAnalysis, config: Mapping[str, Any] | None = None, *, ours: bool = True, checkpoints: bool = True
 ) -> tuple[Explanation, ...]:
     """Explain every episode, in order.
 
     ``config``: the configuration of the run, for the advice. ``ours``: whether `stablab train` trained the run.
     ``checkpoints``: whether it has checkpoints to branch from.
     """
-    episodes = found.episodes or ()
+    episodes = analysis.episodes or ()
     leaders = Counter(episode.leader for episode in episodes)
     seen: Counter[str] = Counter()
     explanations = []
     for number, episode in enumerate(episodes, 1):
         seen[episode.leader] += 1
-        dips = _dips_after(episode, found)
+        dips = _dips_after(episode, analysis)
         parts = [
             f"Episode {number}, iterations {episode.start} to {episode.end}.",
-            _rise(episode, found.resolution.mostly if found.resolution else 1),
-            _spread(episode, found),
-            *(_cost(dip, episode.start, found) for dip in dips),
+            _rise(episode, analysis.resolution.mostly if analysis.resolution else 1),
+            _spread(episode, analysis),
+            *(_cost(dip, episode.start, analysis) for dip in dips),
         ]
-        if not dips and found.dips is not None:
-            parts.append(f"No {dip_word(found)} followed.")
+        if not dips and analysis.dips is not None:
+            parts.append(f"No {dip_word(analysis)} followed.")
         if leaders[episode.leader] > 1:
             parts.append(
                 f"This is episode {seen[episode.leader]} of {leaders[episode.leader]} that {episode.leader} led."
             )
         explanations.append(
             Explanation(
-                episode.start, " ".join(filter(None, parts)), _advice(episode, found, config or {}, ours, checkpoints)
+                episode.start,
+                " ".join(filter(None, parts)),
+                _advice(episode, analysis, config or {}, ours, checkpoints),
             )
         )
     return tuple(explanations)
@@ -82,9 +84,9 @@ def _rise(episode: Episode, step: int) -> str:
     return f"{first}; the largest was {episode.peak_layer}, {size}."
 
 
-def _spread(episode: Episode, found: RunAnalysis) -> str:
+def _spread(episode: Episode, analysis: RunAnalysis) -> str:
     if len(episode.order) == 1:
-        alarms = found.false_alarms
+        alarms = analysis.false_alarms
         by_chance = alarms is not None and alarms.mirrored_events > 0 and math.isfinite(episode.ratio)
         return "No other layer took part" + (", so this may be a false alarm." if by_chance else ".")
     followers = episode.order[1:]
@@ -102,9 +104,9 @@ def _after(iterations: int) -> str:
     return f"after {iterations} iteration{'' if iterations == 1 else 's'}"
 
 
-def _cost(dip: Dip, since: int, found: RunAnalysis) -> str:
+def _cost(dip: Dip, since: int, analysis: RunAnalysis) -> str:
     back = "has not recovered" if dip.recovered is None else f"recovered by {dip.recovered}"
-    metric = found.metric or JudgedMetric()
+    metric = analysis.metric or JudgedMetric()
     down = metric.goal == "max"
     name, size = metric_label(metric.name), depth_text(dip.depth, metric)
     name = name[0].upper() + name[1:] if name.islower() else name
@@ -117,11 +119,11 @@ def _cost(dip: Dip, since: int, found: RunAnalysis) -> str:
     return f"{name} {verb} by {size} {when} ({worst} at {dip.trough}) and {back}."
 
 
-def _dips_after(episode: Episode, found: RunAnalysis) -> list[Dip]:
+def _dips_after(episode: Episode, analysis: RunAnalysis) -> list[Dip]:
     """Dips that are linked to a spike of the episode."""
     return [
         dip
-        for dip in found.dips or ()
+        for dip in analysis.dips or ()
         if dip.after_spike is not None and episode.start <= dip.after_spike.onset <= episode.end
         and dip.start <= episode.end + LINK_WINDOW
     ]  # fmt: skip
@@ -133,7 +135,7 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any], ours: bool, checkpoints: bool) -> str:
+def _advice(episode: Episode, analysis: RunAnalysis, config: Mapping[str, Any], ours: bool, checkpoints: bool) -> str:
     lower = "lower --base-lr" if ours else "lower the learning rate"
     named = config.get("mitigation")
     done = (named,) if isinstance(named, str) else tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()
@@ -143,9 +145,8 @@ def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any], our
         at = max(episode.start - BEFORE, 0)
         if not ours or not checkpoints:
             return ""
-        return (
-            f"; to compare the run with and without it: stablab branch {found.run} --at {at} --mitigation {mitigation}"
-        )
+        command = f"stablab branch {analysis.run} --at {at} --mitigation {mitigation}"
+        return f"; to compare the run with and without it: {command}"
 
     if not math.isfinite(episode.ratio):
         amp = _section(config, "train").get("amp")
@@ -165,6 +166,6 @@ def _advice(episode: Episode, found: RunAnalysis, config: Mapping[str, Any], our
         return f"the patch projection is frozen and {episode.leader} led, as in the paper at higher rates: {lower}"
     if kind:
         return f"{episode.leader}, the {kind}, led: {lower}, or clip its gradient{branch(CLIP)}"
-    has_patches = any(input_kind(name) == "patch projection" for name, _ in found.layers)
+    has_patches = any(input_kind(name) == "patch projection" for name, _ in analysis.layers)
     instead = ", so freezing the patch projection may not help" if has_patches else ""
     return f"{episode.leader} led{instead}: {lower}, or clip the gradient{branch(CLIP)}"

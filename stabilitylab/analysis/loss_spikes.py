@@ -38,16 +38,16 @@ def find_loss_spikes(
     if usable.sum() <= settings.warmup:
         few = f"{int(usable.sum())} values; more than {settings.warmup} are needed"
         return LossSpikes((), (), reason=f"not enough data for loss spikes: {few}")
-    found = detect(loss, replace(settings, ratio_open=1.0)).spikes
+    loss_spikes = detect(loss, replace(settings, ratio_open=1.0)).spikes
     line = Timeline.of(loss.iteration)
     lags: list[Lag] = []
     for name in layers:
         own = [spike for spike in spikes if spike.layer == name]
-        if not own or not found:
+        if not own or not loss_spikes:
             continue
         lags.append(
             measure_lag(
-                found,
+                loss_spikes,
                 own,
                 source=LOSS,
                 target=name,
@@ -55,4 +55,4 @@ def find_loss_spikes(
                 timelines=(line, timelines.get(name, line)),
             )
         )
-    return LossSpikes(found, tuple(lags))
+    return LossSpikes(loss_spikes, tuple(lags))

@@ -85,12 +85,12 @@ def metric_of(
     finite = np.asarray(curve.value)[np.isfinite(curve.value)]
     if not len(finite):
         raise NoDataError(f"metric {name}: all {len(curve.value)} values are missing or not finite; nothing to judge")
-    found = goal or curve.goal or goal_of(name)
-    if found is None:
+    direction = goal or curve.goal or goal_of(name)
+    if direction is None:
         raise ConfigError(
             f"metric {name}: it is not clear from the name whether higher is better; set a goal, max or min"
         )
-    return Metric(name, found, scale or curve.scale or scale_of(name, finite), curve, chosen)
+    return Metric(name, direction, scale or curve.scale or scale_of(name, finite), curve, chosen)
 
 
 def choose_metric(
@@ -174,9 +174,9 @@ def metric_label(name: str) -> str:
     return {"knn_top1": "kNN accuracy", TRAINING_LOSS: "training loss"}.get(name, name)
 
 
-def dip_word(found: RunAnalysis, number: int = 1) -> str:
+def dip_word(analysis: RunAnalysis, number: int = 1) -> str:
     """The name of a dip of the judged metric, such as ``accuracy dip`` or ``rise of val_loss``."""
-    metric = found.metric or JudgedMetric()
+    metric = analysis.metric or JudgedMetric()
     plural = "" if number == 1 else "s"
     if metric.goal == "min":
         return f"rise{plural} of {metric_label(metric.name)}"

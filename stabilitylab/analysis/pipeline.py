@@ -68,7 +68,7 @@ def analyze_run(
         shared = shared_by(clean, settings)
         detections = list(pool.map(lambda layer: detect(layer, settings, shared), clean))
     notes += short_notes(clean, settings, shared is not None)
-    found = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
+    all_spikes = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
 
     measured = travels = None
     ends = find_ends(clean, series, first=first, last=last)
@@ -90,7 +90,7 @@ def analyze_run(
         )
         names = [(layer.name, layer.depth) for layer in on_path]
         travels = propagation(
-            found, names, source=source.name, num_iterations=series.iterations, cross=cross, timelines=timelines
+            all_spikes, names, source=source.name, num_iterations=series.iterations, cross=cross, timelines=timelines
         )
         if len(on_path) == 1:
             travels = ()  # propagation needs two layers
@@ -107,19 +107,19 @@ def analyze_run(
             notes.append(f"dips are not judged: {why_not}")
         else:
             judged = chosen.summary()
-            dipped = find_dips(chosen.judged, found, min_depth=chosen.min_depth, binomial=chosen.binomial)
+            dipped = find_dips(chosen.judged, all_spikes, min_depth=chosen.min_depth, binomial=chosen.binomial)
             since = min((int(layer.iteration[0]) for layer in clean if len(layer.iteration)), default=0)
-            link = link_dips(dipped, found, num_iterations=series.iterations, first=since)
+            link = link_dips(dipped, all_spikes, num_iterations=series.iterations, first=since)
     foreseen = None
     if early is not None:
         signal, recorded = early
         clean_signal = [without_duplicates(layer) for layer in recorded]
         foreseen = early_warning(
-            signal, clean_signal, found, num_iterations=series.iterations, settings=settings, timelines=timelines
+            signal, clean_signal, all_spikes, num_iterations=series.iterations, settings=settings, timelines=timelines
         )
     warnings = None
     if signals is not None and spikes:
-        warnings, left_out = warning_table(signals, found, timelines, settings)
+        warnings, left_out = warning_table(signals, all_spikes, timelines, settings)
         if left_out:
             notes.append(left_out)
     drifts, few_for_drift = find_drifts(clean)
@@ -131,9 +131,9 @@ def analyze_run(
         run=series.run,
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
-        spikes=tuple(found) if spikes else None,
+        spikes=tuple(all_spikes) if spikes else None,
         false_alarms=chance_level(clean, detections, settings) if spikes else None,
-        episodes=find_episodes(found, num_layers=len(clean), gap=gap, step=resolution.mostly) if spikes else None,
+        episodes=find_episodes(all_spikes, num_layers=len(clean), gap=gap, step=resolution.mostly) if spikes else None,
         lag=measured,
         propagation=travels,
         dips=dipped,
@@ -146,7 +146,7 @@ def analyze_run(
         resolution=resolution,
         drifts=drifts if spikes else None,
         collapse=find_collapse(series, _accuracy(chosen)) if dips else None,
-        loss_spikes=find_loss_spikes(series, found, [layer.name for layer in clean], settings, timelines)
+        loss_spikes=find_loss_spikes(series, all_spikes, [layer.name for layer in clean], settings, timelines)
         if spikes
         else None,
     )
@@ -172,15 +172,15 @@ def _accuracy(chosen: Metric | None) -> tuple[str, EvalCurve] | None:
 def _timelines(layers: Sequence[LayerSeries], *, means: bool) -> dict[str, Timeline]:
     """Timeline of each layer. Layers with the same iterations share one."""
     made: list[tuple[np.ndarray, Timeline]] = []
-    found = {}
+    timelines = {}
     for layer in layers:
         known = next((line for rows, line in made if rows is layer.iteration), None)
         known = known or next((line for rows, line in made if np.array_equal(rows, layer.iteration)), None)
         if known is None:
             known = Timeline.of(layer.iteration, means=means)
             made.append((layer.iteration, known))
-        found[layer.name] = known
-    return found
+        timelines[layer.name] = known
+    return timelines
 
 
 def _metric(series: RunSeries, metric: str | None, goal: str | None) -> tuple[Metric | None, str]:

@@ -127,8 +127,8 @@ def _by_chance(alarms: np.ndarray, onsets: np.ndarray, span: int, horizon: int) 
 def _corrected(rows: Sequence[EarlyWarning]) -> tuple[EarlyWarning, ...]:
     """Apply Holm's step-down correction to the rows that have a p-value."""
     known = sorted((row.p_value, i) for i, row in enumerate(rows) if row.p_value is not None)
-    found, largest = list(rows), 0.0
+    corrected, largest = list(rows), 0.0
     for rank, (p_value, i) in enumerate(known):
         largest = max(largest, min(1.0, p_value * (len(known) - rank)))
-        found[i] = replace(found[i], p_holm=largest)
-    return tuple(found)
+        corrected[i] = replace(corrected[i], p_holm=largest)
+    return tuple(corrected)

@@ -38,9 +38,9 @@ class RecordsFeatures:
         """
         self._must_be_open()
         try:
-            found = feature_statistics(z, positives)
+            statistics = feature_statistics(z, positives)
         except ValueError as error:
             raise RecordError(f"rec.features: {error}") from None
-        for name, value in found.items():
+        for name, value in statistics.items():
             self._recorder.scalar(self.iteration, name, value)
-        return found
+        return statistics

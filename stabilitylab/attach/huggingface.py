@@ -94,9 +94,9 @@ class StabilityCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
         metrics = {k: float(v) for k, v in (context.get("metrics") or {}).items() if isinstance(v, int | float)}
-        found = {k: v for k, v in metrics.items() if k.startswith("eval") and not k.endswith(_COSTS)}
+        evaluated = {k: v for k, v in metrics.items() if k.startswith("eval") and not k.endswith(_COSTS)}
         data: Any = getattr(context.get("eval_dataloader"), "dataset", None)
-        self._recording.log(found, num_samples=len(data) if hasattr(data, "__len__") else 0)
+        self._recording.log(evaluated, num_samples=len(data) if hasattr(data, "__len__") else 0)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any

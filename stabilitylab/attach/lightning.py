@@ -108,8 +108,8 @@ class StabilityCallback(pl.Callback):
             return
         logged = _logged_in_validation(trainer)
         values = {str(k): v for k, v in trainer.callback_metrics.items() if k in logged}
-        found = {k: float(v) for k, v in values.items() if torch.as_tensor(v).numel() == 1}
-        self._recording.log(found, num_samples=_validated(trainer))
+        validated = {k: float(v) for k, v in values.items() if torch.as_tensor(v).numel() == 1}
+        self._recording.log(validated, num_samples=_validated(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remove_hooks()

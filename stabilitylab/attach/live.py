@@ -61,7 +61,7 @@ class SpikeSink:
             self._rows[layer_id] = ([iteration], [norm])
             layers.append(without_duplicates(LayerSeries(self.names[layer_id], layer_id, iteration, norm)))
         shared = shared_by(layers, self.settings)
-        found = []
+        new_spikes = []
         for layer in layers:
             if len(layer.iteration) < 2:
                 continue
@@ -70,5 +70,5 @@ class SpikeSink:
             for spike in detect(layer, self.settings, shared).spikes:
                 if spike.end <= over and spike.onset > self._reported.get(layer.name, -1):
                     self._reported[layer.name] = spike.end
-                    found.append(spike)
-        return sorted(found, key=lambda spike: spike.onset)
+                    new_spikes.append(spike)
+        return sorted(new_spikes, key=lambda spike: spike.onset)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stabilitylab.attach.ending import close_at_exit, status_of
+from stabilitylab.attach.closing import close_at_exit, status_of
 from stabilitylab.attach.features import RecordsFeatures
 from stabilitylab.attach.live import OnSpike, SpikeSink
 from stabilitylab.attach.ordering import Ordering

@@ -65,15 +65,15 @@ def chosen_layers(
         raise RecordError(f"granularity must be block, module or param, not {granularity!r}")
     wanted = [include] if isinstance(include, str) else list(include)
     unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
-    found = [
+    layers = [
         layer
         for layer in group_layers(model, granularity)
         if any(fnmatch.fnmatchcase(layer.name, p) for p in wanted)
         and not any(fnmatch.fnmatchcase(layer.name, p) for p in unwanted)
     ]
-    if not any(layer.trainable for layer in found):
+    if not any(layer.trainable for layer in layers):
         raise RecordError("the model has no trainable parameter to record; unfreeze one, or widen include=")
-    return [replace(layer, depth=depth) for depth, layer in enumerate(found)]
+    return [replace(layer, depth=depth) for depth, layer in enumerate(layers)]
 
 
 def in_order(layers: list[Layer], names: list[str]) -> list[Layer]:

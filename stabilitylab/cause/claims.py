@@ -26,28 +26,28 @@ class ImpulseVerdict:
 
 
 def _chosen(
-    runs: Sequence[PlannedRun], found: Mapping[str, Impulse], where: Mapping[str, Any], kicked: str | None
+    runs: Sequence[PlannedRun], impulses: Mapping[str, Impulse], where: Mapping[str, Any], kicked: str | None
 ) -> Impulse | None:
     among = [
-        found[run.name]
+        impulses[run.name]
         for run in runs
-        if run.name in found
-        and (kicked is None or kicked in found[run.name].differences)
+        if run.name in impulses
+        and (kicked is None or kicked in impulses[run.name].differences)
         and all(look_up(run.config, key) == value for key, value in where.items())
     ]
     return pool(among) if among else None
 
 
 def judge(
-    claims: Sequence[Mapping[str, Any]], runs: Sequence[PlannedRun], found: Mapping[str, Impulse]
+    claims: Sequence[Mapping[str, Any]], runs: Sequence[PlannedRun], impulses: Mapping[str, Impulse]
 ) -> list[ImpulseVerdict]:
     """Decide each claim by its confidence interval. ``found``: name of a finished run -> its impulses."""
-    return [_judge(runs, found, claim) for claim in claims]
+    return [_judge(runs, impulses, claim) for claim in claims]
 
 
-def _judge(runs: Sequence[PlannedRun], found: Mapping[str, Impulse], claim: Mapping[str, Any]) -> ImpulseVerdict:
+def _judge(runs: Sequence[PlannedRun], impulses: Mapping[str, Impulse], claim: Mapping[str, Any]) -> ImpulseVerdict:
     kicked = claim.get("kicked")
-    treated = _chosen(runs, found, claim.get("where", {}), kicked)
+    treated = _chosen(runs, impulses, claim.get("where", {}), kicked)
     if treated is None:
         return ImpulseVerdict(claim["text"], "not run", "none of its runs is finished")
     if "reaches" in claim:
@@ -57,7 +57,7 @@ def _judge(runs: Sequence[PlannedRun], found: Mapping[str, Impulse], claim: Mapp
     question, decide = (
         ("decay_longer_than", _judge_decay) if "decay_longer_than" in claim else ("weaker_than", _judge_weaker)
     )
-    baseline = _chosen(runs, found, claim[question], kicked)
+    baseline = _chosen(runs, impulses, claim[question], kicked)
     if baseline is None:
         return ImpulseVerdict(claim["text"], "not run", "none of the runs to compare with is finished")
     return decide(claim, treated, baseline)
@@ -128,17 +128,17 @@ def _judge_decay(claim: Mapping[str, Any], treated: Impulse, baseline: Impulse) 
 
 
 def _judge_travel(claim: Mapping[str, Any], impulse: Impulse) -> ImpulseVerdict:
-    found = travel({name: impulse.by_start(name) for name in impulse.differences}, (*impulse.order, LOSS))
-    if found is None:
+    travels = travel({name: impulse.by_start(name) for name in impulse.differences}, (*impulse.order, LOSS))
+    if travels is None:
         return ImpulseVerdict(claim["text"], "inconclusive", "fewer than two layers were kicked")
     reason = (
-        f"mean log response of the first {EARLY} iterations over {found.pairs} pairs of layers, {found.starts} starts: "
-        f"{_with_interval(found.output, found.output_ci95)} towards the output, "
-        f"{_with_interval(found.input, found.input_ci95)} towards the input, difference "
-        f"{_with_interval(found.difference, found.difference_ci95)}"
+        f"mean log response of the first {EARLY} iterations over {travels.pairs} pairs of layers, "
+        f"{travels.starts} starts: {_with_interval(travels.output, travels.output_ci95)} towards the output, "
+        f"{_with_interval(travels.input, travels.input_ci95)} towards the input, difference "
+        f"{_with_interval(travels.difference, travels.difference_ci95)}"
     )
-    verdict = {claim["travels"]: "reproduced", "inconclusive": "inconclusive"}.get(found.verdict, "contradicted")
-    told = f"towards the {found.verdict}" if found.verdict in ("output", "input") else found.verdict
+    verdict = {claim["travels"]: "reproduced", "inconclusive": "inconclusive"}.get(travels.verdict, "contradicted")
+    told = f"towards the {travels.verdict}" if travels.verdict in ("output", "input") else travels.verdict
     return ImpulseVerdict(claim["text"], verdict, f"{told}: {reason}")
 
 

@@ -111,8 +111,8 @@ def _decay(r: Response) -> str:
 def layer_norms(model: nn.Module) -> dict[str, float]:
     """Gradient norm of each layer; 0 without a gradient. Call it between ``backward()`` and the optimizer step."""
     layers = group_layers(model)
-    found = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()
-    norms = torch.where(found.measured[0], found.values[0], 0.0).tolist()
+    measured = Recorder(layers, NullSink(), signals=("grad_norm",)).measure()
+    norms = torch.where(measured.measured[0], measured.values[0], 0.0).tolist()
     return {layer.name: norm for layer, norm in zip(layers, norms, strict=True)}
 
 
@@ -173,7 +173,7 @@ def impulse(
             "learning rate, random state and the position in the data"
         )
     done, total = 0, len(at) * (1 + len(layers) * kicks)
-    found: dict[str, list[Trace]] = {name: [] for name in layers}
+    traces: dict[str, list[Trace]] = {name: [] for name in layers}
     controls = {}
     for start in at:
         controls[start] = future(start, None)
@@ -182,10 +182,10 @@ def impulse(
                 generator = generator_of(seed, index, start, k)
                 parameters = grouped[name].parameters
                 kicked = future(start, lambda p=parameters, g=generator: kick(p, size, g))  # type: ignore[misc]
-                found[name].append(_against(kicked, controls[start]))
+                traces[name].append(_against(kicked, controls[start]))
                 done += 1
                 progress(done, total)
-    return _gathered(order, size, "weights", at, found, None)
+    return _gathered(order, size, "weights", at, traces, None)
 
 
 def impulse_run(
@@ -219,7 +219,7 @@ def impulse_run(
     parameters = [replay.layer(name).parameters for name in layers]
     check = replay.check(min(at))
     metric_at = range(metric_every, horizon + 1, metric_every) if metric_every else ()
-    found: dict[str, list[Trace]] = {name: [] for name in layers}
+    traces: dict[str, list[Trace]] = {name: [] for name in layers}
     done, total = 0, planned_futures(layers, at, kicks, of)
     for start in at:
         state = replay.state_at(start)
@@ -243,33 +243,33 @@ def impulse_run(
                     on_gradient=scale if of == "gradient" else None,
                     metric_at=metric_at,
                 )
-                found[name].append(_against(kicked, control))
+                traces[name].append(_against(kicked, control))
                 done += 1
                 progress(done, total)
-    return _gathered(tuple(replay.names), size, of, at, found, check)
+    return _gathered(tuple(replay.names), size, of, at, traces, check)
 
 
-def pool(found: Sequence[Impulse]) -> Impulse:
+def pool(impulses: Sequence[Impulse]) -> Impulse:
     """Pool the kicks of several runs, for example seeds. Raises NoDataError if they differ in layers, size, kind or
     kicks per iteration."""
-    first = found[0]
-    for other in found[1:]:
+    first = impulses[0]
+    for other in impulses[1:]:
         if (other.order, other.size, other.of) != (first.order, first.size, first.of):
             raise NoDataError("impulses with different layers, sizes or kinds cannot be pooled")
         if other.kicks * len(first.at) != first.kicks * len(other.at):
             raise NoDataError("impulses with different numbers of kicks per iteration cannot be pooled")
-    layers = [name for name in first.differences if all(name in x.differences for x in found)]
-    length = min(values.shape[1] for x in found for values in x.differences.values())
-    differences = {name: np.concatenate([x.differences[name][:, :length] for x in found]) for name in layers}
+    layers = [name for name in first.differences if all(name in x.differences for x in impulses)]
+    length = min(values.shape[1] for x in impulses for values in x.differences.values())
+    differences = {name: np.concatenate([x.differences[name][:, :length] for x in impulses]) for name in layers}
     metric = {
         name: {
-            t: np.concatenate([x.metric[name][t] for x in found])
+            t: np.concatenate([x.metric[name][t] for x in impulses])
             for t in first.metric.get(name, {})
-            if all(t in x.metric.get(name, {}) for x in found)
+            if all(t in x.metric.get(name, {}) for x in impulses)
         }
         for name in layers
     }
-    return Impulse(first.order, first.size, first.of, tuple(t for x in found for t in x.at), differences, metric)
+    return Impulse(first.order, first.size, first.of, tuple(t for x in impulses for t in x.at), differences, metric)
 
 
 def _against(kicked: Trace, control: Trace) -> Trace:
@@ -286,15 +286,15 @@ def _gathered(
     size: float,
     of: str,
     at: Sequence[int],
-    found: Mapping[str, Sequence[Trace]],
+    all_traces: Mapping[str, Sequence[Trace]],
     check: ReplayCheck | None,
 ) -> Impulse:
     differences = {
         name: np.stack([np.concatenate([t.norms, t.loss[:, None]], 1) for t in traces])
-        for name, traces in found.items()
+        for name, traces in all_traces.items()
     }
     metric = {
         name: {t: np.array([trace.metric[t] for trace in traces]) for t in traces[0].metric}
-        for name, traces in found.items()
+        for name, traces in all_traces.items()
     }
     return Impulse(order, size, of, tuple(at), differences, metric, check)

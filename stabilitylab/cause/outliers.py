@@ -84,15 +84,15 @@ def measure(replay: Replay, at: int, draws: int = DRAWS) -> Measured:
     """Features of the images of batch ``at``, averaged over ``draws`` draws of views. The method is left unchanged."""
     method = replay.trainer.method
     buffers = {name: b.clone() for name, b in method.named_buffers()}
-    found = []
+    measures = []
     try:
         for draw in range(draws):
             (views,) = replay.trainer.batches.iterate(at, at + 1, draw)
-            found.append(torch.stack(method.encode(views[:2])).double())
+            measures.append(torch.stack(method.encode(views[:2])).double())
     finally:
         for name, b in method.named_buffers():
             b.copy_(buffers[name])
-    first, second = torch.stack(found).mean(0).cpu().numpy()
+    first, second = torch.stack(measures).mean(0).cpu().numpy()
     return (first + second) / 2, first - second
 
 
@@ -124,8 +124,8 @@ def _space(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _distance(points: np.ndarray, space: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     mean, whitening = space
-    found: np.ndarray = np.linalg.norm((points - mean) @ whitening, axis=1)
-    return found
+    distance: np.ndarray = np.linalg.norm((points - mean) @ whitening, axis=1)
+    return distance
 
 
 def _in_spreads(reference: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -125,8 +125,8 @@ def _encoder_parts(
     total: Tensor | None = None
     for view, way in zip(views, delta, strict=False):  # a method may encode fewer views than there are
         with torch.no_grad():  # torch.func computes the gradients, so autograd needs no graph
-            found = each(chosen, view, way)
-        part = torch.cat([g.flatten(1) for g in found.values()], 1)
+            gradients = each(chosen, view, way)
+        part = torch.cat([g.flatten(1) for g in gradients.values()], 1)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -185,9 +185,9 @@ def _leave_one_out(
 
     def gradient(kept: Tensor) -> Tensor:
         features, momentum = _features(method, [view[kept] for view in views])
-        found = torch.autograd.grad(method.loss(features, momentum, iteration), trained, allow_unused=True)
+        gradients = torch.autograd.grad(method.loss(features, momentum, iteration), trained, allow_unused=True)
         return torch.cat(
-            [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, trained, strict=True)]
+            [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, trained, strict=True)]
         )
 
     everything = torch.arange(len(views[0]), device=views[0].device)

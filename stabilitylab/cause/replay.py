@@ -92,12 +92,12 @@ class Replay:
 
     def layer(self, name: str) -> Layer:
         """The layer ``name``. Raises ConfigError if it does not exist or has no trained weights."""
-        found = [layer for layer in self.layers if layer.name == name]
-        if not found:
+        matching = [layer for layer in self.layers if layer.name == name]
+        if not matching:
             raise ConfigError(f"run {self.run_dir.name} has no layer {name!r}; its layers: {', '.join(self.names)}")
-        if not found[0].trainable:
+        if not matching[0].trainable:
             raise ConfigError(f"layer {name!r} of run {self.run_dir.name} has no trained weights; choose another layer")
-        return found[0]
+        return matching[0]
 
     def require(self, at: Sequence[int], steps: int = 1) -> None:
         """Raise ConfigError if an iteration has no checkpoint at or before it, or fewer than ``steps`` iterations after

@@ -55,7 +55,7 @@ def respond(kicked: str, names: Sequence[str], differences: np.ndarray, seed: in
     chosen = np.random.default_rng(seed).integers(0, kicks, (RESAMPLES, kicks))
     weights = np.stack([np.bincount(row, minlength=kicks) for row in chosen]) / kicks  # (B, K)
     left = _leaves_zero(differences, seed)
-    found = []
+    responses = []
     for column, name in enumerate(names):
         values = np.nan_to_num(differences[:, :, column])
         mean = values.mean(0)
@@ -69,7 +69,7 @@ def respond(kicked: str, names: Sequence[str], differences: np.ndarray, seed: in
             decay = float(time_constant(mean[None, peak_at:])[0])
             ends = np.percentile(time_constant(resampled[:, peak_at:]), [2.5, 97.5], method="nearest")
             decay_ci95 = (float(ends[0]), float(ends[1]))
-        found.append(
+        responses.append(
             Response(
                 kicked=kicked,
                 responding=name,
@@ -85,7 +85,7 @@ def respond(kicked: str, names: Sequence[str], differences: np.ndarray, seed: in
                 decay_ci95=decay_ci95,
             )
         )
-    return found
+    return responses
 
 
 def _leaves_zero(differences: np.ndarray, seed: int) -> np.ndarray:

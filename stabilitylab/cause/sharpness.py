@@ -105,9 +105,9 @@ def lanczos(
         vector = product / beta[k]
     small = np.diag(alpha[:used]) + np.diag(beta[: used - 1], 1) + np.diag(beta[: used - 1], -1)
     values, vectors = np.linalg.eigh(small)
-    found = basis[:used].T @ vectors[:, -1]
-    found /= np.linalg.norm(found)
-    residual = np.asarray(matvec(found), float) - values[-1] * found
+    overlaps = basis[:used].T @ vectors[:, -1]
+    overlaps /= np.linalg.norm(overlaps)
+    residual = np.asarray(matvec(overlaps), float) - values[-1] * overlaps
     return float(values[-1]), float(np.linalg.norm(residual))
 
 
@@ -135,9 +135,9 @@ def curvature(
             part.view_as(p)
             for part, p in zip(direction.to(kept[0].dtype).split([p.numel() for p in kept]), kept, strict=True)
         ]
-        found = torch.autograd.grad(slopes, kept, parts, retain_graph=True, allow_unused=True)
+        products = torch.autograd.grad(slopes, kept, parts, retain_graph=True, allow_unused=True)
         return torch.cat(
-            [(torch.zeros_like(p) if f is None else f).flatten() for f, p in zip(found, kept, strict=True)]
+            [(torch.zeros_like(p) if f is None else f).flatten() for f, p in zip(products, kept, strict=True)]
         ).double()
 
     g = torch.cat([s.detach().flatten() for s in slopes]).double()
@@ -147,8 +147,8 @@ def curvature(
     def matvec(vector: np.ndarray) -> np.ndarray:
         direction = torch.from_numpy(vector).to(g)
         direction = direction if flat_scale is None else direction * flat_scale
-        found = product(direction)
-        result: np.ndarray = (found if flat_scale is None else found * flat_scale).cpu().numpy()
+        products = product(direction)
+        result: np.ndarray = (products if flat_scale is None else products * flat_scale).cpu().numpy()
         return result
 
     return directional, *lanczos(matvec, len(g), steps)
@@ -157,15 +157,15 @@ def curvature(
 def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
     """P^-1/2 of Adam, per tensor and bias-corrected. None for optimizers without a second moment."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    found = []
+    scales = []
     for p in parameters:
         state = optimizer.state.get(p) or {}
         if "exp_avg_sq" not in state:
             return None
         group = groups[id(p)]
         corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-        found.append((corrected.sqrt() + group["eps"]).rsqrt())
-    return found
+        scales.append((corrected.sqrt() + group["eps"]).rsqrt())
+    return scales
 
 
 def edge_of_stability(name: str, lr: float, beta: float) -> float | None:
@@ -202,7 +202,7 @@ def sharpness_run(
             f"the learning rate is 0 at iteration {flat[0]}, so any curvature is stable; choose another iteration"
         )
     done, total = 0, len(at) * (1 + by_layer * sum(layer.trainable for layer in replay.layers))
-    found: list[Curvature] = []
+    curvatures: list[Curvature] = []
     for iteration in at:
         trainer.restore(replay.state_at(iteration))
         lr = trainer.learning_rate(iteration)
@@ -218,10 +218,10 @@ def sharpness_run(
                 edge = edge_of_stability(settings.name, lr, beta)
                 if settings.name != "sgd" and scale is None:
                     edge = None
-                found.append(Curvature(iteration, name, lr, directional, value, error, 2 / lr, edge))
+                curvatures.append(Curvature(iteration, name, lr, directional, value, error, 2 / lr, edge))
                 done += 1
                 progress(done, total)
-    return Sharpness(tuple(found), check)
+    return Sharpness(tuple(curvatures), check)
 
 
 def seconds_per_iteration(replay: Replay, at: int, steps: int, by_layer: bool) -> float:
@@ -245,7 +245,7 @@ def _parts(replay: Replay, by_layer: bool) -> list[tuple[str, list[nn.Parameter]
     """Name and trained parameters of all layers together, and of each layer if ``by_layer``."""
     layers = [(layer.name, [p for p in layer.parameters if p.requires_grad]) for layer in replay.layers]
     everything = [p for _, parameters in layers for p in parameters]
-    return [(ALL, everything), *[(name, found) for name, found in layers if by_layer and found]]
+    return [(ALL, everything), *[(name, matching) for name, matching in layers if by_layer and matching]]
 
 
 @contextmanager

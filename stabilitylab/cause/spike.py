@@ -54,16 +54,16 @@ def find_spike(replay: Replay, at: int, layer: str | None = None) -> SpikeAt:
     if chosen is not None:
         replay.layer(chosen)
     candidates = [chosen] if chosen is not None else [x.name for x in replay.layers if x.trainable]
-    found = []
+    spikes = []
     for name in candidates:
         values = norms[inside, replay.names.index(name)]
         if np.isnan(values).all():
             continue
         peak = int(iterations[inside][np.nanargmax(np.where(np.isinf(values), 1e300, values))])
-        found.append(SpikeAt(name, peak, height(values[~np.isnan(values)], usual_norm(replay, name, at))))
-    if not found:
+        spikes.append(SpikeAt(name, peak, height(values[~np.isnan(values)], usual_norm(replay, name, at))))
+    if not spikes:
         raise ConfigError(f"run {replay.run_dir.name} has no gradient norms at iteration {at}; train with --log-grads")
-    return max(found, key=lambda spike: spike.height)
+    return max(spikes, key=lambda spike: spike.height)
 
 
 def _leader(replay: Replay, at: int) -> str | None:

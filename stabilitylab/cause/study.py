@@ -74,7 +74,7 @@ def run_impulse_study(
 ) -> dict[str, Impulse]:
     """Train the missing runs and kick them. Results are saved next to each run: rerun the same command to continue.
     ``collect``: only read finished results."""
-    found: dict[str, Impulse] = {}
+    impulses: dict[str, Impulse] = {}
     for number, run in enumerate(study.runs, 1):
         folder = root / run.name if collect else train_or_resume(run.config, root, run.name)
         known = load_impulse(folder, study.impulse)
@@ -85,18 +85,18 @@ def run_impulse_study(
             layers = [name for name in study.impulse["layers"] if not (frozen and name == "patch_embed")]
             known = impulse_run(folder, **(study.impulse | {"layers": layers}))
             save_impulse(folder, known, study.impulse)
-        found[run.name] = known
+        impulses[run.name] = known
         say(f"{number}/{len(study.runs)} {run.name}: {known.sentence()}")
-    return found
+    return impulses
 
 
-def by_setting(study: ImpulseStudy, found: Mapping[str, Impulse]) -> dict[str, Impulse]:
+def by_setting(study: ImpulseStudy, impulses: Mapping[str, Impulse]) -> dict[str, Impulse]:
     """Setting -> its finished runs, seeds pooled."""
     groups: dict[str, list[Impulse]] = {}
     for run in study.runs:
         name = ", ".join(f"{k.split('.')[-1]} {_plain(look_up(run.config, k))}" for k in run.axes if k != "train.seed")
-        if run.name in found:
-            groups.setdefault(name or "all runs", []).append(found[run.name])
+        if run.name in impulses:
+            groups.setdefault(name or "all runs", []).append(impulses[run.name])
     return {name: pool(members) for name, members in groups.items()}
 
 
@@ -105,14 +105,14 @@ def _plain(value: Any) -> str:
 
 
 def write_impulse_study(
-    study: ImpulseStudy, found: Mapping[str, Impulse], folder: Path, verdicts: list[ImpulseVerdict]
+    study: ImpulseStudy, impulses: Mapping[str, Impulse], folder: Path, verdicts: list[ImpulseVerdict]
 ) -> None:
     """Write tables of the pooled seeds of each setting: ``responses.csv`` (a row per setting and pair of layers),
     ``directions.csv`` (a row per setting: the direction in which kicks travel), ``metric.csv`` (change of the metric
     after the kicks), ``verdicts.json`` and ``matrix.png``."""
     from stabilitylab.cause.pictures import draw_matrices
 
-    settings = by_setting(study, found)
+    settings = by_setting(study, impulses)
     responses, ways, metrics = [], [], []
     for name, impulse in settings.items():
         for r in impulse.responses:

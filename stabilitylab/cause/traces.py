@@ -36,8 +36,8 @@ class NormRecorder(Recorder):
         self._losses: list[Tensor] = []
 
     def step(self, iteration: int, **given: Any) -> None:
-        found = self.measure()
-        self._norms.append(torch.where(found.measured[0], found.values[0], torch.nan))
+        measured = self.measure()
+        self._norms.append(torch.where(measured.measured[0], measured.values[0], torch.nan))
         self._losses.append(given["loss"])
         if self.on_gradient is not None:
             self.on_gradient(iteration)

@@ -26,7 +26,7 @@ class Iterations(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
-        found: list[int] = []
+        values: list[int] = []
         for part in str(value).split(","):
             numbers = part.split(":")
             if not all(n.strip().isdecimal() for n in numbers) or len(numbers) > 3:
@@ -34,10 +34,10 @@ class Iterations(click.ParamType):
             bounds = [int(n) for n in numbers]
             if len(bounds) == 3 and not bounds[2]:
                 self.fail(f"{part!r} has a step of 0", param, ctx)
-            found += range(*bounds) if len(bounds) > 1 else bounds
-        if not found:
+            values += range(*bounds) if len(bounds) > 1 else bounds
+        if not values:
             self.fail(f"{value!r} contains no iteration", param, ctx)
-        return sorted(set(found))
+        return sorted(set(values))
 
 
 @click.group()
@@ -239,15 +239,15 @@ def study(file: str, collect: bool, output: str | None, runs_dir: str | None) ->
     planned = load_impulse_study(path)
     click.echo(f"{planned.title}: {len(planned.runs)} runs")
     say = lambda text: click.echo(text, err=True)  # noqa: E731
-    found = run_impulse_study(planned, runs_root(runs_dir), say, collect=collect)
-    if not found:
+    impulses = run_impulse_study(planned, runs_root(runs_dir), say, collect=collect)
+    if not impulses:
         raise ConfigError(f"no run of {file} is finished; run the command without --collect")
-    verdicts = judge(planned.claims, planned.runs, found)
+    verdicts = judge(planned.claims, planned.runs, impulses)
     folder = Path(output) if output else Path("reports") / path.stem
-    write_impulse_study(planned, found, folder, verdicts)
+    write_impulse_study(planned, impulses, folder, verdicts)
     for verdict in verdicts:
         click.echo(f"{verdict.verdict}: {verdict.text} ({verdict.reason})")
-    click.echo(f"summary: {folder}, {len(found)} of {len(planned.runs)} runs")
+    click.echo(f"summary: {folder}, {len(impulses)} of {len(planned.runs)} runs")
 
 
 def _open(run: str, runs_dir: str | None) -> Replay:

@@ -18,7 +18,7 @@ def command(studies: str, reports: str, check: bool) -> None:
 
     DIR contains the study files. Default: experiments/small.
     """
-    from stabilitylab.report.writing import write_whole
+    from stabilitylab.report.writing import write_atomically
     from stabilitylab.studies.verdicts import claims_table, find_studies
 
     folder = Path(reports)
@@ -30,7 +30,7 @@ def command(studies: str, reports: str, check: bool) -> None:
         raise SystemExit(0 if same else 1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(target, table.encode())
+        write_atomically(target, table.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}") from None
     click.echo(f"table: {target}")

@@ -64,25 +64,25 @@ def command(
         baseline = "none" if by == "mitigation" and "none" in groups else groups[0]
     elif baseline not in groups:
         raise ConfigError(f"--baseline: no run has {by} {baseline!r}; available: {', '.join(groups)}")
-    found = compare_runs(summaries, baseline)
+    comparison = compare_runs(summaries, baseline)
     judged = [answer.analysis for answer in answers.values()]
-    found = replace(found, lags=by_mitigation(zip([s.mitigation for s in summaries], judged, strict=True)))
-    found = replace(found, notes=(*found.notes, *_other_differences(list(answers.values()), by)))
+    comparison = replace(comparison, lags=by_mitigation(zip([s.mitigation for s in summaries], judged, strict=True)))
+    comparison = replace(comparison, notes=(*comparison.notes, *_other_differences(list(answers.values()), by)))
     if form == "json":
         from stabilitylab.analysis.results import SCHEMA_VERSION, plain
 
         power = [{"effect_size": size, "seeds": n, "power": p} for size, n, p in _power_table()]
-        whole = {"schema": SCHEMA_VERSION, "by": by} | found.to_dict() | {"power": power}
+        whole = {"schema": SCHEMA_VERSION, "by": by} | comparison.to_dict() | {"power": power}
         click.echo(json.dumps(plain(whole), indent=2, allow_nan=False))
     elif form == "csv":
-        _print_csv(found)
+        _print_csv(comparison)
     elif form in ("html", "md", "latex"):
         from stabilitylab.report import comparison as forms
 
         write = {"html": forms.comparison_html, "md": forms.comparison_markdown, "latex": forms.comparison_latex}[form]
-        click.echo(write(found, by), nl=False)
+        click.echo(write(comparison, by), nl=False)
     else:
-        _print_text(found, by)
+        _print_text(comparison, by)
 
 
 def _answer(run: str, runs_dir: str | None, metric: str | None, goal: str | None) -> Answer:
@@ -131,45 +131,46 @@ def _power_table() -> list[tuple[float, int, float]]:
     return [(size, n, power(n, size)) for size in POWER_SIZES for n in POWER_SEEDS]
 
 
-def _print_csv(found: Comparison) -> None:
+def _print_csv(comparison: Comparison) -> None:
     from stabilitylab.comparison.results import Effect
     from stabilitylab.store.spreadsheet import cell
 
     names = [field.name for field in fields(Effect) if field.name != "ci95"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*names, "ci95_low", "ci95_high"])
-    for effect in found.effects:
+    for effect in comparison.effects:
         values = [getattr(effect, name) for name in names]
         writer.writerow(["" if value is None else cell(value) for value in (*values, *(effect.ci95 or ("", "")))])
 
 
-def _print_text(found: Comparison, by: str) -> None:
+def _print_text(comparison: Comparison, by: str) -> None:
     from stabilitylab.cli.terminal import console
 
     say = console(highlight=False, markup=False, soft_wrap=True).print
-    say(f"{len(found.runs)} runs by {by}, compared with {found.baseline}; paired by seed and base learning rate")
-    _print_runs(found, say)
-    for mitigation in dict.fromkeys(effect.mitigation for effect in found.effects):
-        _print_effects(found, mitigation, say)
-    if found.lr_sensitivity:
-        name = "kNN" if found.metric == "knn_top1" else found.metric
+    count = len(comparison.runs)
+    say(f"{count} runs by {by}, compared with {comparison.baseline}; paired by seed and base learning rate")
+    _print_runs(comparison, say)
+    for mitigation in dict.fromkeys(effect.mitigation for effect in comparison.effects):
+        _print_effects(comparison, mitigation, say)
+    if comparison.lr_sensitivity:
+        name = "kNN" if comparison.metric == "knn_top1" else comparison.metric
         say(f"\nsensitivity to the learning rate (final {name} lost relative to the best rate, mean over rates)")
-        for row in found.lr_sensitivity:
+        for row in comparison.lr_sensitivity:
             interval = "" if row.ci95 is None else f" (95% interval {row.ci95[0]:.4f} to {row.ci95[1]:.4f})"
             by_lr = ", ".join(f"{value:.3f} at {lr:g}" for lr, value in row.by_lr)
             say(f"  {row.mitigation:<20}{row.mean:.4f}{interval}, {row.num_seeds} seeds: {by_lr}")
-    if found.lags:
-        _print_lags(found.lags, say)
-    if found.effects:
+    if comparison.lags:
+        _print_lags(comparison.lags, say)
+    if comparison.effects:
         _print_power(say)
-    for note in found.notes:
+    for note in comparison.notes:
         say(f"note: {note}")
 
 
-def _print_runs(found: Comparison, say: Callable[[str], None]) -> None:
-    runs, name = found.runs, found.metric
+def _print_runs(comparison: Comparison, say: Callable[[str], None]) -> None:
+    runs, name = comparison.runs, comparison.metric
     if name != "knn_top1":
-        say(f"  judged by {name}: {'higher' if found.goal == 'max' else 'lower'} is better")
+        say(f"  judged by {name}: {'higher' if comparison.goal == 'max' else 'lower'} is better")
     head = f"{'final':>8}{'best':>8}{'spikes/10k':>12}{'dip area':>10}"
     wide = max(len("run"), *(len(run.run) for run in runs)) + 2
     group = max(len("group"), *(len(run.mitigation) for run in runs)) + 2
@@ -182,15 +183,15 @@ def _print_runs(found: Comparison, say: Callable[[str], None]) -> None:
         say(f"  {run.run:<{wide}}{run.mitigation:<{group}}{run.seed:>5}{_number(run.base_lr, 'g'):>9}{shown}")
 
 
-def _print_effects(found: Comparison, mitigation: str, say: Callable[[str], None]) -> None:
-    say(f"\n{mitigation} minus {found.baseline}")
-    wide = max(16, *(len(effect.metric) + 1 for effect in found.effects))
+def _print_effects(comparison: Comparison, mitigation: str, say: Callable[[str], None]) -> None:
+    say(f"\n{mitigation} minus {comparison.baseline}")
+    wide = max(16, *(len(effect.metric) + 1 for effect in comparison.effects))
     say(
         f"  {'metric':<{wide}}{'without':>10}{'with':>10}{'difference':>12}  {'95% interval':<22}{'p':>7}{'p Holm':>8}"
         f"{'seeds':>6}  {'verdict':<20}{'needed':>7}"
     )
     warnings: dict[str, list[str]] = {}
-    for e in (effect for effect in found.effects if effect.mitigation == mitigation):
+    for e in (effect for effect in comparison.effects if effect.mitigation == mitigation):
         interval = "" if e.ci95 is None else f"{e.ci95[0]:+.4g} to {e.ci95[1]:+.4g}"
         needed = "" if e.seeds_needed is None else str(e.seeds_needed)
         say(

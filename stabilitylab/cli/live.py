@@ -103,7 +103,9 @@ class Watcher:
             metric=metric,
             evals=_plain(curves[metric]["value"]) if metric else np.array([]),
             layers=self._layers(iterations),
-            spikes=tuple(sorted((s for found in self._spikes.values() for s in found), key=lambda s: s.onset)),
+            spikes=tuple(
+                sorted((s for spikes_of_layer in self._spikes.values() for s in spikes_of_layer), key=lambda s: s.onset)
+            ),
             events=tuple(
                 f"{event.kind} at {event.iteration}" + (f": {event.detail}" if event.detail else "")
                 for event in reader.events()
@@ -127,18 +129,18 @@ class Watcher:
             [since],
         ).fetchnumpy()
         ids, norms = rows["layer_id"], _plain(rows["grad_norm"])
-        found, tails = [], []
+        parts, tails = [], []
         for layer in self.reader.layers():
             start, stop = np.searchsorted(ids, [layer.layer_id, layer.layer_id + 1])
             if start == stop:
                 continue
             series = LayerSeries(layer.name, layer.depth, rows["iteration"][start:stop], norms[start:stop])
             tails.append(series)
-            found.append(_now(series, self.settings))
+            parts.append(_now(series, self.settings))
         shared = shared_by(tails, self.settings)
         for series in tails:
             self._note(series, since, step, shared)
-        return tuple(sorted(found, key=lambda layer: -math.inf if layer.z is None else layer.z, reverse=True))
+        return tuple(sorted(parts, key=lambda layer: -math.inf if layer.z is None else layer.z, reverse=True))
 
     def _step(self) -> int:
         """Median number of iterations between recorded rows."""

@@ -20,8 +20,8 @@ def command(form: str, runs_dir: str | None) -> None:
     from stabilitylab.store.location import list_runs, runs_root
 
     root = runs_root(runs_dir)
-    found = list_runs(root)
-    judged = [judged_value(run) for run in found]
+    listed = list_runs(root)
+    judged = [judged_value(run) for run in listed]
     if form == "json":
         rows = [
             {
@@ -37,17 +37,17 @@ def command(form: str, runs_dir: str | None) -> None:
                 "metric": metric or None,
                 "value": value,
             }
-            for run, (metric, value) in zip(found, judged, strict=True)
+            for run, (metric, value) in zip(listed, judged, strict=True)
         ]
         click.echo(json.dumps(rows, indent=2))
         return
-    if not found:
+    if not listed:
         click.echo(f"no runs in {root}; start one with: stablab train --log-grads")
         return
     cells = [
         (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, ", ".join(run.mitigation) or "none",
          metric, "" if value is None else f"{value:.3f}")
-        for run, (metric, value) in zip(found, judged, strict=True)
+        for run, (metric, value) in zip(listed, judged, strict=True)
     ]  # fmt: skip
     titles = ("run", "status", "iterations", "method", "encoder", "data", "mitigation", "metric", "last")
     terminal.print_table(titles, cells, right=("iterations", "last"))

@@ -146,11 +146,11 @@ def _print_plan(config: Config) -> None:
     from stabilitylab.train.distributed import describe, leave
 
     try:
-        found = measure(config)
+        planned = measure(config)
     finally:
         leave()
     if describe().main:
-        click.echo("\n".join(lines(found)))
+        click.echo("\n".join(lines(planned)))
 
 
 def _read_skip_list(file: str) -> list[int]:

@@ -97,14 +97,14 @@ class ReportedSpikes:
 
     def withdrawn(self, now: Snapshot) -> list[tuple[str, int]]:
         """Layer and onset of reported spikes that are no longer detected; each is returned once."""
-        found = []
+        withdrawn_spikes = []
         for layer, told in self.spikes.items():
             there = [s for s in now.spikes if s.layer == layer]
             for onset, end in list(told.items()):
                 if not any(s.onset <= end and onset <= s.end for s in there):
                     del told[onset]
-                    found.append((layer, onset))
-        return found
+                    withdrawn_spikes.append((layer, onset))
+        return withdrawn_spikes
 
 
 class Alert:

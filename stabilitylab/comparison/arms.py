@@ -44,7 +44,7 @@ def arms(runs: Sequence[tuple[str, Settings]]) -> tuple[Arm, ...]:
     alone = len(groups) == len(runs)
     several_mitigations = len({mitigation for mitigation, _ in groups}) > 1
     several_rates = len({rate for _, rate in groups}) > 1
-    found = []
+    formed = []
     for index, ((mitigation, rate), members) in enumerate(
         sorted(groups.items(), key=lambda item: item[0][0] != "none")
     ):
@@ -52,8 +52,8 @@ def arms(runs: Sequence[tuple[str, Settings]]) -> tuple[Arm, ...]:
         if several_rates and rate:
             parts.append(f"lr {rate}")
         label = runs[members[0]][0] if alone else ", ".join(parts)
-        found.append(Arm(label, index, tuple(members)))
-    return tuple(found)
+        formed.append(Arm(label, index, tuple(members)))
+    return tuple(formed)
 
 
 def mitigation_name(mitigations: Any) -> str:

@@ -118,10 +118,10 @@ def judge(claim: Claim, rows: Sequence[Row], looks: Sequence[int] = ()) -> Verdi
         if look > len(seeds):
             break
         first = set(seeds[:look])
-        found = _judge(claim, [row for row in rows if _text(row.get("train.seed")) in first], level)
-        if found.verdict != "inconclusive":
+        verdict = _judge(claim, [row for row in rows if _text(row.get("train.seed")) in first], level)
+        if verdict.verdict != "inconclusive":
             break
-    return found
+    return verdict
 
 
 def _judge_pooled(claim: Claim, rows: Sequence[Row], looks: Sequence[int]) -> Verdict:
@@ -150,14 +150,14 @@ def _seeds(claim: Claim, rows: Sequence[Row]) -> list[str]:
 def _judge(claim: Claim, rows: Sequence[Row], level: float) -> Verdict:
     values = _differences(claim, rows)
     share = claim.is_share and bool(np.isin(values, (0.0, 1.0)).all())
-    found = (decide_share if share else decide)(values, claim.direction, claim.smallest, level)
+    decision = (decide_share if share else decide)(values, claim.direction, claim.smallest, level)
     narrow = decide_share(values, claim.direction, claim.smallest).interval if share else mean_interval(values)
-    ci95 = narrow if found.interval is not None else None
-    verdict, reason = found.verdict, found.reason
+    ci95 = narrow if decision.interval is not None else None
+    verdict, reason = decision.verdict, decision.reason
     dead = _dead_group(claim, rows)
     if dead and claim.metric != "dead":
         verdict, reason = "dead", dead
-    return Verdict(claim, verdict, reason, found.mean, ci95, len(values), found.interval, level)
+    return Verdict(claim, verdict, reason, decision.mean, ci95, len(values), decision.interval, level)
 
 
 def _dead_group(claim: Claim, rows: Sequence[Row]) -> str:
@@ -197,15 +197,15 @@ def matches(row: Row, wanted: Mapping[str, Any]) -> bool:
 
 
 def _by_pair(rows: Sequence[Row], apart: set[str], metric: str) -> dict[tuple[str, str], float]:
-    found: dict[tuple[str, str], list[float]] = {}
+    values_of_pair: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         rest = {k: _text(v) for k, v in row.items() if "." in k or k == "mitigation"}
         seed = rest.pop("train.seed", "")
         key = (seed, str(sorted((k, v) for k, v in rest.items() if k not in apart)))
         value = _number(row[metric])
         assert value is not None
-        found.setdefault(key, []).append(value)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+        values_of_pair.setdefault(key, []).append(value)
+    return {key: float(np.mean(values)) for key, values in values_of_pair.items()}
 
 
 def _number(value: Any) -> float | None:

@@ -121,8 +121,8 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
         notes.append(f"all runs have mitigation {baseline!r}, so there is nothing to compare")
     effects: list[Effect] = []
     for column in columns_of(metric):
-        found = [_effect(runs, name, baseline, column, goal) for name in others]
-        rows = [row for row in found if row is not None]
+        of_metric = [_effect(runs, name, baseline, column, goal) for name in others]
+        rows = [row for row in of_metric if row is not None]
         corrected = holm([row.p_value for row in rows])
         effects += [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
     for name in others:
@@ -207,7 +207,7 @@ def _lr_sensitivities(
     rates = sorted(shared - {"nan"}, key=float)
     if len(rates) < 2:
         return ()
-    found = []
+    sensitivities = []
     for name, curve in curves.items():
         seeds = sorted({seed for seed, _ in curve})
         rows = [[curve[seed, lr] for lr in rates] for seed in seeds if all((seed, lr) in curve for lr in rates)]
@@ -218,8 +218,8 @@ def _lr_sensitivities(
         best = values.max(axis=1, keepdims=True) if goal == "max" else values.min(axis=1, keepdims=True)
         lost = np.abs(best - values).mean(axis=1)
         by_lr = tuple(zip(map(float, rates), values.mean(axis=0).tolist(), strict=True))
-        found.append(LrSensitivity(name, float(lost.mean()), mean_interval(lost), len(lost), by_lr))
-    return tuple(found)
+        sensitivities.append(LrSensitivity(name, float(lost.mean()), mean_interval(lost), len(lost), by_lr))
+    return tuple(sensitivities)
 
 
 def _by_pair(runs: Sequence[RunSummary], mitigation: str, metric: str) -> dict[tuple[int, str], float]:
@@ -229,7 +229,7 @@ def _by_pair(runs: Sequence[RunSummary], mitigation: str, metric: str) -> dict[t
         value = run.value(metric)
         if run.mitigation == mitigation and value is not None and math.isfinite(value):
             values.setdefault((run.seed, f"{run.base_lr:.6g}"), []).append(float(value))
-    return {pair: float(np.mean(found)) for pair, found in values.items()}
+    return {pair: float(np.mean(repeats)) for pair, repeats in values.items()}
 
 
 def _warning(n: int, differences: np.ndarray) -> str:

@@ -70,7 +70,7 @@ def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag,
     The layers are those of the first run of the group. Runs that start with a different layer are skipped, which the
     ``reason`` mentions.
     """
-    found: list[PooledLag] = []
+    pooled: list[PooledLag] = []
     for group, runs in groups.items():
         timed = [run for run in runs if run.lag is not None and run.spikes is not None]
         if len(timed) < 2:
@@ -84,8 +84,8 @@ def pooled_lags(groups: Mapping[str, Sequence[RunAnalysis]]) -> tuple[PooledLag,
                 continue
             left = len(timed) - len(alike)
             note = f"{left} runs were skipped because their first layer is not {source}" if left else ""
-            found.append(pool_lag(onsets, group=group, source=source, target=target, note=note))
-    return tuple(found)
+            pooled.append(pool_lag(onsets, group=group, source=source, target=target, note=note))
+    return tuple(pooled)
 
 
 def pooled_between(runs: Sequence[RunAnalysis], target: str) -> PooledLag | None:

@@ -39,8 +39,8 @@ class RunSummary:
         which, _, name = column.partition("_")
         if which in ("final", "best") and name not in ("knn", "knn_top1"):
             return getattr(self, which) if name == self.metric else None
-        found: float | None = getattr(self, f"{which}_knn" if name == "knn_top1" else column)
-        return found
+        number: float | None = getattr(self, f"{which}_knn" if name == "knn_top1" else column)
+        return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,14 +107,14 @@ def load_fashion_mnist(folder: str) -> ImageData:
     root = _folder("fashion-mnist", folder)
     parts: list[Tensor] = []
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        found = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
-        if not found:
+        files = [root / f"{stem}-ubyte{end}" for end in ("", ".gz") if (root / f"{stem}-ubyte{end}").is_file()]
+        if not files:
             raise ConfigError(f"{root} has no {stem}-ubyte or {stem}-ubyte.gz; pass the folder of the IDX files")
-        array = read_idx(found[0])
+        array = read_idx(files[0])
         images = stem.endswith("idx3")
         if array.ndim != (3 if images else 1) or (not images and len(array) != len(parts[-1])):
             what = "images" if images else f"labels of {len(parts[-1])} images"
-            raise ConfigError(f"{found[0]} does not contain {what}: its shape is {array.shape}")
+            raise ConfigError(f"{files[0]} does not contain {what}: its shape is {array.shape}")
         parts.append(torch.from_numpy(array.copy()))
     return _in_memory(parts[0][:, None], parts[1].long(), parts[2][:, None], parts[3].long())
 
@@ -163,12 +163,12 @@ def load_torchvision(name: str, folder: str) -> ImageData:
     for train in (True, False):
         try:
             split = {"split": "train" if train else "test"} if name == "stl10" else {"train": train}
-            found = make(root, download=False, **split)
+            dataset = make(root, download=False, **split)
         except RuntimeError:
             raise ConfigError(f"{root} does not contain {name} in torchvision's layout; download it first") from None
-        images = torch.from_numpy(np.asarray(found.data))
+        images = torch.from_numpy(np.asarray(dataset.data))
         images = images if name == "stl10" else images.permute(0, 3, 1, 2).contiguous()
-        labels = found.labels if name == "stl10" else found.targets
+        labels = dataset.labels if name == "stl10" else dataset.targets
         parts += [images, torch.as_tensor(np.asarray(labels), dtype=torch.long)]
     return _in_memory(*parts)
 

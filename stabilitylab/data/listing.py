@@ -84,9 +84,9 @@ def list_images(root: Path, classes: Sequence[str]) -> Listing:
     counts: list[int] = []
     folders: dict[str, int] = {}
     for name in classes:
-        found = sorted(_walk(root, name, folders), key=lambda relative: relative.split("/"))
-        names += found
-        counts.append(len(found))
+        images = sorted(_walk(root, name, folders), key=lambda relative: relative.split("/"))
+        names += images
+        counts.append(len(images))
     listing = Listing(Files.of(root, names), np.array(counts, dtype=np.int64))
     # A folder that has just changed may change again without a new timestamp: the file system's clock is coarse.
     if not folders or max(folders.values()) < started - _SETTLED:

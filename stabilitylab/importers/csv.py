@@ -81,7 +81,7 @@ def read_grads(path: Path) -> GradsTable:
 
 def read_scalars(path: Path) -> list[Scalar]:
     """Read ``iteration,name,value[,num_samples]``. Raises LogFormatError at the first fault."""
-    found = []
+    read = []
     seen: dict[tuple[int, str], int] = {}
     for line, row in _rows(path, ("iteration", "name", "value"), ("num_samples",)):
         iteration, name = _iteration(path, line, row["iteration"]), row["name"]
@@ -97,8 +97,8 @@ def read_scalars(path: Path) -> list[Scalar]:
         value = _number(path, line, "value", row["value"])
         if name == "knn_top1" and not (0 <= value <= 1 or math.isnan(value)):
             raise LogFormatError(f"{path}, line {line}: knn_top1 {value:g} is not a fraction between 0 and 1")
-        found.append(Scalar(iteration, name, value, samples))
-    return found
+        read.append(Scalar(iteration, name, value, samples))
+    return read
 
 
 def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: str | None = None) -> Path:
@@ -113,8 +113,8 @@ def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: s
     log = _grads_log(grads)
     log.may_restart = False  # each step of a layer occurs once, in any order
     if scalars is not None:
-        found = _scalars(scalars)
-        log.series.update({tag if tag not in log.series else f"{tag} (scalar)": one for tag, one in found.items()})
+        curves = _scalars(scalars)
+        log.series.update({tag if tag not in log.series else f"{tag} (scalar)": one for tag, one in curves.items()})
     return write_logs(runs_dir, [log], Options(), name)[0].path
 
 
@@ -162,13 +162,13 @@ def _scalars(path: Path) -> dict[str, Series]:
     rows: dict[str, list[Scalar]] = {}
     for scalar in read_scalars(path):
         rows.setdefault(scalar.name, []).append(scalar)
-    found = {}
+    curves = {}
     for name, scalars in rows.items():
         samples = np.array([-1 if s.num_samples is None else s.num_samples for s in scalars], np.int64)
         steps = np.array([s.iteration for s in scalars], np.int64)
         values = np.array([s.value for s in scalars])
-        found[name] = Series(name, steps, values, np.arange(len(scalars)), num_samples=samples)
-    return found
+        curves[name] = Series(name, steps, values, np.arange(len(scalars)), num_samples=samples)
+    return curves
 
 
 def _read_fast(path: Path, needed: tuple[str, str, str], *, is_layer: bool) -> Log | None:
@@ -180,10 +180,10 @@ def _read_fast(path: Path, needed: tuple[str, str, str], *, is_layer: bool) -> L
         return None  # the consistency of depths is checked row by row
     step, name, value = needed
     columns = LongColumns(step, name, value, is_layer=is_layer, largest="grad_max", num_samples="num_samples")
-    found = long_logs(table, columns)
-    if len(found) != 1:
+    logs = long_logs(table, columns)
+    if len(logs) != 1:
         return None
-    log = found[0]
+    log = logs[0]
     if sum(len(series) for tag, series in log.series.items() if tag not in log.maxima) != table.rows:
         return None
     for series in log.series.values():

@@ -17,10 +17,10 @@ def tables_of(path: Path) -> dict[str, list[str]]:
     """table -> its columns; empty if SQLite cannot read the file."""
     try:
         with _opened(path) as con:
-            found = con.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            tables = con.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             return {
                 name: [row[1] for row in con.execute(f'PRAGMA table_info("{name}")').fetchall()]
-                for (name,) in found
+                for (name,) in tables
                 if '"' not in name
             }
     except sqlite3.Error:

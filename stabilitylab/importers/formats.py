@@ -56,7 +56,7 @@ class Sample:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """The JSON objects in the first lines, one per line; empty if the first line is not a JSON object."""
-        found = []
+        parsed = []
         for line in self.lines[:200]:
             try:
                 value = json.loads(line)
@@ -64,8 +64,8 @@ class Sample:
                 break
             if not isinstance(value, dict):
                 break
-            found.append(value)
-        return found
+            parsed.append(value)
+        return parsed
 
     def has(self, *names: str) -> bool:
         """Whether the header of the table contains all these columns."""

@@ -48,10 +48,10 @@ def _edges(value: dict[str, Any], bins: int) -> np.ndarray | None:
 def _parse(text: str) -> dict[str, Any] | None:
     """Parse a dictionary in JSON or Python syntax, as in a CSV file written from W&B's history."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(text)
+            parsed = ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
-    return found if isinstance(found, dict) else None
+    return parsed if isinstance(parsed, dict) else None

@@ -23,18 +23,18 @@ def read(path: Path, options: Options) -> list[Log]:
     """One run per ``metrics.csv``. A row contains the values logged at a step; its other cells are empty."""
     logs = []
     for file in _files(path) if path.is_dir() else [path]:
-        found = wide_logs(open_table(file, options, "lightning"), options, ("step", "global_step"))
-        for log in found:
+        curves = wide_logs(open_table(file, options, "lightning"), options, ("step", "global_step"))
+        for log in curves:
             log.run = file.parent.name if file.parent != path else ""
-        logs += found
+        logs += curves
     return logs
 
 
 def _files(folder: Path) -> list[Path]:
     for pattern in (METRICS, f"version_*/{METRICS}", f"*/version_*/{METRICS}"):
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files
     return []
 
 

@@ -150,13 +150,13 @@ def _step_column(table: Table, options: Options, steps: Sequence[str]) -> str:
             )
         return options.step
     lower = {column.lower(): column for column in reversed(table.columns)}
-    found = next((lower[name.lower()] for name in (*steps, *EPOCHS) if name.lower() in lower), "")
-    if not found and not any(names.total_section(n) is not None or names.layer_of(n) for n in table.columns):
+    chosen = next((lower[name.lower()] for name in (*steps, *EPOCHS) if name.lower() in lower), "")
+    if not chosen and not any(names.total_section(n) is not None or names.layer_of(n) for n in table.columns):
         raise LogFormatError(
             f"{table.path} has no step column (one of {', '.join(dict.fromkeys(steps))}); it has "
             f"{shortened(table.columns, 8)}; choose one with --step"
         )
-    return found
+    return chosen
 
 
 def _is_internal(name: str, options: Options) -> bool:

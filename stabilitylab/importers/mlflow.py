@@ -43,9 +43,9 @@ def read(path: Path, options: Options) -> list[Log]:
 def _runs(folder: Path) -> list[Path]:
     """The folders of runs: those with a subfolder ``metrics``, at most two levels deep."""
     for pattern in ("metrics", "*/metrics", "*/*/metrics"):
-        found = sorted(m.parent for m in folder.glob(pattern) if m.is_dir() and (m.parent / "meta.yaml").is_file())
-        if found:
-            return [run for run in found if not _is_deleted(run) and ".trash" not in run.parts]
+        folders = sorted(m.parent for m in folder.glob(pattern) if m.is_dir() and (m.parent / "meta.yaml").is_file())
+        if folders:
+            return [run for run in folders if not _is_deleted(run) and ".trash" not in run.parts]
     return []
 
 

@@ -66,9 +66,9 @@ def log_of_records(
     stepless: list[str] = []
     for (line, record), step in zip(records, steps, strict=True):
         if step is None:
-            found = [name for name, _ in flat(record)]
+            field_names = [name for name, _ in flat(record)]
             if stepless_is_normal:
-                stepless += [name for name in found if name not in EPOCHS][:1]
+                stepless += [name for name in field_names if name not in EPOCHS][:1]
             elif any(plain_number(value) is not None for _, value in flat(record)):
                 refused.add(line, why_no_step(record.get(key) if key else None))
             continue

@@ -131,8 +131,8 @@ def nearest(sample: Sample, count: int = NEAREST) -> Sequence[Format]:
 def looks_like(sample: Sample) -> str:
     """A description of a file, based on its beginning."""
     if sample.is_folder:
-        found = sum(1 for _ in sample.path.iterdir())
-        return f"a folder of {found} entries" if found else "an empty folder"
+        count = sum(1 for _ in sample.path.iterdir())
+        return f"a folder of {count} entries" if count else "an empty folder"
     if not sample.raw.strip():
         return "an empty file"
     if not sample.head:

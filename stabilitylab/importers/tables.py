@@ -52,8 +52,8 @@ class Table:
                 f"(CASE WHEN {text} IS NULL OR {text} IN {_MISSING} THEN 0 "
                 f"WHEN TRY_CAST({text} AS DOUBLE) IS NULL THEN 2 ELSE 1 END)::UTINYINT AS s{place}"
             )
-        found = self._fetch(f"SELECT {', '.join(parts)} FROM {self._source}")
-        return {column: (found[f"v{i}"], found[f"s{i}"]) for i, column in enumerate(columns)}
+        cells = self._fetch(f"SELECT {', '.join(parts)} FROM {self._source}")
+        return {column: (cells[f"v{i}"], cells[f"s{i}"]) for i, column in enumerate(columns)}
 
     def codes(self, columns: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
         """Codes (rows,) int32 of the combined text columns, numbered by first appearance, and the cells of each
@@ -68,13 +68,13 @@ class Table:
         listed = ", ".join(quote(value) for value in values)
         self._con.execute("DROP TYPE IF EXISTS listed")
         self._con.execute(f"CREATE TYPE listed AS ENUM ({listed})")
-        found = self._fetch(f"SELECT enum_code(({joined})::listed)::INTEGER AS code FROM {self._source}")["code"]
-        first = np.full(len(values), len(found), np.int64)
-        np.minimum.at(first, found, np.arange(len(found)))
+        rows = self._fetch(f"SELECT enum_code(({joined})::listed)::INTEGER AS code FROM {self._source}")["code"]
+        first = np.full(len(values), len(rows), np.int64)
+        np.minimum.at(first, rows, np.arange(len(rows)))
         order = np.argsort(first, kind="stable")
         place = np.empty(len(values), np.int32)
         place[order] = np.arange(len(values), dtype=np.int32)
-        return place[found], [tuple(values[i].split("\x1f")) for i in order]
+        return place[rows], [tuple(values[i].split("\x1f")) for i in order]
 
     def texts(self, column: str, most: int | None = None) -> list[str]:
         """The cells of a column as text; '' for empty cells."""
@@ -227,12 +227,12 @@ def _parquet(files: Sequence[Path], path: Path, format: str, refused: Refused) -
 def _unique(columns: Sequence[str]) -> list[str]:
     """Unique column names. A column without a name is named after its position."""
     seen: dict[str, int] = {}
-    found = []
+    unique = []
     for place, column in enumerate(columns):
         name = column or f"column {place + 1}"
         seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
 
 
 def _escaped(path: Path) -> str:

@@ -202,14 +202,14 @@ def _log(path: Path, main: Path, joined: list[tuple[str, _Part]]) -> Log:
         approximate = {tag: s for tag, s in part.histograms.series().items() if names.layer_of(tag) is not None}
         left = [tag for tag in part.histograms.series() if tag not in approximate]
         skipped.update(dict.fromkeys(left, 1))
-        for tag, found in {**approximate, **series}.items():
+        for tag, points in {**approximate, **series}.items():
             below, added, _ = prefix.partition("\0")
             name = f"{tag}/{below}" if added else f"{prefix}{tag}"
             if name in log.series:
                 continue
-            found.name = name
-            found.row = found.row + row
-            log.series[name] = found
+            points.name = name
+            points.row = points.row + row
+            log.series[name] = points
         log.restarts += [(at + row, step) for at, step in part.restarts]
         skipped.update(part.skipped)
         if approximate:

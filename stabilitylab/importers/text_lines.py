@@ -79,15 +79,15 @@ def parse_line(text: str) -> Line | None:
         values = _values(text[epoch.end() :])
         step = int(epoch["epoch"]) * int(epoch["length"]) + int(epoch["place"])
         return Line(step, values, smoothed="(" in text) if values else None
-    found = _STEP.search(text)
-    values = _values(text if found is None else text[: found.start()] + " " + text[found.end() :])
+    match = _STEP.search(text)
+    values = _values(text if match is None else text[: match.start()] + " " + text[match.end() :])
     if not values:
         return None
-    if found is None:
+    if match is None:
         shown = {k if re.match("val|test|eval", k, re.I) else f"val_{k}": v for k, v in values.items()}
         return Line(None, shown) if _EVALUATED.search(text) else None
     one_based = re.search(r"iteration\s+\d+\s*/|^step\s+\d+/\d+", text, re.IGNORECASE) is not None
-    return Line(int(found["step"]), values, counts_from=1 if one_based else 0)
+    return Line(int(match["step"]), values, counts_from=1 if one_based else 0)
 
 
 def _values(text: str) -> dict[str, float]:
@@ -97,12 +97,12 @@ def _values(text: str) -> dict[str, float]:
 
 
 def _pairs(text: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+    pairs: dict[str, float] = {}
     for match in _PAIR.finditer(text):
         name = _name(match["name"])
         if not _NO_SERIES.fullmatch(name):
-            found.setdefault(name, float(match["value"]))
-    return found
+            pairs.setdefault(name, float(match["value"]))
+    return pairs
 
 
 def _name(name: str) -> str:
@@ -117,16 +117,16 @@ def _dictionary(text: str) -> dict[str, float] | None:
         return None
     body = text[start:]
     try:
-        found: Any = json.loads(body)
+        parsed: Any = json.loads(body)
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(re.sub(r"(?<=[:,\[] )(nan|inf|-inf)\b", r"'\1'", body))
+            parsed = ast.literal_eval(re.sub(r"(?<=[:,\[] )(nan|inf|-inf)\b", r"'\1'", body))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         return None
     numbers: dict[str, float] = {}
-    for name, value in found.items():
+    for name, value in parsed.items():
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 numbers[str(name)] = float(value)

@@ -59,11 +59,11 @@ def read(path: Path, options: Options) -> list[Log]:
 
 
 def _databases(folder: Path) -> list[Path]:
-    found = []
+    databases = []
     for file in sorted(folder.glob("*.db")):
         if set(tables_of(file).get("metrics", ())) >= _COLUMNS:
-            found.append(file)
-    return found
+            databases.append(file)
+    return databases
 
 
 FORMAT = Format("trackio", "a trackio project (.db or .parquet)", recognises, read, ("trackio", ".db", "run_name"))

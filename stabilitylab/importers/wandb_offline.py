@@ -60,22 +60,22 @@ def read_offline(path: Path, options: Options) -> Log:
 
 def _items(history: Any) -> dict[str, Any]:
     """The record of one step. Nested dictionaries, including histograms, are stored leaf by leaf and are rebuilt."""
-    found: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     for item in history.item:
         keys = [item.key] if item.key else list(item.nested_key)
         try:
             value = json.loads(item.value_json)
         except (ValueError, RecursionError):
             continue
-        inside = found
+        inside = items
         for key in keys[:-1]:
             below = inside.setdefault(key, {})
             inside = below if isinstance(below, dict) else {}
         if keys:
             inside[keys[-1]] = value
-    if "_step" not in found and history.HasField("step"):
-        found["_step"] = history.step.num
-    return found
+    if "_step" not in items and history.HasField("step"):
+        items["_step"] = history.step.num
+    return items
 
 
 def _messages(path: Path, refused: Refused) -> Iterator[bytes]:

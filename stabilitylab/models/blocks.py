@@ -154,23 +154,23 @@ class Partition:
         """(name, path inside its wrappers, module) of each child with parameters."""
         key = id(module)
         if key not in self._children:
-            found = []
+            modules = []
             for name, child in module.named_children():
                 if name != "parametrizations" and any(True for _ in child.parameters()):
                     inner, bare = unwrapped("", child)
-                    found.append((name, f".{inner}" if inner else "", bare))
-            self._children[key] = found
+                    modules.append((name, f".{inner}" if inner else "", bare))
+            self._children[key] = modules
         return self._children[key]
 
 
 def _series(children: list[tuple[str, str, nn.Module]]) -> dict[str, list[tuple[str, nn.Module]]]:
     """Numbered children, grouped by the prefix before the number: ``layer1``, ``layer2`` -> ``layer``."""
-    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    series: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, _, child in children:
         match = _NUMBERED.fullmatch(name)
         if match is not None:
-            found.setdefault(match[1], []).append((name, child))
-    return found
+            series.setdefault(match[1], []).append((name, child))
+    return series
 
 
 def _kind(module: nn.Module) -> type:

@@ -30,8 +30,8 @@ class NormChecks:
         self._norms = np.concatenate([before, norms])[-_KEPT:]
         with np.errstate(all="ignore"):
             totals = np.sqrt((self._norms.astype(np.float64) ** 2).sum(axis=1))
-        found = {"zero-gradient": self._zero(totals), "clipped": self._clipped(totals)}
-        new = [(kind, text) for kind, text in found.items() if text and kind not in self._told]
+        events = {"zero-gradient": self._zero(totals), "clipped": self._clipped(totals)}
+        new = [(kind, text) for kind, text in events.items() if text and kind not in self._told]
         self._told |= {kind for kind, _ in new}
         return new
 

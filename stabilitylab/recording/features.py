@@ -31,18 +31,18 @@ def feature_statistics(z: Tensor, positives: Tensor | None = None) -> dict[str, 
             f"positives must have the shape of the features {tuple(z.shape)}, got {tuple(positives.shape)}"
         )
     z = z.detach()[:MOST].float().cpu()
-    found = dict.fromkeys(NAMES, float("nan")) | {"feature_dim": float(z.shape[1])}
+    statistics = dict.fromkeys(NAMES, float("nan")) | {"feature_dim": float(z.shape[1])}
     if positives is None:
-        del found["feature_alignment"]
+        del statistics["feature_alignment"]
     if not bool(z.isfinite().all()):
-        return found
+        return statistics
     unit = F.normalize(z, dim=1)
-    found["feature_spread"] = float(unit.std(dim=0, unbiased=False).mean())
+    statistics["feature_spread"] = float(unit.std(dim=0, unbiased=False).mean())
     singular = torch.linalg.svdvals(z.double())
     share = singular / singular.sum().clamp(min=1e-300)
-    found["feature_rank"] = float(torch.exp(-torch.xlogy(share, share).sum()))
-    found["feature_uniformity"] = float(torch.pdist(unit).square().mul(-2).exp().mean().log())
+    statistics["feature_rank"] = float(torch.exp(-torch.xlogy(share, share).sum()))
+    statistics["feature_uniformity"] = float(torch.pdist(unit).square().mul(-2).exp().mean().log())
     if positives is not None:
         other = F.normalize(positives.detach()[:MOST].float().cpu(), dim=1)
-        found["feature_alignment"] = float((unit - other).square().sum(dim=1).mean())
-    return found
+        statistics["feature_alignment"] = float((unit - other).square().sum(dim=1).mean())
+    return statistics

@@ -28,10 +28,10 @@ def off_path(loss: object, layers: Sequence[Layer]) -> list[str]:
             return []
         main = max(parts, key=lambda part: (len(part), sum(layers[i].num_params for i in part)))
         others = set().union(*parts) - main
-        found = [i for i in trained if i in others or (i not in main and not opaque)]
+        outside = [i for i in trained if i in others or (i not in main and not opaque)]
     else:
-        found = [i for i in trained if is_probe(layers[i].name)]
-    return [layers[i].name for i in found] if len(found) < len(trained) else []
+        outside = [i for i in trained if is_probe(layers[i].name)]
+    return [layers[i].name for i in outside] if len(outside) < len(trained) else []
 
 
 def _parts(root: Any, owner: dict[int, int]) -> tuple[list[set[int]], bool]:

@@ -88,16 +88,16 @@ class ExecutionOrder:
         if not self._order:
             self._started.setdefault(path, len(self._started))
             return
-        found = next(iter(self._below[path]))
-        if len(self._below[path]) > 1 or found not in self._order:
+        below = next(iter(self._below[path]))
+        if len(self._below[path]) > 1 or below not in self._order:
             return
-        if found in self._skipped:
-            self._skipped.discard(found)
-            self._order.remove(found)
+        if below in self._skipped:
+            self._skipped.discard(below)
+            self._order.remove(below)
             after = -1 if self._previous is None else self._order.index(self._previous)
-            self._order.insert(after + 1, found)
+            self._order.insert(after + 1, below)
             self._moved = True
-        self._previous = found
+        self._previous = below
 
     def _ready(self, parameter: Tensor) -> None:
         self._backward.setdefault(id(parameter), None)
@@ -125,13 +125,13 @@ class ExecutionOrder:
     def _start_of(self, layer: Layer) -> int | None:
         """When a layer first started, or None. A layer may get a gradient although its module is never called, as the
         output projection of nn.MultiheadAttention does: then it starts with the module around it."""
-        found = []
+        starts = []
         for p in layer.parameters:
             homes = self._homes.get(id(p), [""])
             if p.grad is not None and not any(path in self._started for path in homes):
                 homes = [self._started_around(homes[0])]
-            found += [self._started[path] for path in homes if path in self._started]
-        return min(found, default=None)
+            starts += [self._started[path] for path in homes if path in self._started]
+        return min(starts, default=None)
 
     def _started_around(self, path: str) -> str:
         """The innermost module around ``path`` that was started."""

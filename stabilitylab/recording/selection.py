@@ -111,8 +111,8 @@ class LayerIndex:
         if key not in self._kept:
             if len(self._kept) == _KEPT:
                 del self._kept[next(iter(self._kept))]
-            found = [self.parameters[i] for i in which], [self._owner[i] for i in which]
-            self._kept[key] = Selection(*found, self.num_layers)
+            selected = [self.parameters[i] for i in which], [self._owner[i] for i in which]
+            self._kept[key] = Selection(*selected, self.num_layers)
         return self._kept[key]
 
 

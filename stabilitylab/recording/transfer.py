@@ -39,9 +39,9 @@ class Transfer:
         """Wait for the copy and return the values in the given order."""
         for event in self._events:
             event.synchronize()
-        found: list[np.ndarray] = [np.empty(0)] * len(self._shapes)
+        arrays: list[np.ndarray] = [np.empty(0)] * len(self._shapes)
         for chosen, host in self._parts:
             sizes = [self._shapes[i].numel() for i in chosen]
             for i, values in zip(chosen, np.split(host.numpy(), np.cumsum(sizes)[:-1]), strict=True):
-                found[i] = values.reshape(self._shapes[i])
-        return found
+                arrays[i] = values.reshape(self._shapes[i])
+        return arrays

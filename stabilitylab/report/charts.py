@@ -56,10 +56,10 @@ def spikes(analysis: RunAnalysis, layers: Sequence[LayerSeries], x: Axis = ITERA
     for style, layer in enumerate(layers):
         norm = np.where(layer.grad_norm > 0, layer.grad_norm, np.nan)
         marks.append(Line(layer.iteration, norm, layer.name, style, hover="%{y:.3g} at %{x}"))
-        found = _spikes(analysis, layer.name)
-        if found:
-            at = np.searchsorted(layer.iteration, [s.peak for s in found])
-            texts = tuple(f"{s.ratio:.1f}x, z = {s.z:.1f}, from {s.onset} to {s.end}" for s in found)
+        events = _spikes(analysis, layer.name)
+        if events:
+            at = np.searchsorted(layer.iteration, [s.peak for s in events])
+            texts = tuple(f"{s.ratio:.1f}x, z = {s.z:.1f}, from {s.onset} to {s.end}" for s in events)
             marks.append(Points(layer.iteration[at], norm[at], layer.name, "spikes", style, texts))
     return Chart(x, Axis("gradient norm", log=True), tuple(marks))
 
@@ -69,10 +69,10 @@ def heatmap(run: AnalysedRun) -> Chart:
     with several layers are outlined; those with the most layers are numbered."""
     layers = tuple(run.trained_layers)
     row = {layer.name: place for place, layer in enumerate(layers)}
-    found = [s for s in _spikes(run.analysis) if s.layer in row]
-    texts = tuple(f"{s.ratio:.1f}x" for s in found)
+    events = [s for s in _spikes(run.analysis) if s.layer in row]
+    texts = tuple(f"{s.ratio:.1f}x" for s in events)
     onsets = Points(
-        [s.onset for s in found], [row[s.layer] for s in found], "spike onset", "onsets", 0, texts, hollow=True
+        [s.onset for s in events], [row[s.layer] for s in events], "spike onset", "onsets", 0, texts, hollow=True
     )
     return Chart(
         iteration_axis([run.series]),

@@ -36,8 +36,8 @@ def _first_largest(y: np.ndarray, starts: np.ndarray) -> np.ndarray:
     widths = np.diff(np.append(starts, len(y)))
     places = np.flatnonzero(y == np.repeat(largest, widths))
     blocks = np.searchsorted(starts, places, side="right")
-    found: np.ndarray = places[np.unique(blocks, return_index=True)[1]]
-    return found
+    places_found: np.ndarray = places[np.unique(blocks, return_index=True)[1]]
+    return places_found
 
 
 def _sharpest(y: np.ndarray, finite: np.ndarray, count: int) -> np.ndarray:

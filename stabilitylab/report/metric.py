@@ -19,9 +19,9 @@ class MetricText:
     metric: JudgedMetric
 
     @classmethod
-    def of(cls, found: Sequence[RunAnalysis]) -> MetricText:
+    def of(cls, analyses: Sequence[RunAnalysis]) -> MetricText:
         """The metric of the first run in which one was judged; kNN accuracy if there is none."""
-        judged = [a.metric for a in found if a.metric is not None and a.metric.judged]
+        judged = [a.metric for a in analyses if a.metric is not None and a.metric.judged]
         return cls(judged[0] if judged else JudgedMetric())
 
     @classmethod

@@ -60,6 +60,18 @@ def report_panels(run: AnalysedRun) -> list[tuple[str, str, Chart]]:
     return panels
 
 
+def plots_of(run: AnalysedRun, source: SignalSource) -> dict[str, str]:
+    """name -> description of the plots for which ``run`` has data."""
+    available = {}
+    for name, plot in PLOTS.items():
+        try:
+            plot.draw(run, source)
+        except NoDataError:
+            continue
+        available[name] = plot.help
+    return available
+
+
 def draw_comparison(kind: str, runs: Sequence[AnalysedRun], comparison: Comparison) -> go.Figure:
     """The figure of ``kind``, one of `COMPARISON_PLOTS`. Raises NoDataError if no run has data for it."""
     chart = COMPARISON_PLOTS[kind].draw(runs, comparison)

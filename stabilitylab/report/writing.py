@@ -32,14 +32,14 @@ def write_report(runs: Sequence[AnalysedRun], comparison: Comparison | None, out
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Like `write_whole`, but raises ConfigError with the reason."""
+    """Like `write_atomically`, but raises ConfigError with the reason."""
     try:
-        write_whole(path, data)
+        write_atomically(path, data)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``. A regular file is replaced atomically and keeps its permissions. The target of a link
     is written and the link is kept. A pipe, a terminal or another device is written to directly. Raises OSError."""
     target = Path(os.path.realpath(path))

@@ -18,7 +18,7 @@ from stabilitylab.run.experiments import Experiment
 
 @dataclass(frozen=True)
 class AnalysedRun:
-    """``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail); ``accounts`` are (description, next
+    """``loss`` is (iteration, loss); ``events`` are (iteration, kind, detail); ``explanations`` are (description, next
     step) of each episode; ``problems`` describe damage in the store. ``experiments`` are those made on the run
     (`stablab cause`); ``next_experiments`` are commands for further ones."""
 
@@ -30,7 +30,7 @@ class AnalysedRun:
     loss: tuple[np.ndarray, np.ndarray] | None
     provenance: dict[str, str]
     events: Sequence[tuple[int, str, str]]
-    accounts: Sequence[tuple[str, str]] = ()
+    explanations: Sequence[tuple[str, str]] = ()
     problems: Sequence[str] = ()
     experiments: Sequence[Experiment] = ()
     next_experiments: Sequence[str] = ()

@@ -37,12 +37,12 @@ def runs(runs_dir: str | Path | None = None) -> DataFrame:
     from pandas import DataFrame
 
     columns = ("status", "created_at", "iterations", "method", "arch", "data", "mitigation", "knn_top1")
-    found = list_runs(runs_root(runs_dir))
-    frame = DataFrame([[getattr(run, name) for name in columns] for run in found], columns=list(columns))
-    frame[["metric", "value"]] = [judged_value(run) for run in found] or None
-    frame["problem"] = [run.problem for run in found]
-    frame["mitigation"] = [mitigation_name(run.mitigation) if run.status != "broken" else "" for run in found]
-    frame.index = [run.name for run in found]
+    listed = list_runs(runs_root(runs_dir))
+    frame = DataFrame([[getattr(run, name) for name in columns] for run in listed], columns=list(columns))
+    frame[["metric", "value"]] = [judged_value(run) for run in listed] or None
+    frame["problem"] = [run.problem for run in listed]
+    frame["mitigation"] = [mitigation_name(run.mitigation) if run.status != "broken" else "" for run in listed]
+    frame.index = [run.name for run in listed]
     frame.index.name = "run"
     return described(frame, "runs")
 

@@ -52,11 +52,11 @@ class Experiment:
 
 def load_experiments(run_dir: Path) -> list[Experiment]:
     """The experiments made on a run, oldest first. Other files in the folder are ignored."""
-    found = []
+    experiments = []
     for path in sorted((run_dir / FOLDER).glob("*-[0-9][0-9][0-9].json")):
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            found.append(
+            experiments.append(
                 Experiment(
                     kind=str(stored["kind"]),
                     sentence=str(stored["sentence"]),
@@ -70,7 +70,7 @@ def load_experiments(run_dir: Path) -> list[Experiment]:
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return sorted(found, key=lambda e: (e.created_at, e.path.name))
+    return sorted(experiments, key=lambda e: (e.created_at, e.path.name))
 
 
 def suggested_commands(run_dir: Path, episodes: Sequence[Episode], made: Sequence[Experiment]) -> list[str]:

@@ -176,10 +176,10 @@ class Run:
         return Analysis(loaded.analysis, loaded.status)
 
     def plot(self, kind: str = "spikes", **options: Any) -> Figure:
-        """A plotly figure of ``kind``, one of `Run.plots`.
+        """A plotly figure of ``kind``; `Run.plots` lists those for which the run has data.
 
         ``options`` depend on the kind, for example ``plot("signal", name="weight_norm")``. Raises `NoDataError` if the
-        kind is unknown or the run has no data for it.
+        kind is unknown, with a list of all kinds, or if the run has no data for it.
         """
         from stabilitylab.report.plots import PLOTS, draw
 
@@ -189,10 +189,10 @@ class Run:
 
     @property
     def plots(self) -> dict[str, str]:
-        """The kinds of plots: name -> description."""
-        from stabilitylab.report.plots import PLOTS
+        """The plots for which the run has data: name -> description. Analyses the run."""
+        from stabilitylab.report.plots import plots_of
 
-        return {name: plot.help for name, plot in PLOTS.items()}
+        return plots_of(self.analysed(), self)
 
     def report(self, path: str | Path) -> Path:
         """Write the HTML report of this run to ``path``. The report is a self-contained file."""

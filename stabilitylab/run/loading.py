@@ -29,7 +29,7 @@ def load_run(
         curve = reader.table("iterations")
         known = [name for name in ("seed", "device", "git_commit") if reader.meta.get(name)]
         versions = sorted(name for name in reader.meta if name.endswith("_version"))
-        accounts = explain_episodes(
+        explanations = explain_episodes(
             answer.analysis,
             reader.config,
             ours="optim" in reader.config,
@@ -44,7 +44,7 @@ def load_run(
             loss=(curve["iteration"], curve["loss"]) if len(curve["iteration"]) else None,
             provenance={name: reader.meta[name] for name in (*known, *versions)},
             events=[(e.iteration, e.kind, e.detail) for e in reader.events()],
-            accounts=[(account.text, account.next) for account in accounts],
+            explanations=[(one.text, one.next) for one in explanations],
             problems=tuple(reader.problems),
             experiments=experiments,
             next_experiments=suggested_commands(run_dir, answer.analysis.episodes or (), experiments),

@@ -13,7 +13,7 @@ _LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
 
 def provenance() -> dict[str, str]:
     """Library versions, Python, git commit of the user's code and processor, as needed to reproduce the run."""
-    found = {f"{library}_version": version(library) for library in _LIBRARIES}
+    facts = {f"{library}_version": version(library) for library in _LIBRARIES}
     try:
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=_users_folder(), check=False
@@ -21,7 +21,7 @@ def provenance() -> dict[str, str]:
         commit = git.stdout.strip()
     except OSError:  # no git on this machine
         commit = ""
-    return found | {"python_version": platform.python_version(), "git_commit": commit, "cpu_model": cpu_model()}
+    return facts | {"python_version": platform.python_version(), "git_commit": commit, "cpu_model": cpu_model()}
 
 
 def _users_folder() -> Path:

@@ -70,19 +70,19 @@ METRIC_EVENT = "metric"
 
 def _declared(reader: RunReader) -> dict[str, tuple[str | None, str | None]]:
     """(goal, scale) of each metric declared in an event; the last declaration counts."""
-    found: dict[str, tuple[str | None, str | None]] = {}
+    declared: dict[str, tuple[str | None, str | None]] = {}
     for event in reader.events():
         if event.kind != METRIC_EVENT:
             continue
         try:
             fields = json.loads(event.detail)
-            found[fields["name"]] = (
+            declared[fields["name"]] = (
                 fields.get("goal") if fields.get("goal") in GOALS else None,
                 fields.get("scale") if fields.get("scale") in SCALES else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # an event of this kind that the user recorded
-    return found
+    return declared
 
 
 def _training_loss(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -104,12 +104,12 @@ def _features(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         f"SELECT name, iteration, value::DOUBLE AS value FROM scalars WHERE name IN ({listed}) AND value IS NOT NULL "
         "ORDER BY iteration"
     ).fetchnumpy()
-    found = {}
+    features = {}
     for name in FEATURES:
         own = rows["name"] == name
         if own.any():
-            found[name] = (np.asarray(rows["iteration"][own]), np.asarray(rows["value"][own]))
-    return found
+            features[name] = (np.asarray(rows["iteration"][own]), np.asarray(rows["value"][own]))
+    return features
 
 
 _COUNTS = {
@@ -141,7 +141,7 @@ def _consumed(reader: RunReader) -> tuple[str, np.ndarray, np.ndarray] | None:
 
 def _facts(config: dict[str, Any]) -> dict[str, str | float]:
     """The settings that determine the loss at chance; empty for a run without them."""
-    found: dict[str, str | float] = {}
+    facts: dict[str, str | float] = {}
     for fact, section, key in (
         ("method", "method", "name"),
         ("temperature", "method", "temperature"),
@@ -150,8 +150,8 @@ def _facts(config: dict[str, Any]) -> dict[str, str | float]:
         inner = config.get(section)
         value = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            found[fact] = value
-    return found
+            facts[fact] = value
+    return facts
 
 
 class StoredSignals:
@@ -178,10 +178,12 @@ class StoredSignals:
             f"SELECT layer_id, iteration::BIGINT AS iteration, {signal}::DOUBLE AS value FROM layer_stats "
             f"WHERE {signal} IS NOT NULL AND layer_id IN ({listed})"
         ).fetchnumpy()
-        found = split_by_layer(rows["layer_id"], rows["iteration"], rows["value"])
+        by_layer = split_by_layer(rows["layer_id"], rows["iteration"], rows["value"])
         signed = SIGNALS[signal].signed
         return [
-            LayerSeries(name, self._layers[name].depth, found[i][0], np.exp(found[i][1]) if signed else found[i][1])
+            LayerSeries(
+                name, self._layers[name].depth, by_layer[i][0], np.exp(by_layer[i][1]) if signed else by_layer[i][1]
+            )
             for i, name in ids.items()
-            if i in found
+            if i in by_layer
         ]

@@ -160,12 +160,12 @@ def _build(
                 _insert_by_layer(con, source)
             else:
                 con.execute(f"INSERT INTO out.{table} SELECT * FROM ({source}) ORDER BY {ORDER_BY[table]}")
-        found = [p for p in find_row_problems(con, "out.") if p not in problems]
+        new_problems = [p for p in find_row_problems(con, "out.") if p not in problems]
         last = first_value(con, "SELECT coalesce(max(iteration), 0) FROM out.iterations")
-        new = [p for p in problems + found if p not in _noted(con)]
+        new = [p for p in problems + new_problems if p not in _noted(con)]
         for problem in new:
             con.execute("INSERT INTO out.events VALUES (?, 'problem', ?)", [last, problem])
-        problems = problems + found
+        problems = problems + new_problems
         con.execute(create_table("meta", "out."))
         listed = json.dumps(facts_for_list(con, "out."))
         own = {"segments_id": manifest.id, "problems": json.dumps(problems), LISTED: listed}

@@ -124,10 +124,10 @@ def attach_many(con: duckdb.DuckDBPyConnection, paths: Mapping[str, Path]) -> di
     if not paths:
         return {}
     tables: dict[str, dict[str, tuple[str, int]]] = {name: {} for name in paths}
-    found = con.execute(  # without WHERE: filtering costs more than fetching the few rows
+    columns = con.execute(  # without WHERE: filtering costs more than fetching the few rows
         "SELECT database_name, schema_name, table_name, sql, estimated_size FROM duckdb_tables()"
     ).fetchall()
-    for name, schema, table, sql, size in found:
+    for name, schema, table, sql, size in columns:
         if name in tables and schema == "main":
             tables[name][table] = sql.replace(f"CREATE TABLE {name}.", "CREATE TABLE ", 1), size
     for name, path in paths.items():
@@ -209,10 +209,10 @@ def facts_for_list(con: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, Any
 def json_object(text: str) -> dict[str, Any]:
     """Parse an untrusted JSON object; returns an empty dict for anything else."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def stored_problems(meta: dict[str, str]) -> list[str]:

@@ -72,8 +72,8 @@ def list_runs(root: Path | str) -> list[RunInfo]:
     with connect(threads=1) as con:  # shared: starting DuckDB costs ten times as much as reading a file
         con.execute("PRAGMA disable_optimizer")  # it takes longer than these queries
         runs = [p for p in folders if _holds_run(p)]
-        found = [info for k in range(0, len(runs), _AT_ONCE) for info in _describe_many(con, runs[k : k + _AT_ONCE])]
-    return sorted(found, key=lambda run: (run.created_at == "", run.created_at, run.name))
+        listed = [info for k in range(0, len(runs), _AT_ONCE) for info in _describe_many(con, runs[k : k + _AT_ONCE])]
+    return sorted(listed, key=lambda run: (run.created_at == "", run.created_at, run.name))
 
 
 def _holds_run(path: Path) -> bool:

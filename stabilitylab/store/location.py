@@ -18,6 +18,8 @@ __all__ = ["RunInfo", "claim_run", "find_run", "list_runs", "runs_root", "unclai
 
 _NUMBERED = re.compile(r"run_([0-9]{1,18})")
 _LONGEST_NAME = 200
+SHOWN = 5
+"""Number of names in a message about a run that does not exist."""
 
 
 def runs_root(option: str | Path | None = None) -> Path:
@@ -108,9 +110,12 @@ def find_run(root: Path | str, name: str | Path) -> Path:
             pass  # not a valid path: too long, contains NUL, or ~user of an unknown user
     names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     names = [n for n in names if not n.startswith(".")]
-    near = difflib.get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[-3:]
+    near = difflib.get_close_matches(Path(text).name, names, n=3, cutoff=0.6)
     if near:
         hint = f"similar: {', '.join(near)}"
+    elif names:
+        others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        hint = f"its runs: {', '.join(names[-SHOWN:])}{others}"
     else:
         hint = "the folder has no runs; choose another with --runs-dir, or start a run with `stablab train`"
     raise RunNotFound(f"no run {_shortened(text)!r} in {root}; {hint}")

@@ -38,10 +38,10 @@ class FolderLock:
             return None
         try:
             if sys.platform == "darwin":
-                found = fcntl.fcntl(self._fd, _F_GETPATH, bytes(1024)).rstrip(b"\0")
+                raw = fcntl.fcntl(self._fd, _F_GETPATH, bytes(1024)).rstrip(b"\0")
             else:
-                found = os.fsencode(Path(f"/proc/self/fd/{self._fd}").readlink())
-            path = Path(os.fsdecode(found))
+                raw = os.fsencode(Path(f"/proc/self/fd/{self._fd}").readlink())
+            path = Path(os.fsdecode(raw))
             return path if _same_file(self._fd, path) else None
         except OSError:
             return None

@@ -98,13 +98,13 @@ def read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
         start = _parse(read_regular(folder / START))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         start = Manifest(meta={}, cut=None, origin_known=False)
-    found = [
+    segments = [
         Segment(file=file.name, table=file.name.rpartition("-")[0], rows=-1, sha256="")
         for file in sorted(folder.glob("*.parquet"))
         if segment_table(file.name)
     ]
-    problem = f"{path.name} is damaged: {len(found)} segments are read without checking their checksums"
-    return replace(start, segments=tuple(found)), [problem]
+    problem = f"{path.name} is damaged: {len(segments)} segments are read without checking their checksums"
+    return replace(start, segments=tuple(segments)), [problem]
 
 
 def read_regular(path: Path) -> bytes:

@@ -53,8 +53,8 @@ def require_reading(sql: str) -> None:
         return
     if kind == duckdb.StatementType.EXPLAIN:
         # EXPLAIN ANALYZE executes the statement.
-        explained, found = _EXPLAIN.subn("", statements[0].query, count=1)
-        if found:
+        explained, explains = _EXPLAIN.subn("", statements[0].query, count=1)
+        if explains:
             require_reading(explained)
             return
     raise StoreError(f"SQL: a run is read-only: use SELECT, not {kind.name}")

@@ -70,12 +70,12 @@ class RunReader:
 
     def layers(self) -> list[LayerRow]:
         """The layers from input to output."""
-        found = self._rows("SELECT layer_id, name, depth, num_params, trainable FROM layers ORDER BY depth, layer_id")
-        if not found:
+        rows = self._rows("SELECT layer_id, name, depth, num_params, trainable FROM layers ORDER BY depth, layer_id")
+        if not rows:
             # The segment with their names is damaged; numbers keep the series usable.
             ids = self._rows("SELECT DISTINCT layer_id FROM layer_stats ORDER BY layer_id")
             return [LayerRow(layer_id, f"layer_{layer_id}", layer_id, 0, True) for (layer_id,) in ids]
-        return [LayerRow(*row) for row in found]
+        return [LayerRow(*row) for row in rows]
 
     def signals(self) -> list[str]:
         """The signals for which the run has a column, even if nothing was measured."""
@@ -158,10 +158,10 @@ class RunReader:
         return problems + [problem for problem in rows if problem not in problems]
 
     def _find_damage(self, con: duckdb.DuckDBPyConnection) -> list[str]:
-        found = find_damage(con, list(TABLES))
-        if found and not self._segments_are_there():
+        damage = find_damage(con, list(TABLES))
+        if damage and not self._segments_are_there():
             raise duckdb.IOException("the segments were merged meanwhile")
-        return found
+        return damage
 
     def facts_for_list(self) -> dict[str, Any]:
         """What a list of runs shows; see `database.facts_for_list`."""
@@ -219,6 +219,6 @@ class RunReader:
         return all((self.run_dir / SEGMENTS / segment.file).exists() for segment in self._used)
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        found = take_snapshot(self.run_dir, merge=self._merge, checked=self._checked)
-        self.meta, self.problems, self._used = found.meta, found.problems, found.segments
-        return found.con
+        snapshot = take_snapshot(self.run_dir, merge=self._merge, checked=self._checked)
+        self.meta, self.problems, self._used = snapshot.meta, snapshot.problems, snapshot.segments
+        return snapshot.con

@@ -21,7 +21,7 @@ from stabilitylab.comparison.effects import METRIC
 from stabilitylab.comparison.pooled import PooledLag, pooled_between, pooled_lags
 from stabilitylab.comparison.pooled_claims import pooled_columns
 from stabilitylab.errors import ConfigError
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 from stabilitylab.run.loading import load_run
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.reader import open_run
@@ -62,7 +62,7 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows([{key: cell(value) for key, value in row.items()} for row in rows])
-    write_whole(folder / RUNS, text.getvalue().encode())
+    write_atomically(folder / RUNS, text.getvalue().encode())
     about = {
         "study": study.name,
         "command": shlex.join(["stablab", "study", str(study.path)]),
@@ -72,7 +72,7 @@ def write_summary(study: Study, root: Path, folder: Path) -> list[dict[str, Any]
         "machines": sorted({item["machine"] for item in meta if item["machine"]}),
         "summarised_with": provenance(),
     }
-    write_whole(folder / PROVENANCE, (json.dumps(about, indent=2) + "\n").encode())
+    write_atomically(folder / PROVENANCE, (json.dumps(about, indent=2) + "\n").encode())
     _write_lags(pooled_lags(groups), folder / LAGS)
     return rows
 
@@ -90,7 +90,7 @@ def _write_lags(lags: Sequence[PooledLag], file: Path) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(file, text.getvalue().encode())
+    write_atomically(file, text.getvalue().encode())
 
 
 def _add_pooled(alike: Sequence[tuple[dict[str, Any], RunAnalysis]]) -> None:
@@ -103,8 +103,8 @@ def _add_pooled(alike: Sequence[tuple[dict[str, Any], RunAnalysis]]) -> None:
 
 
 def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], RunAnalysis]:
-    found = load_run(run_dir)
-    series, analysis, config = found.series, found.analysis, run.config
+    loaded = load_run(run_dir)
+    series, analysis, config = loaded.series, loaded.analysis, run.config
     with open_run(run_dir) as reader:
         seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
         machine = [reader.meta.get(key, "") for key in ("cpu_model", "cpu_capability")]
@@ -112,7 +112,7 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         meta = {"seconds": seconds[0] if seconds else 0.0, "git_commit": reader.meta.get("git_commit", "")}
         meta["machine"] = ", ".join(filter(None, [*machine, f"threads: {threads}" if threads else ""]))
     row: dict[str, Any] = {"run": run.name} | {key: look_up(config, key) for key in keys}
-    metrics = {key: value for key, value in asdict(found.summary).items() if key not in NO_METRICS}
+    metrics = {key: value for key, value in asdict(loaded.summary).items() if key not in NO_METRICS}
     leading = next((layer for layer in series.layers if layer.trainable), None)
     first = leading.name if leading else ""
     spikes = analysis.spikes or ()

@@ -65,10 +65,10 @@ def to_timm_file(source: Path, out: Path, encoder: str = "base_encoder") -> int:
             raise ConfigError(f"run {source.name} has a weight-normalised projection, which timm does not support")
     else:
         weights, _ = read_official(source)
-    found = to_timm(weights, encoder)
+    converted = to_timm(weights, encoder)
     try:
         with out.open("xb") as file:
-            torch.save(found, file)
+            torch.save(converted, file)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from None
-    return len(found)
+    return len(converted)

@@ -12,7 +12,7 @@ import numpy as np
 from stabilitylab.analysis.metrics import curve_of, metric_label
 from stabilitylab.analysis.results import RunAnalysis, RunSeries
 from stabilitylab.errors import ConfigError
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 from stabilitylab.run.answers import answer_run
 from stabilitylab.run.series import load_series
 from stabilitylab.store.reader import open_run
@@ -63,7 +63,7 @@ def draw_futures(paths: Sequence[Path], output: Path | str) -> None:
     drawn = io.BytesIO()
     try:
         figure.savefig(drawn, format=Path(output).suffix[1:].lower(), dpi=110)
-        write_whole(Path(output), drawn.getvalue())
+        write_atomically(Path(output), drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
 
@@ -79,17 +79,17 @@ def _shown_layer(futures: Sequence[_Future]) -> str:
     """Choose among the layers trained in all branches: the one with the largest spike in the unchanged branches or, if
     there are no spikes, the one that rises highest above its median."""
     shared = set.intersection(*({x.name for x in f.series.layers if x.trainable} for f in futures))
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     rises: dict[str, float] = {}
     for future in futures[::2]:
         for spike in future.analysis.spikes or ():
             if spike.onset >= future.branched_at and spike.layer in shared:
-                found[spike.layer] = max(spike.ratio, found.get(spike.layer, 0.0))
+                ratios[spike.layer] = max(spike.ratio, ratios.get(spike.layer, 0.0))
         for layer in future.series.layers:
             after = layer.grad_norm[layer.iteration >= future.branched_at]
             after = after[np.isfinite(after)]
             if layer.name in shared and len(after):
                 rise = float(after.max() / np.median(after))
                 rises[layer.name] = max(rise, rises.get(layer.name, 0.0))
-    chosen = found or rises
+    chosen = ratios or rises
     return max(chosen, key=lambda name: chosen[name])

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from stabilitylab.errors import ConfigError
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 from stabilitylab.studies.collect import LAGS
 
 FIGURE = "lags.png"
@@ -53,6 +53,6 @@ def draw_lags(folder: Path, title: str) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
     try:
-        write_whole(folder / FIGURE, drawn.getvalue())
+        write_atomically(folder / FIGURE, drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write {folder / FIGURE}: {error.strerror}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stabilitylab.errors import ConfigError
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 
 _COLOURS = ("#8c2d04", "#2166ac", "#1b7837", "#762a83", "#b8860b", "#555555")
 _KNN = (("final_knn", "final kNN top-1 (%)", 100), ("max_dip_depth", "deepest dip (points)", 100))
@@ -55,7 +55,7 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
     try:
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # keep text as text; reproducible output
             figure.savefig(drawn, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
-        write_whole(output, drawn.getvalue())
+        write_atomically(output, drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
 

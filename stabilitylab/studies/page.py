@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stabilitylab.comparison.decisions import LEVEL
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 from stabilitylab.studies.collect import LAGS, PROVENANCE, verdicts
 from stabilitylab.studies.study import Study, look_up
 
@@ -48,15 +48,22 @@ def write_page(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) ->
         "| claim | metric | difference [interval] | smallest | seeds | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    for found in verdicts(study, [dict(row) for row in rows]):
-        seen = "no value" if found.difference is None else f"{found.difference:+.3g}"
-        if found.interval is not None:
-            seen += f" [{found.interval[0]:.3g}, {found.interval[1]:.3g}]"
-            seen += "" if found.level == LEVEL else f" at {100 * found.level:.4g}%"
-        claim = found.claim
-        cells = (claim.text, claim.metric, seen, f"{claim.smallest:g}", str(found.num_seeds), f"**{found.verdict}**")
+    for decided in verdicts(study, [dict(row) for row in rows]):
+        seen = "no value" if decided.difference is None else f"{decided.difference:+.3g}"
+        if decided.interval is not None:
+            seen += f" [{decided.interval[0]:.3g}, {decided.interval[1]:.3g}]"
+            seen += "" if decided.level == LEVEL else f" at {100 * decided.level:.4g}%"
+        claim = decided.claim
+        cells = (
+            claim.text,
+            claim.metric,
+            seen,
+            f"{claim.smallest:g}",
+            str(decided.num_seeds),
+            f"**{decided.verdict}**",
+        )
         lines.append(f"| {' | '.join(cells)} |")
-    write_whole(folder / PAGE, "\n".join([*lines, *_lags(folder), ""]).encode())
+    write_atomically(folder / PAGE, "\n".join([*lines, *_lags(folder), ""]).encode())
 
 
 def _regime(study: Study) -> str:

@@ -141,21 +141,21 @@ def _wait(trainer: Trainer) -> None:
         torch.cuda.synchronize()
 
 
-def lines(found: Plan) -> list[str]:
+def lines(plan: Plan) -> list[str]:
     """The plan as lines of text."""
-    count = f"{found.processes} processes" if found.processes > 1 else "one process"
-    memory = found.weights + found.gradients + found.optimizer + found.activations
+    count = f"{plan.processes} processes" if plan.processes > 1 else "one process"
+    memory = plan.weights + plan.gradients + plan.optimizer + plan.activations
     return [
-        f"device       {found.device}, {count}",
-        f"parameters   {found.parameters:,}, of which {found.trained:,} are trained",
-        f"memory       {size(memory)} per device: weights {size(found.weights)}, gradients {size(found.gradients)}, "
-        f"optimizer {size(found.optimizer)}, activations {size(found.activations)}",
-        f"length       {found.iterations:,} iterations, {found.warmup:,} of warmup",
-        f"speed        {found.images_per_second:,.0f} images/s, {found.seconds_per_step * 1000:,.0f} ms per step "
-        f"({STEPS} steps measured); {found.evaluation_seconds:.2f} s per evaluation",
-        f"time         {found.hours:.2g} hours",
-        f"disk         {found.rows:,} rows of gradients, about {size(found.rows_bytes)}; checkpoints "
-        f"{size(found.checkpoints_bytes)} ({size(found.checkpoint)} each)",
+        f"device       {plan.device}, {count}",
+        f"parameters   {plan.parameters:,}, of which {plan.trained:,} are trained",
+        f"memory       {size(memory)} per device: weights {size(plan.weights)}, gradients {size(plan.gradients)}, "
+        f"optimizer {size(plan.optimizer)}, activations {size(plan.activations)}",
+        f"length       {plan.iterations:,} iterations, {plan.warmup:,} of warmup",
+        f"speed        {plan.images_per_second:,.0f} images/s, {plan.seconds_per_step * 1000:,.0f} ms per step "
+        f"({STEPS} steps measured); {plan.evaluation_seconds:.2f} s per evaluation",
+        f"time         {plan.hours:.2g} hours",
+        f"disk         {plan.rows:,} rows of gradients, about {size(plan.rows_bytes)}; checkpoints "
+        f"{size(plan.checkpoints_bytes)} ({size(plan.checkpoint)} each)",
     ]
 
 

@@ -89,24 +89,24 @@ def load_search(path: Path | str) -> Search:
     if not isinstance(leads, list) or not all(isinstance(item, Mapping) for item in leads):
         raise ConfigError(f"{path}: leads must be [[lead]] tables")
     given = [point for item in leads for point in _combinations(str(path), item)]
-    found = [_setting(path, base, "lead", i, point) for i, point in enumerate(given)]
+    settings = [_setting(path, base, "lead", i, point) for i, point in enumerate(given)]
     drawn = [_setting(path, base, "drawn", i, draw(space, seed, i)) for i in range(count)]
     return Search(
         name=path.stem,
         title=str(values.get("title", path.stem)),
         seed=seed,
         space=space,
-        settings=tuple(_without_repeats(_in_turn(found, drawn))),
+        settings=tuple(_without_repeats(_in_turn(settings, drawn))),
         objective=_objective(path, _table(path, "objective", values)),
         path=path,
     )
 
 
 def _table(path: Path, name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = values.get(name, {})
-    if not isinstance(found, Mapping):
+    table = values.get(name, {})
+    if not isinstance(table, Mapping):
         raise ConfigError(f"{path}: {name} must be a table")
-    return found
+    return table
 
 
 def _combinations(where: str, lead: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -60,18 +60,18 @@ def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
     return {column: _short(row.get(column)) for column in COLUMNS}
 
 
-def what_happened(series: RunSeries, found: RunAnalysis) -> Row:
+def what_happened(series: RunSeries, analysis: RunAnalysis) -> Row:
     """Accuracy, spikes by layer and those expected by chance, dips, and the lag of each layer behind the first, written
     ``blocks.0 0 (24)``: median lag and number of matched spikes."""
-    lags = [lag for lag in (found.propagation or ())[1:] if lag.median_lag is not None]
-    row: Row = {"iterations": series.iterations} | _accuracy(series) | _spikes(series, found) | _dips(found)
+    lags = [lag for lag in (analysis.propagation or ())[1:] if lag.median_lag is not None]
+    row: Row = {"iterations": series.iterations} | _accuracy(series) | _spikes(series, analysis) | _dips(analysis)
     return row | {"lags": "; ".join(f"{lag.layer} {lag.median_lag:g} ({lag.num_matched})" for lag in lags)}
 
 
 def _values_of(setting: Setting) -> Row:
     config = setting.config
-    found = {key: look_up(config, key) for key in _VALUES if key != "lr"}
-    return {"lr": config.optim.base_lr * config.train.batch_size / 256} | found
+    values = {key: look_up(config, key) for key in _VALUES if key != "lr"}
+    return {"lr": config.optim.base_lr * config.train.batch_size / 256} | values
 
 
 def _accuracy(series: RunSeries) -> Row:
@@ -88,25 +88,25 @@ def _accuracy(series: RunSeries) -> Row:
     }
 
 
-def _spikes(series: RunSeries, found: RunAnalysis) -> Row:
-    counts = Counter(spike.layer for spike in found.spikes or ())
+def _spikes(series: RunSeries, analysis: RunAnalysis) -> Row:
+    counts = Counter(spike.layer for spike in analysis.spikes or ())
     first = next((layer for layer in series.layers if layer.trainable and len(layer.iteration)), None)
-    own = [spike for spike in found.spikes or () if first is not None and spike.layer == first.name]
-    alarms = found.false_alarms
+    own = [spike for spike in analysis.spikes or () if first is not None and spike.layer == first.name]
+    alarms = analysis.false_alarms
     return {
         "first_layer": first.name if first else "",
         "first_layer_spikes": len(own),
-        "first_layer_chance": false_alarms([first], found.settings).expected if first else None,
+        "first_layer_chance": false_alarms([first], analysis.settings).expected if first else None,
         "first_layer_largest": max((spike.ratio for spike in own), default=0.0),
-        "spikes": len(found.spikes or ()),
+        "spikes": len(analysis.spikes or ()),
         "chance": alarms.expected if alarms else None,
         "p_value": alarms.p_value if alarms else None,
-        "spikes_by_layer": "; ".join(f"{name} {counts[name]}" for name, _ in found.layers if counts[name]),
+        "spikes_by_layer": "; ".join(f"{name} {counts[name]}" for name, _ in analysis.layers if counts[name]),
     }
 
 
-def _dips(found: RunAnalysis) -> Row:
-    dips = found.dips or ()
+def _dips(analysis: RunAnalysis) -> Row:
+    dips = analysis.dips or ()
     return {
         "dips": len(dips),
         "recovered": sum(dip.recovered is not None for dip in dips),

@@ -96,10 +96,10 @@ def _full(where: str, key: str) -> str:
 def draw(space: Sequence[Dimension], seed: int, index: int) -> dict[str, Any]:
     """Draw the values of setting ``index`` by full configuration key (or ``lr``)."""
     rng = np.random.default_rng([seed, index])
-    found: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     for dimension in space:
-        found |= dimension.draw(rng)
-    return found
+        drawn |= dimension.draw(rng)
+    return drawn
 
 
 def configure(base: Mapping[str, Any], values: Mapping[str, Any]) -> Config:

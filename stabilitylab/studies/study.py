@@ -83,15 +83,15 @@ class Study:
     def runs_of(self, claims: Sequence[Claim], num_seeds: int) -> list[PlannedRun]:
         """The runs that ``claims`` compare, for the first ``num_seeds`` seeds."""
         keys = {key for claim in claims for group in (claim.where, claim.treated, claim.baseline) for key in group}
-        found = []
+        chosen = []
         for run in self.runs:
             row = {key: look_up(run.config, key) for key in keys}
             if run.config.train.seed < self.first_seed + num_seeds and any(
                 matches(row, claim.where) and any(matches(row, g) for g in (claim.treated, claim.baseline) if g)
                 for claim in claims
             ):
-                found.append(run)
-        return found
+                chosen.append(run)
+        return chosen
 
 
 def load_study(path: Path | str, *, yes: bool = False) -> Study:
@@ -175,18 +175,18 @@ def read_base(path: Path, given: Any) -> Mapping[str, Any]:
 
 def _axes(path: Path, grid: Mapping[str, Any], section: str = "") -> dict[str, list[Any]]:
     """Full configuration key -> values. TOML parses ``model.depth = [2, 4]`` as a nested table."""
-    found: dict[str, list[Any]] = {}
+    axes: dict[str, list[Any]] = {}
     for key, value in grid.items():
         if isinstance(value, Mapping):
-            found |= _axes(path, value, f"{section}{key}.")
+            axes |= _axes(path, value, f"{section}{key}.")
             continue
         full = section + key if section else AXES.get(key, key)
         _known(path, "the grid", full, [*AXES, *config_keys()])
         values = value if isinstance(value, list) else [value]
         if not values:
             raise ConfigError(f"{path}: grid key {full} has no value")
-        found[full] = [mitigations(v) for v in values] if full == "mitigation" else values
-    return found
+        axes[full] = [mitigations(v) for v in values] if full == "mitigation" else values
+    return axes
 
 
 def config_keys() -> list[str]:

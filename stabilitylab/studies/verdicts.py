@@ -55,13 +55,13 @@ def find_studies(folder: Path | str) -> list[Study]:
 def claims_table(studies: Sequence[Study], reports: Path) -> str:
     """The page in Markdown: the findings (``reports/findings.md``, if it exists), then every claim of ``studies``,
     judged from ``reports/<study>/runs.csv``."""
-    found = [(study, read_summary(reports / study.name)) for study in studies]
-    judged = [(study, rows, verdicts(study, rows)) for study, rows in found]
+    summaries = [(study, read_summary(reports / study.name)) for study in studies]
+    judged = [(study, rows, verdicts(study, rows)) for study, rows in summaries]
     counts = [
         _word(verdict, len(rows) == len(study.runs)) for study, rows, all_of_it in judged for verdict in all_of_it
     ]
     tally = ", ".join(f"{counts.count(kind)} {kind}" for kind in _WORDS)
-    runs = len({row["run"] for _, rows in found for row in rows})
+    runs = len({row["run"] for _, rows in summaries for row in rows})
     findings = reports / FINDINGS
     learned = [findings.read_text(encoding="utf-8")] if findings.is_file() else []
     lines = [_HEAD, *learned, *_searches(reports), _RULES, f"{len(counts)} claims, {runs} runs: {tally}.", ""]

@@ -133,8 +133,8 @@ def iteration_of(checkpoint: Path) -> int:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, latest first. Other files, such as the user's copies, are ignored."""
-    found = (path for path in folder.glob("iteration-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
-    return sorted(found, key=iteration_of, reverse=True)
+    paths = (path for path in folder.glob("iteration-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(paths, key=iteration_of, reverse=True)
 
 
 def _check(state: Checkpoint) -> None:
@@ -159,8 +159,8 @@ def load_tensors(path: Path) -> Any:
 
 def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
     """Load the latest readable checkpoint at or before iteration ``at``. Raises ConfigError if there is none."""
-    found = [path for path in checkpoints(folder) if at is None or iteration_of(path) <= at]
-    for path in found:
+    candidates = [path for path in checkpoints(folder) if at is None or iteration_of(path) <= at]
+    for path in candidates:
         try:
             state: Checkpoint = load_tensors(path)
             _check(state)
@@ -169,8 +169,8 @@ def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
             warnings.warn(f"{path} cannot be read ({reason}); trying an earlier one", stacklevel=2)
         else:
             return state
-    if found or at is None:
-        what = "none of them can be read" if found else "there is none"
+    if candidates or at is None:
+        what = "none of them can be read" if candidates else "there is none"
         raise ConfigError(f"no checkpoint in {folder}: {what}; start the run again")
     there = ", ".join(str(iteration_of(path)) for path in reversed(checkpoints(folder))) or "none"
     raise ConfigError(

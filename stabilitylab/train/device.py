@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from stabilitylab.errors import ConfigError
@@ -18,8 +20,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """Choose a device. ``auto`` prefers CUDA, then MPS, then the CPU. On CUDA each process uses the device of its local
     rank. Raises ConfigError if the device is not available."""
     if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = found.type if found is not None else "cpu"
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        name = accelerator.type if accelerator is not None else "cpu"
     if name == "cuda" and torch.cuda.is_available():
         name = f"cuda:{local_rank % torch.cuda.device_count()}"  # Slurm may expose only one device to each task
     try:
@@ -41,12 +43,18 @@ def prepare_convolutions(method: Method, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = True
 
 
+def _not_about_cuda_home(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("No CUDA runtime is found")
+
+
 def compile_encoders(method: Method, device: torch.device) -> None:
     """Compile the encoders in place; parameters keep their names. On the CPU, fused attention is disabled so that
     attention fuses with adjacent operations: with few tokens, torch's own kernel takes twice as long.
 
     A later run in the same process reuses compiled code if its model and batch are the same. Each shape has its own
     code, so the numbers of a run do not depend on earlier runs."""
+    # On a machine with the CUDA toolkit and without a GPU, the compiler would warn on standard error.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_not_about_cuda_home)
     limit = torch._dynamo.config
     limit.recompile_limit = max(limit.recompile_limit, _MOST_COMPILED)
     limit.accumulated_recompile_limit = max(limit.accumulated_recompile_limit, _MOST_COMPILED)

@@ -115,15 +115,15 @@ class KnnMonitor:
         some training images."""
         if self._queried is None or len(self._queried) < 2:
             return {}
-        found = feature_statistics(self._queried)
+        measured = feature_statistics(self._queried)
         was_training = encoder.training
         encoder.eval()
         with self.autocast():
             one, other = (encoder(view).float() for view in self._views())
         encoder.train(was_training)
         if len(one) > 1:
-            found["feature_alignment"] = feature_statistics(one, other)["feature_alignment"]
-        return found
+            measured["feature_alignment"] = feature_statistics(one, other)["feature_alignment"]
+        return measured
 
     def _views(self) -> list[Tensor]:
         """Two augmented views of some training images, cached."""

@@ -28,15 +28,15 @@ class LossWatch:
         if not self._unseen:
             return []
         values: list[float] = torch.stack([loss for _, loss in self._unseen]).tolist()
-        found = [(i, v) for (i, _), v in zip(self._unseen, values, strict=True) if not math.isfinite(v)]
+        bad = [(i, v) for (i, _), v in zip(self._unseen, values, strict=True) if not math.isfinite(v)]
         self._unseen, self.latest = [], values[-1]
-        return found
+        return bad
 
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether every entry is finite, a 0-d tensor on the device. NaN and infinity propagate through the norm."""
-    found = list(tensors)
-    if not found:
+    all_tensors = list(tensors)
+    if not all_tensors:
         return torch.tensor(True)
-    return torch.stack(torch._foreach_norm(found, float("inf"))).isfinite().all()
+    return torch.stack(torch._foreach_norm(all_tensors, float("inf"))).isfinite().all()

@@ -233,17 +233,17 @@ class Trainer:
             self._skipped += 1
         return False
 
-    def _judge(self, recorder: Recorder, found: list[tuple[int, float]]) -> str:
+    def _judge(self, recorder: Recorder, bad: list[tuple[int, float]]) -> str:
         """Record non-finite losses, one event per consecutive stretch. Returns why training must stop, or nothing."""
         policy = self.config.train.on_nan
         if policy == "skip":
             too_many = f"{_MAX_SKIPS} consecutive updates were skipped: the loss or gradient is no longer finite"
             return too_many if self._skipped >= _MAX_SKIPS else ""
-        for iteration, value in found:
+        for iteration, value in bad:
             if iteration != self._last_bad + 1:
                 recorder.event(iteration, "nonfinite", f"loss is {value}")
             self._last_bad = iteration
-        return f"the loss was {found[0][1]} at iteration {found[0][0]}" if found and policy == "stop" else ""
+        return f"the loss was {bad[0][1]} at iteration {bad[0][0]}" if bad and policy == "stop" else ""
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from stabilitylab.cli.terminal import SafeStream, console, visible
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 from stabilitylab.store.spreadsheet import cell, cell_sql
 from stabilitylab.store.writer import LayerRow, RunWriter
 
@@ -41,7 +41,7 @@ def test_a_regular_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Pa
     target = tmp_path / "page.html"
     target.write_text("old")
     target.chmod(0o640)
-    write_whole(target, b"new")
+    write_atomically(target, b"new")
     assert target.read_bytes() == b"new"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
@@ -52,7 +52,7 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     link = tmp_path / "page.html"
     link.symlink_to(tmp_path / "deep" / "real.html")  # which is not there yet
     for data in (b"one", b"two"):
-        write_whole(link, data)
+        write_atomically(link, data)
         assert link.is_symlink()
         assert (tmp_path / "deep" / "real.html").read_bytes() == data
 
@@ -63,7 +63,7 @@ def test_a_pipe_is_written_into_and_stays(tmp_path: Path) -> None:
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
     reader.start()
-    write_whole(pipe, b"page" * 50_000)
+    write_atomically(pipe, b"page" * 50_000)
     reader.join(20)
     assert got == [b"page" * 50_000]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
@@ -73,7 +73,7 @@ def test_a_terminal_stays_a_device() -> None:
     master, slave = pty.openpty()
     try:
         name = os.ttyname(slave)
-        write_whole(Path(name), b"page\n")
+        write_atomically(Path(name), b"page\n")
         assert os.read(master, 100).startswith(b"page")
         assert stat.S_ISCHR(Path(name).stat().st_mode)
     finally:
@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     target.write_text("old")
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        write_whole(target, b"new")
+        write_atomically(target, b"new")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 

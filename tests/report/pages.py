@@ -42,7 +42,7 @@ def report_run(
         loss=(np.arange(100), np.linspace(3, 1 + 0.1 * seed, 100)),
         provenance={"seed": str(seed), "torch_version": "2"},
         events=[(0, "mitigation", mitigation)] if mitigation else [],
-        accounts=[(account.text, account.next) for account in explain_episodes(found)],
+        explanations=[(account.text, account.next) for account in explain_episodes(found)],
     )
 
 

@@ -17,7 +17,7 @@ from stabilitylab.analysis.results import Dip, FalseAlarms, LayerSeries, RunSeri
 from stabilitylab.report.downsample import heat_rows, min_max
 from stabilitylab.report.html.page import render_report
 from stabilitylab.report.html.tables import config_differences
-from stabilitylab.report.writing import write_whole
+from stabilitylab.report.writing import write_atomically
 from tests.report.pages import compared_runs, comparison_of, odd_runs, planted_page, report_run
 from tests.synthetic import layer_series, noise, plant, planted_run
 
@@ -205,14 +205,14 @@ def test_runs_that_lack_something_still_have_a_page(kind: str) -> None:
 
 def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.html"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new and longer")
+        write_atomically(path, b"new and longer")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 

@@ -87,11 +87,10 @@ def test_every_line_of_the_design(folder: Path, name: str, tmp_path: Path) -> No
     assert "Collapse: " in repr(a.collapse)
     assert "not judged" not in repr(a.drifts)
 
+    with pytest.raises(NoDataError, match="no training loss"):
+        run.plot("loss")
+    assert list(run.plots) == ["spikes", "heatmap", "metric", "lag", "propagation", "signal"]
     for kind in run.plots:
-        if kind == "loss":
-            with pytest.raises(NoDataError, match="no training loss"):
-                run.plot(kind)
-            continue
         figure = run.plot(kind)
         assert isinstance(figure, go.Figure)
         go.Figure(figure.to_dict())  # plotly checks each property
@@ -125,7 +124,8 @@ def test_a_run_that_was_trained_here(tmp_path: Path) -> None:
     assert "arly warning" in repr(a.early_warning)
     assert isinstance(a.spikes, pd.DataFrame)
     assert a.lag.verdict == "inconclusive"
-    for kind in ("spikes", "heatmap", "metric", "loss", "signal"):
+    assert list(run.plots) == ["spikes", "heatmap", "metric", "loss", "signal"]
+    for kind in run.plots:
         assert len(run.plot(kind).data) >= 1
     with pytest.raises(NoDataError, match="has no lag to draw"):
         run.plot("lag")
@@ -169,6 +169,8 @@ def test_runs_and_compare(folder: Path) -> None:
 def test_what_is_missing_names_what_there_is(folder: Path) -> None:
     with pytest.raises(RunNotFound, match=r"no run 'atached' in .*; similar: attached"):
         sl.open_run("atached", folder)
+    with pytest.raises(RunNotFound, match=r"no run 'nope' in .*; its runs: attached, imported, live"):
+        sl.open_run("nope", folder)
     with pytest.raises(RunNotFound, match="runs_dir="):
         sl.open_run("x", folder / "nowhere")
     run = sl.open_run("attached", folder)

@@ -30,7 +30,7 @@ from stabilitylab.run.analysed import AnalysedRun, arms_of, last_finite
 
 OPEN_UP_TO = 2
 """With more runs than this, the sections of the runs are folded and their charts are drawn when opened."""
-MOST_ACCOUNTS = 40
+MOST_EXPLANATIONS = 40
 
 
 def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) -> str:
@@ -47,8 +47,8 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
     groups = arms_of(runs)
     titles, differences = tables.config_differences([(run.series.run, run.config) for run in runs])
     summaries = comparison.runs if comparison else ()
-    found = [run.analysis for run in runs]
-    metric = MetricText.of_comparison(comparison) if comparison else MetricText.of(found)
+    analyses = [run.analysis for run in runs]
+    metric = MetricText.of_comparison(comparison) if comparison else MetricText.of(analyses)
     rated = several_rates(summaries, metric)
     return environment.get_template("report.html.j2").render(
         title=", ".join(run.series.run for run in runs[:3]) + (" ..." if len(runs) > 3 else ""),
@@ -139,29 +139,29 @@ def _loss(runs: Sequence[AnalysedRun], groups: Sequence[Arm], charts: _Charts) -
 
 def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
     layers = run.trained_layers
-    found = run.analysis
+    analysis = run.analysis
     recorded = [layer for layer in layers if np.isfinite(layer.grad_norm).any()]
     section: dict[str, Any] = {
         "name": run.series.run,
         "status": run.status,
         "created_at": run.created_at,
-        "summary": wording.summary(run.series, found, run.status),
-        "numbers": tables.key_numbers(run.series, found),
-        "notes": found.notes,
-        "lag_sentence": sentences.lag_sentence(found),
-        "cross_sentence": sentences.cross_sentence(found),
-        "early_sentence": sentences.early_sentence(found),
-        "link_sentence": sentences.link_sentence(found),
-        "layers": tables.layer_rows(run.series, found),
-        "episodes": tables.episode_rows(found),
-        "accounts": run.accounts[:MOST_ACCOUNTS],
-        "more_accounts": max(len(run.accounts) - MOST_ACCOUNTS, 0),
-        "dips": tables.dip_rows(found),
-        "drift_sentence": sentences.drift_sentence(found),
-        "drifts": states.drift_rows(found),
-        "more_drifts": max(len(found.drifts or ()) - states.MOST_DRIFTS, 0),
-        "collapse_sentence": sentences.collapse_sentence(found),
-        "signs": states.sign_rows(found.collapse),
+        "summary": wording.summary(run.series, analysis, run.status),
+        "numbers": tables.key_numbers(run.series, analysis),
+        "notes": analysis.notes,
+        "lag_sentence": sentences.lag_sentence(analysis),
+        "cross_sentence": sentences.cross_sentence(analysis),
+        "early_sentence": sentences.early_sentence(analysis),
+        "link_sentence": sentences.link_sentence(analysis),
+        "layers": tables.layer_rows(run.series, analysis),
+        "episodes": tables.episode_rows(analysis),
+        "explanations": run.explanations[:MOST_EXPLANATIONS],
+        "more_explanations": max(len(run.explanations) - MOST_EXPLANATIONS, 0),
+        "dips": tables.dip_rows(analysis),
+        "drift_sentence": sentences.drift_sentence(analysis),
+        "drifts": states.drift_rows(analysis),
+        "more_drifts": max(len(analysis.drifts or ()) - states.MOST_DRIFTS, 0),
+        "collapse_sentence": sentences.collapse_sentence(analysis),
+        "signs": states.sign_rows(analysis.collapse),
         "events": [e for e in run.events if e[1] not in ("checkpoint",)],
         "provenance": run.provenance,
         "caused": caused(run),
@@ -174,16 +174,16 @@ def _section(run: AnalysedRun, index: int, charts: _Charts) -> dict[str, Any]:
     if recorded:
         ends = [recorded[0], recorded[-1]] if len(recorded) > 1 else recorded
         section["norms"] = charts.add(
-            f"norms{index}", charted.spikes(found, ends, charted.iteration_axis([run.series])), "time"
+            f"norms{index}", charted.spikes(analysis, ends, charted.iteration_axis([run.series])), "time"
         )
-        section["norms_words"] = wording.norms_in_words(found, [layer.name for layer in ends])
+        section["norms_words"] = wording.norms_in_words(analysis, [layer.name for layer in ends])
         section["heat"] = charts.add(f"heat{index}", charted.heatmap(run), "time")
-        section["heat_words"] = wording.heat_in_words(found)
+        section["heat_words"] = wording.heat_in_words(analysis)
         section["heat_height"] = min(max(22 * len(layers) + 110, 240), 580)
-    if found.lag is not None and found.lag.lags:
-        section["lag"] = charts.add(f"lag{index}", charted.lag(found))
-    if sum(row.ci95 is not None for row in found.propagation or ()) > 1:
-        section["depth"] = charts.add(f"depth{index}", charted.propagation(found))
+    if analysis.lag is not None and analysis.lag.lags:
+        section["lag"] = charts.add(f"lag{index}", charted.lag(analysis))
+    if sum(row.ci95 is not None for row in analysis.propagation or ()) > 1:
+        section["depth"] = charts.add(f"depth{index}", charted.propagation(analysis))
     return section
 
 

@@ -57,42 +57,42 @@ def _form(column: str, metric: MetricText) -> Form:
     return Form(f"{which} {name}", metric.factor, "%" if share else "", 1 if share else None)
 
 
-def key_numbers(series: RunSeries, found: RunAnalysis) -> list[tuple[str, str]]:
+def key_numbers(series: RunSeries, analysis: RunAnalysis) -> list[tuple[str, str]]:
     """(label, value) of the key figures of a run."""
     rows = [("iterations", f"{series.iterations:,}")]
     if series.consumed is not None:
         rows.append((series.consumed[0], f"{series.consumed[2][-1]:,.0f}"))
-    metric = MetricText.of([found])
+    metric = MetricText.of([analysis])
     values = metric.values(series)
     if len(values):
         rows.append((f"final {metric.short}", metric.value(float(values[-1]))))
         rows.append((f"best {metric.short}", metric.value(metric.best(values))))
-    if found.spikes is not None:
-        spikes = [s for s in found.spikes if s.kind == "spike"]
+    if analysis.spikes is not None:
+        spikes = [s for s in analysis.spikes if s.kind == "spike"]
         rows.append(("spikes", str(len(spikes))))
-        if found.false_alarms is not None:
-            rows.append(("by chance", f"{found.false_alarms.expected:.2g}"))
+        if analysis.false_alarms is not None:
+            rows.append(("by chance", f"{analysis.false_alarms.expected:.2g}"))
         top = largest(spikes)
         if top is not None:
             rows.append(("largest", f"{top.ratio:.0f}x"))
-    if found.lag is not None:
-        lag = found.lag
+    if analysis.lag is not None:
+        lag = analysis.lag
         if lag.median_iterations is not None and lag.ci95 is not None:
             rows.append(("lag, iterations", f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"))
         rows.append(("order of layers", lag.verdict))
     dip = "dip" if metric.higher else "rise"
-    rows.append((f"{dip}s", "not judged" if found.dips is None else str(len(found.dips))))
-    if found.dips:
-        rows.append((f"largest {dip}", metric.depth(max(d.depth for d in found.dips))))
+    rows.append((f"{dip}s", "not judged" if analysis.dips is None else str(len(analysis.dips))))
+    if analysis.dips:
+        rows.append((f"largest {dip}", metric.depth(max(d.depth for d in analysis.dips))))
     return rows
 
 
-def layer_rows(series: RunSeries, found: RunAnalysis) -> list[dict[str, str]]:
+def layer_rows(series: RunSeries, analysis: RunAnalysis) -> list[dict[str, str]]:
     """One row per layer: number of spikes, first and largest spike, lag behind the first layer."""
-    lags = {row.layer: row for row in found.propagation or ()}
+    lags = {row.layer: row for row in analysis.propagation or ()}
     rows = []
     for layer in series.layers:
-        spikes = [s for s in found.spikes or () if s.layer == layer.name and s.kind == "spike"]
+        spikes = [s for s in analysis.spikes or () if s.layer == layer.name and s.kind == "spike"]
         top = largest(spikes)
         lag = lags.get(layer.name)
         rows.append(
@@ -108,7 +108,7 @@ def layer_rows(series: RunSeries, found: RunAnalysis) -> list[dict[str, str]]:
     return rows
 
 
-def dip_rows(found: RunAnalysis) -> list[dict[str, str]]:
+def dip_rows(analysis: RunAnalysis) -> list[dict[str, str]]:
     """One row per dip."""
     return [
         {
@@ -119,7 +119,7 @@ def dip_rows(found: RunAnalysis) -> list[dict[str, str]]:
             "z": f"{d.z:.1f}",
             "after": _after(d),
         }
-        for d in found.dips or ()
+        for d in analysis.dips or ()
     ]
 
 
@@ -138,10 +138,10 @@ def _after(dip: Dip) -> str:
     return f"{dip.after_spike.layer} at {dip.after_spike.onset}{unknown}"
 
 
-def episode_rows(found: RunAnalysis, most: int = 40) -> list[dict[str, str]]:
+def episode_rows(analysis: RunAnalysis, most: int = 40) -> list[dict[str, str]]:
     """One row per episode with several layers, sorted by start: the ``most`` episodes with the most layers. Numbers are
     as in the chart."""
-    episodes = found.episodes or ()
+    episodes = analysis.episodes or ()
     marked = numbered(episodes)
     farthest = sorted(outlined(episodes), key=lambda item: (-len(item[1].order), -item[1].z))[:most]
     return [

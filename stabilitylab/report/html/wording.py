@@ -7,14 +7,14 @@ from stabilitylab.analysis.sentences import count, largest
 from stabilitylab.report.metric import MetricText
 
 
-def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
+def summary(series: RunSeries, analysis: RunAnalysis, status: str) -> str:
     """Describe a run in a few sentences: was it unstable, where did it start, what did it cost."""
     if not series.iterations:
         return "Nothing is recorded yet."
     parts = []
-    spikes = [s for s in found.spikes or () if s.kind == "spike"]
-    broken = [s for s in found.spikes or () if s.kind == "nonfinite"]
-    dips = found.dips or ()
+    spikes = [s for s in analysis.spikes or () if s.kind == "spike"]
+    broken = [s for s in analysis.spikes or () if s.kind == "nonfinite"]
+    dips = analysis.dips or ()
     if broken:
         parts.append(f"Gradients were not finite from iteration {min(s.onset for s in broken)} on.")
     if not any(len(layer.iteration) for layer in series.layers):
@@ -30,7 +30,7 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
             f"iteration {spikes[0].onset}, the largest in {top.layer} at {top.peak}, {top.ratio:.0f} times the usual "
             "norm."
         )
-    metric = MetricText.of([found])
+    metric = MetricText.of([analysis])
     if dips:
         deepest = max(dips, key=lambda dip: dip.depth)
         recovered = "did not recover" if deepest.recovered is None else f"recovered by {deepest.recovered}"
@@ -38,7 +38,7 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
             f"{metric.dips(len(dips))}; the {'deepest' if metric.higher else 'largest'}, {metric.depth(deepest.depth)} "
             f"at iteration {deepest.trough}, {recovered}."
         )
-    elif found.dips is None:
+    elif analysis.dips is None:
         parts.append("Dips were not judged.")
     else:
         parts.append(f"No {metric.dips(0).removeprefix('0 ')}.")
@@ -49,21 +49,21 @@ def summary(series: RunSeries, found: RunAnalysis, status: str) -> str:
     return " ".join(parts)
 
 
-def norms_in_words(found: RunAnalysis, names: list[str]) -> str:
+def norms_in_words(analysis: RunAnalysis, names: list[str]) -> str:
     """Describe the chart of gradient norms for screen readers."""
     parts = []
     for name in names:
-        spikes = [s for s in found.spikes or () if s.layer == name and s.kind == "spike"]
+        spikes = [s for s in analysis.spikes or () if s.layer == name and s.kind == "spike"]
         top = largest(spikes)
         peak = f", the largest {top.ratio:.1f} times the usual norm at iteration {top.peak}" if top else ""
         parts.append(f"{name}: {count(len(spikes), 'spike')}{peak}")
     return f"Line chart of gradient norms over iterations. {'; '.join(parts)}."
 
 
-def heat_in_words(found: RunAnalysis) -> str:
+def heat_in_words(analysis: RunAnalysis) -> str:
     """Describe the heat map for screen readers."""
-    spikes = [s for s in found.spikes or () if s.kind == "spike"]
-    shared = [e for e in found.episodes or () if len(e.order) > 1]
+    spikes = [s for s in analysis.spikes or () if s.kind == "spike"]
+    shared = [e for e in analysis.episodes or () if len(e.order) > 1]
     text = "Heat map of gradient norms, layers from input to output against iterations. "
     text += f"{count(len(spikes), 'spike')} in {count(len({s.layer for s in spikes}), 'layer')}"
     if shared:

@@ -115,15 +115,15 @@ def _a_row_each(
 def _lag(runs: list[AnalysedRun], comparison: Comparison | None, width: str) -> Figure:
     if len(runs) > 1:
         raise NoDataError("the lag can be drawn for only one run; select one")
-    found = runs[0].analysis
-    if found.lag is None or not found.lag.lags:
-        reason = found.lag.reason if found.lag is not None else "no layer has a gradient"
+    analysis = runs[0].analysis
+    if analysis.lag is None or not analysis.lag.lags:
+        reason = analysis.lag.reason if analysis.lag is not None else "no layer has a gradient"
         raise NoDataError(f"run {runs[0].series.run} has no lag to draw: {reason}")
     shape, height = ((2, 1), 3.6) if width == "single" else ((1, 2), 2.0)
     figure = _figure(width, height)
     left, right = figure.subplots(*shape)
-    draw(left, charts.lag(found), legend="upper left")
-    chart = charts.propagation(found)
+    draw(left, charts.lag(analysis), legend="upper left")
+    chart = charts.propagation(analysis)
     draw(right, chart)
     if not chart.marks:
         text = "fewer than 5 matched spikes\nin every other layer"

@@ -59,7 +59,7 @@ def _runs(runs: Sequence[AnalysedRun]) -> str:
     final, best, _, deepest = run_titles(metric)
     rows = []
     for run in runs:
-        found, lag = run.analysis, run.analysis.lag
+        analysis, lag = run.analysis, run.analysis.lag
         finite = metric.values(run.series)
         timed = lag is not None and lag.median_iterations is not None and lag.ci95 is not None
         rows.append(
@@ -67,13 +67,13 @@ def _runs(runs: Sequence[AnalysedRun]) -> str:
                 run.series.run,
                 metric.number(float(finite[-1])) if len(finite) else "",
                 metric.number(metric.best(finite)) if len(finite) else "",
-                str(len(found.spikes or ())),
-                f"{found.false_alarms.expected:.2g}" if found.false_alarms else "",
+                str(len(analysis.spikes or ())),
+                f"{analysis.false_alarms.expected:.2g}" if analysis.false_alarms else "",
                 f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"
                 if lag is not None and lag.ci95 is not None and timed
                 else "inconclusive",
-                "not judged" if found.dips is None else str(len(found.dips)),
-                "" if found.dips is None else f"{points * max((d.depth for d in found.dips), default=0.0):.3g}",
+                "not judged" if analysis.dips is None else str(len(analysis.dips)),
+                "" if analysis.dips is None else f"{points * max((d.depth for d in analysis.dips), default=0.0):.3g}",
             )
         )
     titles = (

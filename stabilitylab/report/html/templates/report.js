@@ -134,7 +134,8 @@
   for (const [name, printing] of [["beforeprint", true], ["afterprint", false]]) {
     window.addEventListener(name, () => {
       paper.toggle("print", printing);
-      drawn.forEach(draw); // synchronously, because printing does not wait
+      // Synchronously, because printing does not wait. Charts that wait in the queue are drawn as well.
+      if (window.Plotly) ids.filter((id) => drawn.has(id) || visible(id)).forEach(draw);
     });
   }
   dark.addEventListener("change", () => drawAll(ids));
