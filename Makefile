@@ -12,10 +12,10 @@ demo: $(STAMP)  ## train, analyse and report on real digits
 	$(BIN)/stablab demo
 
 test: $(STAMP)  ## run the fast tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(STAMP)  ## run the slow tests and the browser tests
-	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
 
 processors: $(STAMP) ## run processor-dependent tests with each set of torch's kernels, with one thread and two
 	@for kernels in default avx2 native; do for threads in 1 2; do \

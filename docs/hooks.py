@@ -21,10 +21,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def sections(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
     """Yield the heading and help of a command, then those of its subcommands."""
-    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    context = click.Context(command, info_name=name, parent=parent, max_content_width=90, terminal_width=90)
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
-            found = command.get_command(context, inner)
-            if found is not None and not found.hidden:
-                yield from sections(found, inner, context)
+            subcommand = command.get_command(context, inner)
+            if subcommand is not None and not subcommand.hidden:
+                yield from sections(subcommand, inner, context)

@@ -32,12 +32,13 @@ class Signal:
     plugins, the function or `Measurement` class that measures it, as an object or as ``"package.module:name"`` (which
     avoids importing torch). The signals of this package register theirs by name.
 
-    >>> SIGNALS["grad_norm"].unit
-    '1'
-    >>> Signal(name="Grad Norm", help="")
-    Traceback (most recent call last):
-    ...
-    ValueError: the name of a signal must consist of lower-case letters, digits and underscores, not 'Grad Norm'
+    Examples:
+        >>> SIGNALS["grad_norm"].unit
+        '1'
+        >>> Signal(name="Grad Norm", help="")
+        Traceback (most recent call last):
+        ...
+        ValueError: the name of a signal must consist of lower-case letters, digits and underscores, not 'Grad Norm'
     """
 
     name: str

@@ -140,14 +140,15 @@ def impulse(
     Raises:
         ConfigError: a layer is unknown, or two futures without a kick differ, so that ``state_fn`` is incomplete.
 
-    >>> def step(t):
-    ...     loss = criterion(model(x[t]), y[t])
-    ...     loss.backward()
-    ...     norms = sl.cause.layer_norms(model)
-    ...     optimizer.step()
-    ...     optimizer.zero_grad()
-    ...     return {"loss": loss, **norms}
-    >>> sl.cause.impulse(step, restore, model, layers=["fc1"], at=[400]).sentence()  # doctest: +SKIP
+    Examples:
+        >>> def step(t):
+        ...     loss = criterion(model(x[t]), y[t])
+        ...     loss.backward()
+        ...     norms = sl.cause.layer_norms(model)
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     return {"loss": loss, **norms}
+        >>> sl.cause.impulse(step, restore, model, layers=["fc1"], at=[400]).sentence()  # doctest: +SKIP
     """
     grouped = {layer.name: layer for layer in group_layers(model)}
     layers, at = checked(layers, at, size, kicks)

@@ -33,9 +33,10 @@ class Run:
 
     ``path``: the run's folder. Usable as a context manager; `close` releases its resources.
 
-    >>> import stabilitylab
-    >>> run = stabilitylab.open_run("vits-digits")  # doctest: +SKIP
-    >>> run.analyze().spikes  # doctest: +SKIP
+    Examples:
+        >>> import stabilitylab
+        >>> run = stabilitylab.open_run("vits-digits")  # doctest: +SKIP
+        >>> run.analyze().spikes  # doctest: +SKIP
     """
 
     def __init__(self, path: Path) -> None:

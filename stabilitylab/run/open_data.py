@@ -45,8 +45,9 @@ class OpenData:
     """Recorded runs. ``runs`` has one row per run; ``series`` and ``analyze`` take the name of a run, ``pooled_lags`` a
     group of runs.
 
-    >>> data = load("first-layer-spikes")                          # doctest: +SKIP
-    >>> data.series(data.runs.run[0]).plot()                       # doctest: +SKIP
+    Examples:
+        >>> data = load("first-layer-spikes")  # doctest: +SKIP
+        >>> data.series(data.runs.run[0]).plot()  # doctest: +SKIP
     """
 
     def __init__(self, path: Path) -> None:
