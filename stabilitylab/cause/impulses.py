@@ -145,8 +145,7 @@ def impulse(
         ...     loss = criterion(model(x[t]), y[t])
         ...     loss.backward()
         ...     norms = sl.cause.layer_norms(model)
-        ...     optimizer.step()
-        ...     optimizer.zero_grad()
+        ...     optimizer.step(); optimizer.zero_grad()
         ...     return {"loss": loss, **norms}
         >>> sl.cause.impulse(step, restore, model, layers=["fc1"], at=[400]).sentence()  # doctest: +SKIP
     """
