@@ -398,7 +398,11 @@ def _look_at_branch(place: Path, again: Outcome | None) -> list[tuple[str, str]]
         wrong.append(("other faults", again.err[-300:]))
     for name in ("trained-at8-s0-as-was", "trained-at8-s0-frozen-patch"):
         rows = _rows(place, name)
-        layers = {layer for _, layer in rows} if not isinstance(rows, str) else set()
-        if isinstance(rows, str) or sorted(rows) != [(t, layer) for t in range(12) for layer in sorted(layers)]:
-            wrong.append(("rows lost", f"{name}: {rows if isinstance(rows, str) else len(rows)}"))
+        if isinstance(rows, str):
+            wrong.append(("rows lost", f"{name}: {rows}"))
+            continue
+        layers = sorted({layer for _, layer in rows})
+        ends = {0: 8} if name.endswith("frozen-patch") else {}  # nothing is recorded of a layer that is frozen
+        if not layers or sorted(rows) != [(t, layer) for t in range(12) for layer in layers if t < ends.get(layer, 12)]:
+            wrong.append(("rows lost", f"{name}: {len(rows)}"))
     return wrong
