@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.config import Config
-from stabilitylab.errors import StoreError
+from stabilitylab.errors import RunBusy, RunExists, StoreError
 from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.database import DATABASE
 from stabilitylab.store.locks import COMPACT_LOCK, WRITER_LOCK, lock_for_writing
@@ -17,6 +18,11 @@ from stabilitylab.studies.running import FinishedRun, resume_run, train_in, trai
 
 if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress
+
+
+_PATIENCE = 10.0
+"""Seconds to wait for another process to leave a run. A worker whose study was killed trains on until its next report,
+and may even begin a run."""
 
 
 class Preempted(Exception):  # noqa: N818
@@ -47,9 +53,22 @@ def train_or_resume(
     """Complete run ``name``: keep it if it is complete, resume it from its last checkpoint if it died, else train it.
 
     Recorded data is never deleted. A run that was killed before its first checkpoint is renamed and trained again.
-    Raises StoreError for any other run that cannot be resumed, RunBusy if another process is writing it, and, if
+    Raises StoreError for any other run that cannot be resumed, RunBusy if another process goes on writing it, and, if
     ``interruptible``, Preempted when a signal stops it.
     """
+    patient_until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _train_or_resume(config, root, name, progress, interruptible)
+        except (RunBusy, RunExists):
+            if time.monotonic() > patient_until:
+                raise
+        time.sleep(_PATIENCE / 50)
+
+
+def _train_or_resume(
+    config: Config, root: Path, name: str, progress: Callable[[Progress], None], interruptible: bool
+) -> Path:
     from stabilitylab.train.checkpoint import checkpoints
 
     run_dir = root / name

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
 
 from stabilitylab.config import Config, resolve
-from stabilitylab.errors import StoreError
+from stabilitylab.errors import RunBusy, StoreError
+from stabilitylab.store.locks import lock_for_writing
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
-from stabilitylab.studies.restarting import attempt, train_or_resume
+from stabilitylab.studies import restarting
+from stabilitylab.studies.restarting import attempt, is_complete, train_or_resume
 
 ITERATIONS = 3
 
@@ -123,3 +127,26 @@ def test_a_claim_that_was_killed_before_it_recorded_anything_is_used(tmp_path: P
     assert train_or_resume(config(), tmp_path, "a") == tmp_path / "a"
     with open_run(tmp_path / "a") as reader:
         assert (reader.status, reader.num_iterations) == ("finished", ITERATIONS)
+
+
+def test_the_worker_of_a_killed_study_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still writes its run for a moment, or begins one between the look at the folder and the claim."""
+    recorded(tmp_path / "a", status="crashed", checkpoint=False, rows=7)
+    lock = lock_for_writing(tmp_path / "a" / "segments")
+    monkeypatch.setattr(restarting, "_PATIENCE", 0.1)
+    with pytest.raises(RunBusy):
+        train_or_resume(config(), tmp_path, "a")
+    monkeypatch.setattr(restarting, "_PATIENCE", 60)
+    threading.Timer(0.3, lock.release).start()
+    assert train_or_resume(config(), tmp_path, "a") == tmp_path / "a"
+
+    def claimed_by_another(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(restarting, "train_run", train)
+        (tmp_path / "b").mkdir()
+        return train(*args, **options)
+
+    train = restarting.train_run
+    monkeypatch.setattr(restarting, "train_run", claimed_by_another)
+    assert train_or_resume(config(), tmp_path, "b") == tmp_path / "b"
+    for name in "ab":
+        assert is_complete(tmp_path / name)
