@@ -58,7 +58,7 @@ class Drift:
 
 def find_drifts(layers: Sequence[LayerSeries]) -> tuple[tuple[Drift, ...], str]:
     """Drifts of all layers in order of start, and why some layers are not judged (empty if all are)."""
-    found: list[Drift] = []
+    drifts: list[Drift] = []
     few: list[int] = []
     for layer in layers:
         # A few hundred rows per block are enough for its median.
@@ -69,12 +69,12 @@ def find_drifts(layers: Sequence[LayerSeries]) -> tuple[tuple[Drift, ...], str]:
         if rows < MIN_ROWS:
             few.append(rows)
             continue
-        found += _drifts(layer.name, np.asarray(layer.iteration[thin])[usable], np.log(norm[usable]))
+        drifts += _drifts(layer.name, np.asarray(layer.iteration[thin])[usable], np.log(norm[usable]))
     why = ""
     if few:
         which = "every layer" if len(few) == len(layers) else f"{len(few)} of {len(layers)} layers"
         why = f"not enough data for drift in {which}: {max(few)} usable norms; at least {MIN_ROWS} are needed"
-    return tuple(sorted(found, key=lambda drift: (drift.start, drift.layer))), why
+    return tuple(sorted(drifts, key=lambda drift: (drift.start, drift.layer))), why
 
 
 def _drifts(name: str, iteration: np.ndarray, x: np.ndarray) -> list[Drift]:
@@ -83,7 +83,7 @@ def _drifts(name: str, iteration: np.ndarray, x: np.ndarray) -> list[Drift]:
     around = np.maximum(np.abs(np.append(change[1:], 0)), np.abs(np.concatenate([[0], change[:-1]])))
     jumps = np.flatnonzero((np.abs(change) > JUMP) & (around < np.abs(change) / 2)) + 1
     edges = [0, *jumps.tolist(), len(level)]
-    found = []
+    drifts = []
     for low, high in pairwise(edges):
         for start, stop in _stretches(level[low:high]):
             a, b = low + start, low + stop
@@ -96,8 +96,8 @@ def _drifts(name: str, iteration: np.ndarray, x: np.ndarray) -> list[Drift]:
             steepest = np.abs(np.diff(level[a : b + 1])).max()
             if last - first >= STRETCH_BLOCKS and steepest <= abs(level[b] - level[a]) / 2:
                 stretch = slice(a + first, a + last + 1)
-                found.append(_drift(name, time[stretch], level[stretch], level[a], level[b]))
-    return found
+                drifts.append(_drift(name, time[stretch], level[stretch], level[a], level[b]))
+    return drifts
 
 
 def _levels(iteration: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

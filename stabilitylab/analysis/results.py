@@ -167,10 +167,10 @@ class RunAnalysis:
 
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
         """A copy with only the requested parts; the others are None."""
-        found = self
+        kept = self
         if not spikes:
-            found = replace(
-                found,
+            kept = replace(
+                kept,
                 spikes=None,
                 false_alarms=None,
                 episodes=None,
@@ -179,8 +179,8 @@ class RunAnalysis:
                 drifts=None,
                 loss_spikes=None,
             )
-        found = found if lag else replace(found, lag=None, propagation=None)
-        return found if dips else replace(found, collapse=None, dips=None, dip_link=None, metric=None)
+        kept = kept if lag else replace(kept, lag=None, propagation=None)
+        return kept if dips else replace(kept, collapse=None, dips=None, dip_link=None, metric=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain types, the stable JSON schema 1. Non-finite numbers become None."""
@@ -229,8 +229,8 @@ class RunAnalysis:
         return answer
 
 
-def _lag_as_dict(found: Lag) -> dict[str, Any]:
-    lag = asdict(found)
+def _lag_as_dict(measured: Lag) -> dict[str, Any]:
+    lag = asdict(measured)
     kept = {key: value for key, value in lag.items() if key not in ("source", "target", "lags", "null_lags")}
     return {"from": lag["source"], "to": lag["target"]} | kept
 

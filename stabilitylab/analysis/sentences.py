@@ -16,9 +16,9 @@ def count(n: int, word: str) -> str:
     return f"{n} {word}" + ("" if n == 1 else "s")
 
 
-def lag_sentence(found: RunAnalysis) -> str:
+def lag_sentence(analysis: RunAnalysis) -> str:
     """The lag from the first layer to the last, with its interval, p-value and verdict."""
-    lag = found.lag
+    lag = analysis.lag
     if lag is None:
         return ""
     if lag.median_iterations is None or lag.ci95 is None or lag.p_value is None:
@@ -29,21 +29,21 @@ def lag_sentence(found: RunAnalysis) -> str:
     return f"Lag from {lag.source} to {lag.target}: {median}, {matched}: {lag.verdict}; {lag.reason}."
 
 
-def cross_sentence(found: RunAnalysis) -> str:
+def cross_sentence(analysis: RunAnalysis) -> str:
     """The estimate of the lag by cross-correlation, and whether it agrees with the first."""
-    cross = found.lag.cross if found.lag is not None else None
-    if cross is None or found.lag is None:
+    cross = analysis.lag.cross if analysis.lag is not None else None
+    if cross is None or analysis.lag is None:
         return ""
-    agree = {True: "; the two agree", False: "; the two do not agree", None: ""}[found.lag.agree]
+    agree = {True: "; the two agree", False: "; the two do not agree", None: ""}[analysis.lag.agree]
     return (
         f"By cross-correlation: {cross.lag:g} iterations (95% interval {cross.ci95[0]:g} to {cross.ci95[1]:g}, "
         f"correlation {cross.correlation:.2f}, p = {cross.p_value:.2g}){agree}."
     )
 
 
-def early_sentence(found: RunAnalysis) -> str:
+def early_sentence(analysis: RunAnalysis) -> str:
     """Whether a signal rose before the spikes."""
-    early = found.early_warning
+    early = analysis.early_warning
     if early is None or early.hit_rate is None:
         return ""
     lead = f", by a median of {early.median_lead:g} iterations" if early.median_lead is not None else ""
@@ -54,9 +54,9 @@ def early_sentence(found: RunAnalysis) -> str:
     )
 
 
-def link_sentence(found: RunAnalysis) -> str:
+def link_sentence(analysis: RunAnalysis) -> str:
     """How many dips follow a spike, compared with chance."""
-    link = found.dip_link
+    link = analysis.dip_link
     if link is None or link.expected_by_chance is None or link.p_value is None:
         return ""
     return (
@@ -65,9 +65,9 @@ def link_sentence(found: RunAnalysis) -> str:
     )
 
 
-def collapse_sentence(found: RunAnalysis) -> str:
+def collapse_sentence(analysis: RunAnalysis) -> str:
     """Whether the features collapsed, since when, and by which signs."""
-    collapse = found.collapse
+    collapse = analysis.collapse
     if collapse is None:
         return ""
     if collapse.verdict == "not judged":
@@ -83,10 +83,10 @@ def factor_text(factor: float) -> str:
     return f"{factor:.3g}x" if factor >= 1 else f"1/{1 / factor:.3g}"
 
 
-def drift_sentence(found: RunAnalysis) -> str:
+def drift_sentence(analysis: RunAnalysis) -> str:
     """How many norms drift, which one changes most, and how many may drift; empty without drift or if drift was not
     judged."""
-    certain = found.certain_drifts
+    certain = analysis.certain_drifts
     parts = []
     if certain:
         most = max(certain, key=lambda drift: abs(math.log(drift.factor)))
@@ -95,7 +95,7 @@ def drift_sentence(found: RunAnalysis) -> str:
             f"The gradient norm drifts in {count(layers, 'layer')}; most in {most.layer}, from {most.before:.3g} to "
             f"{most.after:.3g} ({factor_text(most.factor)}) over iterations {most.start:,} to {most.end:,}."
         )
-    maybe = len({drift.layer for drift in found.drifts or ()} - {drift.layer for drift in certain})
+    maybe = len({drift.layer for drift in analysis.drifts or ()} - {drift.layer for drift in certain})
     if maybe:
         other = "another " if certain and maybe == 1 else "other " if certain else ""
         where = f"{other}layer" if other == "another " else f"{maybe} {other}layer{'' if maybe == 1 else 's'}"
@@ -105,10 +105,10 @@ def drift_sentence(found: RunAnalysis) -> str:
     return " ".join(parts)
 
 
-def drift_count(found: RunAnalysis) -> str:
+def drift_count(analysis: RunAnalysis) -> str:
     """The number of drifts, and how many more are not certain."""
-    certain = len(found.certain_drifts)
-    maybe = len(found.drifts or ()) - certain
+    certain = len(analysis.certain_drifts)
+    maybe = len(analysis.drifts or ()) - certain
     return f"{certain}" + (f", and {maybe} that {'is' if maybe == 1 else 'are'} not certain" if maybe else "")
 
 

@@ -12,46 +12,46 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 
-def print_text(found: RunAnalysis, status: str, explanations: Sequence[Explanation] = ()) -> None:
+def print_text(analysis: RunAnalysis, status: str, explanations: Sequence[Explanation] = ()) -> None:
     """Print all requested parts; parts that are None are skipped."""
     from stabilitylab.cli.terminal import console
 
     say = console(highlight=False, markup=False, soft_wrap=True).print
     running = " so far, still running" if status == "running" else ""
-    say(f"{found.run}: {found.iterations} iterations{running}, {len(found.layers)} layers")
-    if found.spikes is not None:
-        _print_spikes(found, say)
-    if found.episodes:
-        _print_episodes(found, say)
-    if found.lag is not None:
-        _print_lag(found, say)
-    if found.metric is not None:
-        _print_dips(found, say)
-    if found.drifts:
-        _print_drifts(found, say)
-    if found.collapse is not None:
-        _print_collapse(found, say)
-    if found.loss_spikes is not None and not found.loss_spikes.reason:
-        _print_loss_spikes(found, say)
-    if found.early_warning is not None:
-        _print_warning(found, say)
-    if found.early_warnings:
-        _print_warning_table(found, say)
+    say(f"{analysis.run}: {analysis.iterations} iterations{running}, {len(analysis.layers)} layers")
+    if analysis.spikes is not None:
+        _print_spikes(analysis, say)
+    if analysis.episodes:
+        _print_episodes(analysis, say)
+    if analysis.lag is not None:
+        _print_lag(analysis, say)
+    if analysis.metric is not None:
+        _print_dips(analysis, say)
+    if analysis.drifts:
+        _print_drifts(analysis, say)
+    if analysis.collapse is not None:
+        _print_collapse(analysis, say)
+    if analysis.loss_spikes is not None and not analysis.loss_spikes.reason:
+        _print_loss_spikes(analysis, say)
+    if analysis.early_warning is not None:
+        _print_warning(analysis, say)
+    if analysis.early_warnings:
+        _print_warning_table(analysis, say)
     if explanations:
         say("\nepisodes explained")
     for explanation in explanations:
         say(f"  {explanation.text}")
         say(f"  next: {explanation.next}\n")
-    for note in found.notes:
+    for note in analysis.notes:
         say(f"note: {note}")
 
 
-def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    spikes = found.spikes or ()
-    rule = found.settings.rule if found.settings is not None else "stablab"
+def _print_spikes(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    spikes = analysis.spikes or ()
+    rule = analysis.settings.rule if analysis.settings is not None else "stablab"
     say(f"\nspikes: {len(spikes)}" + ("" if rule == "stablab" else f" (rule {rule})"))
-    if found.false_alarms is not None:
-        alarms = found.false_alarms
+    if analysis.false_alarms is not None:
+        alarms = analysis.false_alarms
         say(
             f"  false alarms (mirrored series): {alarms.mirrored_events} events, "
             f"{alarms.per_10k_iterations:.2f} per 10,000 iterations and layer"
@@ -65,8 +65,8 @@ def _print_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  the {_SHOWN} largest; all {len(spikes)}: --format csv")
 
 
-def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    episodes = found.episodes or ()
+def _print_episodes(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    episodes = analysis.episodes or ()
     say(f"\nepisodes (spikes of several layers that are close in time): {len(episodes)}")
     say(f"  {'start':>8}{'end':>8}  {'leader':<14}{'layers':>7}{'reach':>7}{'largest':>10}  then")
     largest = sorted(episodes, key=lambda e: (-len(e.order), -e.z, e.start))[:_SHOWN]
@@ -79,8 +79,8 @@ def _print_episodes(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  the {_SHOWN} with the most layers; all {len(episodes)}: --format json")
 
 
-def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    lag = found.lag
+def _print_lag(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    lag = analysis.lag
     assert lag is not None
     if lag.source == lag.target:
         say(f"\nlag: not judged, {lag.reason}")
@@ -98,29 +98,29 @@ def _print_lag(found: RunAnalysis, say: Callable[[str], None]) -> None:
             f"  cross-correlation: {cross.lag:g} iterations, 95% interval {cross.ci95[0]:g} to {cross.ci95[1]:g}, "
             f"r = {cross.correlation:.2f}, p = {cross.p_value:.3g}{judged}"
         )
-    measured = [row for row in found.propagation or () if row.median_lag is not None]
+    measured = [row for row in analysis.propagation or () if row.median_lag is not None]
     if measured:
         say(f"  {'layer':<14}{'depth':>6}{'median lag':>12}{'matched':>9}")
         for row in measured:
             say(f"  {row.layer:<14}{row.depth:>6}{row.median_lag:>12g}{row.num_matched:>9}")
 
 
-def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
+def _print_dips(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
     from stabilitylab.analysis.metrics import metric_label
     from stabilitylab.analysis.results import JudgedMetric
 
-    metric = found.metric or JudgedMetric()
-    if found.dips is None:
+    metric = analysis.metric or JudgedMetric()
+    if analysis.dips is None:
         say("\ndips: not judged")
         return
-    dips = found.dips
+    dips = analysis.dips
     better = "higher" if metric.goal == "max" else "lower"
     say(f"\n{'dips' if metric.goal == 'max' else 'rises'} of {metric_label(metric.name)}: {len(dips)}")
     if metric.name != "knn_top1":
         why = "" if metric.chosen == "asked for" else f", chosen as {metric.chosen}"
         say(f"  judged by {metric_label(metric.name)} ({better} is better{why}); --metric NAME judges another")
     if dips:
-        step = found.resolution.eval_step if found.resolution is not None else None
+        step = analysis.resolution.eval_step if analysis.resolution is not None else None
         if step is not None and step > 1:
             say(
                 f"  evaluated every {step} iterations: a dip may begin up to {step} before its start, and shorter dips "
@@ -132,7 +132,7 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
         after = "" if dip.after_spike is None else f"{dip.after_spike.layer} at {dip.after_spike.onset}"
         after += "" if dip.after_spike is None or dip.order_known else " (which came first is not resolvable)"
         say(f"  {dip.start:>8}{dip.trough:>8}{recovered:>11}{dip.depth:>8.3f}{dip.z:>7.1f}  {after}")
-    link = found.dip_link
+    link = analysis.dip_link
     if link is not None and link.num_dips and link.expected_by_chance is not None:
         chance = "" if link.p_value is None else f", p = {link.p_value:.3g}"
         say(
@@ -141,11 +141,11 @@ def _print_dips(found: RunAnalysis, say: Callable[[str], None]) -> None:
         )
 
 
-def _print_drifts(found: RunAnalysis, say: Callable[[str], None]) -> None:
+def _print_drifts(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
     from stabilitylab.analysis.sentences import drift_count, factor_text
 
-    drifts = found.drifts or ()
-    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long period): {drift_count(found)}")
+    drifts = analysis.drifts or ()
+    say(f"\ndrift (a norm that changes by a factor of 10 or more over a long period): {drift_count(analysis)}")
     say(f"  {'layer':<14}{'start':>9}{'end':>9}{'from':>10}{'to':>10}{'factor':>10}  decades per 10,000 iterations")
     for d in drifts[:_SHOWN]:
         factor = factor_text(d.factor)
@@ -158,15 +158,15 @@ def _print_drifts(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  the first {_SHOWN}; all {len(drifts)}: --format json")
 
 
-def _print_collapse(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    collapse = found.collapse
+def _print_collapse(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    collapse = analysis.collapse
     assert collapse is not None
     since = "" if collapse.iteration is None else f" at iteration {collapse.iteration}"
     say(f"\ncollapse: {collapse.verdict}{since}" + (f" ({collapse.reason})" if collapse.reason else ""))
 
 
-def _print_loss_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    loss = found.loss_spikes
+def _print_loss_spikes(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    loss = analysis.loss_spikes
     assert loss is not None
     say(f"\nspikes of the training loss: {len(loss.spikes)}")
     for lag in loss.lags:
@@ -179,8 +179,8 @@ def _print_loss_spikes(found: RunAnalysis, say: Callable[[str], None]) -> None:
         )
 
 
-def _print_warning(found: RunAnalysis, say: Callable[[str], None]) -> None:
-    early = found.early_warning
+def _print_warning(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    early = analysis.early_warning
     assert early is not None
     say(f"\nearly warning by {early.signal}: it rose before {early.num_warned} of {early.num_spikes} spikes")
     if early.hit_rate is not None and early.hit_ci95 is not None:
@@ -200,10 +200,10 @@ def _print_warning(found: RunAnalysis, say: Callable[[str], None]) -> None:
         say(f"  {early.reason}")
 
 
-def _print_warning_table(found: RunAnalysis, say: Callable[[str], None]) -> None:
+def _print_warning_table(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
     from stabilitylab.analysis.warning_table import best_warning
 
-    rows = [row for row in found.early_warnings or () if row.hit_rate is not None]
+    rows = [row for row in analysis.early_warnings or () if row.hit_rate is not None]
     best = best_warning(rows)
     if best is None:
         judged = f"{len(rows)} pairs tested" if rows else "too few spikes or alarms to test a pair"

@@ -90,19 +90,19 @@ def command(
         click.echo(f"stablab: warning: {problem}", err=True)
     has_checkpoints = any((run_dir / "checkpoints").glob("*"))
     ours = "optim" in answer.config
-    accounts = (
+    explanations = (
         explain_episodes(answer.analysis, answer.config, ours=ours, checkpoints=has_checkpoints) if explain else ()
     )
-    found = answer.analysis
+    analysis = answer.analysis
     if spikes or lag or dips:
-        found = found.only(spikes=spikes, lag=lag, dips=dips)
+        analysis = analysis.only(spikes=spikes, lag=lag, dips=dips)
     if form == "json":
-        whole = found.to_dict() | ({"explain": [account.to_dict() for account in accounts]} if explain else {})
+        whole = analysis.to_dict() | ({"explain": [one.to_dict() for one in explanations]} if explain else {})
         click.echo(json.dumps(whole, indent=2, allow_nan=False))
     elif form == "csv":
-        _print_csv(found)
+        _print_csv(analysis)
     else:
-        print_text(found, answer.status, accounts)
+        print_text(analysis, answer.status, explanations)
     failures = _failures(answer.analysis, fail_on)
     for failure in failures:
         click.echo(f"stablab: failed: {failure}", err=True)
@@ -110,11 +110,11 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _failures(found: RunAnalysis, fail_on: tuple[str, ...]) -> list[str]:
+def _failures(analysis: RunAnalysis, fail_on: tuple[str, ...]) -> list[str]:
     """Descriptions of the conditions in ``fail_on`` that the run meets."""
-    alarms, collapse = found.false_alarms, found.collapse
-    broken = sum(spike.kind == "nonfinite" for spike in found.spikes or ())
-    spikes = sum(spike.kind == "spike" for spike in found.spikes or ())
+    alarms, collapse = analysis.false_alarms, analysis.collapse
+    broken = sum(spike.kind == "nonfinite" for spike in analysis.spikes or ())
+    spikes = sum(spike.kind == "spike" for spike in analysis.spikes or ())
     failures = []
     if "spikes" in fail_on and alarms is not None and spikes and alarms.p_value < 0.01:
         failures.append(
@@ -124,8 +124,8 @@ def _failures(found: RunAnalysis, fail_on: tuple[str, ...]) -> list[str]:
         failures.append(f"{broken} periods of non-finite gradients")
     if "collapse" in fail_on and collapse is not None and collapse.verdict == "collapsed":
         failures.append(f"features collapsed at iteration {collapse.iteration}")
-    if "drift" in fail_on and found.certain_drifts:
-        drifting = sorted({drift.layer for drift in found.certain_drifts})
+    if "drift" in fail_on and analysis.certain_drifts:
+        drifting = sorted({drift.layer for drift in analysis.certain_drifts})
         failures.append(f"the gradient norm drifts in {', '.join(drifting)}")
     return failures
 
@@ -148,13 +148,13 @@ def _settings(rule: str, false_alarms: float | None, min_ratio: float | None) ->
         raise ConfigError(f"{option}: {str(error).split(' ', 1)[1]}") from None
 
 
-def _print_csv(found: RunAnalysis) -> None:
+def _print_csv(analysis: RunAnalysis) -> None:
     from stabilitylab.store.spreadsheet import cell
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["event", "layer", "start", "peak", "end", "size", "z"])
-    for spike in found.spikes or ():
+    for spike in analysis.spikes or ():
         writer.writerow([spike.kind, cell(spike.layer), spike.onset, spike.peak, spike.end, spike.ratio, spike.z])
-    for dip in found.dips or ():
+    for dip in analysis.dips or ():
         end = "" if dip.recovered is None else dip.recovered
         writer.writerow(["dip", "", dip.start, dip.trough, end, dip.depth, dip.z])

@@ -120,19 +120,19 @@ def _signal(reader: RunReader, series: RunSeries) -> tuple[str, tuple[LayerSerie
     return EARLY_SIGNAL, tuple(layers)
 
 
-def _without(found: RunAnalysis, status: str) -> RunAnalysis:
+def _without(analysis: RunAnalysis, status: str) -> RunAnalysis:
     """The analysis of a run without gradients: only its metric. Raises NoDataError if no metric was judged."""
-    if found.metric is not None and found.metric.judged:
+    if analysis.metric is not None and analysis.metric.judged:
         note = "no gradient norms were recorded: spikes, their lag and drift are not judged"
-        kept = replace(found.only(spikes=False, lag=False, dips=True), drifts=None)
-        return replace(kept, notes=(note, *found.notes))
+        kept = replace(analysis.only(spikes=False, lag=False, dips=True), drifts=None)
+        return replace(kept, notes=(note, *analysis.notes))
     if status == "running":
         raise NoDataError(
-            f"run {found.run} is still running and has no gradients recorded yet; "
+            f"run {analysis.run} is still running and has no gradients recorded yet; "
             "try again in a few seconds, or check that it was started with --log-grads"
         )
     raise NoDataError(
-        f"run {found.run} has no recorded gradient norms; train with --log-grads, record grad_norm, "
+        f"run {analysis.run} has no recorded gradient norms; train with --log-grads, record grad_norm, "
         "or map the norms of an imported log with --grads"
     )
 
@@ -140,14 +140,14 @@ def _without(found: RunAnalysis, status: str) -> RunAnalysis:
 def recorded_rows(run_dir: Path) -> list[tuple[str, int, int]]:
     """A fingerprint that changes when a run gains rows or is renamed: the name, and size and modification time of its
     database and its segment manifest."""
-    found = [(run_dir.absolute().name, 0, 0)]
+    fingerprint = [(run_dir.absolute().name, 0, 0)]
     for path in (run_dir / DATABASE, run_dir / SEGMENTS / MANIFEST):
         try:
             state = path.stat()
         except OSError:
             continue
-        found.append((path.name, state.st_size, state.st_mtime_ns))
-    return found
+        fingerprint.append((path.name, state.st_size, state.st_mtime_ns))
+    return fingerprint
 
 
 def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
@@ -162,17 +162,17 @@ def _load(file: Path, rows: list[tuple[str, int, int]]) -> _Kept | None:
 
 
 def _save(file: Path, rows: list[tuple[str, int, int]], answer: _Kept) -> None:
-    whole = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(exist_ok=True)
         body = json.dumps(_FORM.dump_python(answer), default=_plain)
         text = json.dumps({"rows": rows, "sha256": _digest_of(body), "answer": body})
-        whole.write_text(text, encoding="utf-8")
-        whole.replace(file)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
         remove_unfinished(file.parent, re.compile(r"[0-9a-f]+\.json\.(?P<pid>[0-9]+)\.tmp"))
     except OSError:
         with contextlib.suppress(OSError):
-            whole.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _digest_of(text: str) -> str:

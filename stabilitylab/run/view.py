@@ -72,10 +72,10 @@ class Analysis:
     @property
     def loss_spikes(self) -> DataFrame:
         """One row per spike of the training loss."""
-        found = self.result.loss_spikes
-        if found is None or found.reason:
-            return not_judged("loss_spikes", found.reason if found else _NO_DATA, results.Spike)
-        return table(found.spikes, results.Spike, "loss_spikes")
+        loss_spikes = self.result.loss_spikes
+        if loss_spikes is None or loss_spikes.reason:
+            return not_judged("loss_spikes", loss_spikes.reason if loss_spikes else _NO_DATA, results.Spike)
+        return table(loss_spikes.spikes, results.Spike, "loss_spikes")
 
     @property
     def lag(self) -> Result:
@@ -85,15 +85,15 @@ class Analysis:
     @property
     def collapse(self) -> Result:
         """Whether the features collapsed: ``verdict``, ``reason`` and the evidence."""
-        found = self.result.collapse
-        words = "" if found is None else found.verdict + (f": {found.reason}" if found.reason else "")
+        collapse = self.result.collapse
+        words = "" if collapse is None else collapse.verdict + (f": {collapse.reason}" if collapse.reason else "")
         return self._result("collapse", "Collapse", words)
 
     @property
     def early_warning(self) -> Result:
         """Whether a signal rose before the spikes did."""
-        found = self.result.early_warning
-        words = sentences.early_sentence(self.result) or (found.reason if found else "")
+        warning = self.result.early_warning
+        words = sentences.early_sentence(self.result) or (warning.reason if warning else "")
         return self._result("early_warning", "Early warning", words)
 
     def to_dict(self) -> dict[str, Any]:

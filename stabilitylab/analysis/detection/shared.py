@@ -51,8 +51,8 @@ def shared_thresholds(logs: Sequence[np.ndarray], settings: SpikeSettings) -> di
     mirrored, score = np.concatenate(down), np.concatenate(up)
     if PEAK_SHARE * np.isfinite(mirrored).sum() < MIN_PEAKS:
         return None
-    found = thresholds_of(mirrored, settings)
-    return found | {1: skewed_threshold(score, mirrored, found[1], settings)}
+    thresholds = thresholds_of(mirrored, settings)
+    return thresholds | {1: skewed_threshold(score, mirrored, thresholds[1], settings)}
 
 
 def score_of(x: np.ndarray, base: Baseline) -> np.ndarray:

@@ -69,10 +69,10 @@ def chance_level(
 ) -> FalseAlarms:
     """As `false_alarms`, from detections that were already made."""
     asked = (settings or SpikeSettings()).false_alarms_per_10k or 0.0
-    events = sum(found.mirrored_events for found in detections)
+    events = sum(detection.mirrored_events for detection in detections)
     tested = sum(len(layer.iteration) for layer in layers)
     expected = max(float(events), asked * tested / 10_000)
-    spikes = sum(spike.kind == "spike" for found in detections for spike in found.spikes)
+    spikes = sum(spike.kind == "spike" for detection in detections for spike in detection.spikes)
     return FalseAlarms(events, 10_000 * events / tested if tested else 0.0, expected, chance_of(spikes, expected))
 
 
@@ -104,38 +104,38 @@ def detect(
     spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
     if settings.rule == "stablab":
         own = not too_short(np.count_nonzero(~np.isnan(x)), settings)
-        found = _search(x, series.iteration, settings, None if own else shared)
+        events = _search(x, series.iteration, settings, None if own else shared)
     else:
-        found = _search_published(x, series, settings)
-    if found.runs:
-        spikes += _spikes(series, settings, x, found)
+        events = _search_published(x, series, settings)
+    if events.runs:
+        spikes += _spikes(series, settings, x, events)
     spikes.sort(key=lambda one: one[1].onset)
     return Detection(
         spikes=tuple(spike for _, spike in spikes),
-        mirrored_events=found.mirrored_events,
-        score=found.score.astype(np.float32),
+        mirrored_events=events.mirrored_events,
+        score=events.score.astype(np.float32),
         starts=tuple(start for start, _ in spikes),
-        threshold=found.threshold,
+        threshold=events.threshold,
     )
 
 
-def _spikes(series: LayerSeries, settings: SpikeSettings, x: np.ndarray, found: _Events) -> list[tuple[int, Spike]]:
+def _spikes(series: LayerSeries, settings: SpikeSettings, x: np.ndarray, events: _Events) -> list[tuple[int, Spike]]:
     """The spikes, each with the iteration at which it first exceeds the closing level."""
-    ranges = Ranges.of(found.runs)
-    score = found.score[ranges.at]
+    ranges = Ranges.of(events.runs)
+    score = events.score[ranges.at]
     starts = ranges.at[ranges.first]
     peak = peaks_of(x, ranges)
     onset = starts
-    if found.scale is not None:
-        onset = np.minimum(onsets_of(score * found.scale[ranges.at], ranges), peak)
-    above = x[peak] - found.centre[peak]
-    height = found.score[peak] if found.scale is None else above / found.scale[peak]
+    if events.scale is not None:
+        onset = np.minimum(onsets_of(score * events.scale[ranges.at], ranges), peak)
+    above = x[peak] - events.centre[peak]
+    height = events.score[peak] if events.scale is None else above / events.scale[peak]
     lasted = np.zeros(len(peak), dtype=np.int64)
     # With gaps between rows, the number of consecutive values does not tell how long a spike lasted.
     if len(series.iteration) > 1 and _step(series.iteration) == 1:
         level = settings.z_close if settings.rule == "stablab" else RULES[settings.rule].threshold
         lasted = longest_of(score, level, ranges)
-    ends = np.array([stop - 1 for _, stop in found.runs])
+    ends = np.array([stop - 1 for _, stop in events.runs])
     times = (series.iteration[at].tolist() for at in (starts, onset, peak, ends))
     rows = zip(*times, np.exp(above).tolist(), height.tolist(), lasted.tolist(), strict=True)
     return [
@@ -190,13 +190,13 @@ def _search(
 
 def _search_published(x: np.ndarray, series: LayerSeries, settings: SpikeSettings) -> _Events:
     """Detect events with a published rule, on the norm and on 1 / norm."""
-    found = []
+    events = []
     for sign in (1, -1):
         score, centre = published_score(np.exp(sign * x), settings.rule, settings.warmup)
         starts, stops = stretches(score >= RULES[settings.rule].threshold, 0)
-        found.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
-    runs, score, centre = found[0]
-    return _Events(runs, len(found[1][0]), centre, score)
+        events.append((_merged(starts, stops, series.iteration, settings.merge_gap), score, np.log(centre)))
+    runs, score, centre = events[0]
+    return _Events(runs, len(events[1][0]), centre, score)
 
 
 def _runs(

@@ -11,57 +11,57 @@ MORE_THAN_CHANCE = 0.01
 """The p-value below which the number of spikes counts as more than expected by chance."""
 
 
-def unstable(found: RunAnalysis) -> bool:
+def unstable(analysis: RunAnalysis) -> bool:
     """Whether a run has a dip, a non-finite gradient, collapsed features, or more spikes than expected by chance. A
     growing norm and partly collapsed features are reported, but do not count as instability."""
-    return bool(found.dips) or broken(found) or collapsed(found) or spikes_beyond_chance([found])
+    return bool(analysis.dips) or broken(analysis) or collapsed(analysis) or spikes_beyond_chance([analysis])
 
 
-def collapsed(found: RunAnalysis) -> bool:
-    return found.collapse is not None and found.collapse.verdict == "collapsed"
+def collapsed(analysis: RunAnalysis) -> bool:
+    return analysis.collapse is not None and analysis.collapse.verdict == "collapsed"
 
 
-def drifting(found: Sequence[RunAnalysis], *, up: bool) -> list[Drift]:
+def drifting(analyses: Sequence[RunAnalysis], *, up: bool) -> list[Drift]:
     """Certain drifts of growing or of shrinking norms. Norms that shrink are normal when training converges."""
-    return [drift for a in found for drift in a.certain_drifts if drift.grows == up]
+    return [drift for a in analyses for drift in a.certain_drifts if drift.grows == up]
 
 
-def doubtful(found: Sequence[RunAnalysis]) -> bool:
+def doubtful(analyses: Sequence[RunAnalysis]) -> bool:
     """Whether any run has a lasting change that is not instability, but may be a fault: see `states`."""
-    return bool(_collapses(found, "partly") or drifting(found, up=True))
+    return bool(_collapses(analyses, "partly") or drifting(analyses, up=True))
 
 
-def _collapses(found: Sequence[RunAnalysis], verdict: str) -> list[Collapse]:
-    return [a.collapse for a in found if a.collapse is not None and a.collapse.verdict == verdict]
+def _collapses(analyses: Sequence[RunAnalysis], verdict: str) -> list[Collapse]:
+    return [a.collapse for a in analyses if a.collapse is not None and a.collapse.verdict == verdict]
 
 
-def broken(found: RunAnalysis) -> bool:
+def broken(analysis: RunAnalysis) -> bool:
     """Whether any gradient was not finite."""
-    return any(spike.kind == "nonfinite" for spike in found.spikes or ())
+    return any(spike.kind == "nonfinite" for spike in analysis.spikes or ())
 
 
-def spikes_beyond_chance(found: Sequence[RunAnalysis]) -> bool:
+def spikes_beyond_chance(analyses: Sequence[RunAnalysis]) -> bool:
     """Whether the runs together have more spikes than expected by chance; False if the chance level is unknown."""
-    judged = [analysis for analysis in found if analysis.false_alarms]
+    judged = [analysis for analysis in analyses if analysis.false_alarms]
     spikes = sum(sum(spike.kind == "spike" for spike in a.spikes or ()) for a in judged)
     return chance_of(spikes, expected_by_chance(judged)) < MORE_THAN_CHANCE
 
 
-def expected_by_chance(found: Sequence[RunAnalysis]) -> float:
-    return sum(a.false_alarms.expected for a in found if a.false_alarms)
+def expected_by_chance(analyses: Sequence[RunAnalysis]) -> float:
+    return sum(a.false_alarms.expected for a in analyses if a.false_alarms)
 
 
-def states(found: Sequence[RunAnalysis]) -> list[str]:
+def states(analyses: Sequence[RunAnalysis]) -> list[str]:
     """Descriptions of lasting changes: collapsed or partly collapsed features, growing and shrinking norms."""
     parts = []
     for verdict, words in (("collapsed", "features collapsed"), ("partly", "features partly collapsed")):
-        collapses = _collapses(found, verdict)
-        if len(found) == 1 and collapses:
+        collapses = _collapses(analyses, verdict)
+        if len(analyses) == 1 and collapses:
             parts.append(f"{words} at iteration {collapses[0].iteration}")
         elif collapses:
             parts.append(f"{words} in {count(len(collapses), 'run')}")
     for up, verb in ((True, "grows by up to"), (False, "shrinks to as little as")):
-        drifts = drifting(found, up=up)
+        drifts = drifting(analyses, up=up)
         if drifts:
             most = max(drifts, key=lambda drift: drift.factor if up else 1 / drift.factor)
             layers = len({drift.layer for drift in drifts})

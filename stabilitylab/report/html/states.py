@@ -11,7 +11,7 @@ from stabilitylab.comparison.pooled import PooledLag
 MOST_DRIFTS = 40
 
 
-def drift_rows(found: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, str]]:
+def drift_rows(analysis: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, str]]:
     """One row per drift, sorted by start."""
     return [
         {
@@ -24,7 +24,7 @@ def drift_rows(found: RunAnalysis, most: int = MOST_DRIFTS) -> list[dict[str, st
             "slope": f"{drift.slope:+.3g} ({drift.ci95[0]:+.3g} to {drift.ci95[1]:+.3g})"
             + ("" if drift.certain else ", not certain"),
         }
-        for drift in (found.drifts or ())[:most]
+        for drift in (analysis.drifts or ())[:most]
     ]
 
 

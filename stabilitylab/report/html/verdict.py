@@ -53,41 +53,41 @@ def headline(runs: Sequence[Run], comparison: Comparison | None) -> str:
 def _seen_without(runs: Sequence[Run], comparison: Comparison) -> str:
     """Whether the baseline runs were unstable."""
     names = {run.run for run in comparison.runs if run.mitigation == comparison.baseline}
-    found = [analysis for series, analysis in runs if series.run in names]
+    analyses = [analysis for series, analysis in runs if series.run in names]
     arm = "without a mitigation" if comparison.baseline == "none" else f"with {comparison.baseline}"
-    shaky = sum(map(unstable, found))
-    lasting = states(found)
-    if not shaky and doubtful(found):
+    shaky = sum(map(unstable, analyses))
+    lasting = states(analyses)
+    if not shaky and doubtful(analyses):
         return f"No spikes or dips beyond chance {arm}, but {', '.join(lasting)}"
     if not shaky:
         return f"No instability beyond chance {arm}" + (f" ({', '.join(lasting)})" if lasting else "")
-    how_many = f" in {shaky} of {len(found)} runs" if len(found) > 1 else ""
+    how_many = f" in {shaky} of {len(analyses)} runs" if len(analyses) > 1 else ""
     return f"Unstable{how_many} {arm}" + (f" ({', '.join(lasting)})" if lasting else "")
 
 
-def _headline_of_one(series: RunSeries, found: RunAnalysis) -> str:
+def _headline_of_one(series: RunSeries, analysis: RunAnalysis) -> str:
     if not series.iterations:
         return "Nothing is recorded yet"
     if not any(len(layer.iteration) for layer in series.layers):
         return "No gradients recorded"
-    lasting = ", ".join(states([found]))
-    if not unstable(found) and doubtful([found]):
+    lasting = ", ".join(states([analysis]))
+    if not unstable(analysis) and doubtful([analysis]):
         return f"No spikes or dips beyond chance, but {lasting}"
-    if not unstable(found):
-        return ("No instability beyond chance" if found.spikes else "No instability found") + (
+    if not unstable(analysis):
+        return ("No instability beyond chance" if analysis.spikes else "No instability found") + (
             f"; {lasting}" if lasting else ""
         )
-    if collapsed(found) and found.collapse is not None:
-        told = f", features collapsed at iteration {found.collapse.iteration}"
-        return f"Collapsed at iteration {found.collapse.iteration}: {_signs([found]).replace(told, '')}"
-    lag = found.lag
-    leads = lag is not None and lag.verdict == "first leads" and spikes_beyond_chance([found])
+    if collapsed(analysis) and analysis.collapse is not None:
+        told = f", features collapsed at iteration {analysis.collapse.iteration}"
+        return f"Collapsed at iteration {analysis.collapse.iteration}: {_signs([analysis]).replace(told, '')}"
+    lag = analysis.lag
+    leads = lag is not None and lag.verdict == "first leads" and spikes_beyond_chance([analysis])
     if leads and lag is not None and lag.median_iterations is not None:
         return (
             f"Unstable: it starts in {lag.source} and reaches {lag.target} {lag.median_iterations:g} iterations later"
             + (f"; {lasting}" if lasting else "")
         )
-    return f"Unstable: {_signs([found])}"
+    return f"Unstable: {_signs([analysis])}"
 
 
 def answers(
@@ -97,12 +97,15 @@ def answers(
     is insufficient. ``mitigations``: that of each run, empty for a run that was not trained here."""
     if len(arms) > ONE_BY_ONE:
         return _of_many(runs, mitigations, arms, comparison)
-    found = [analysis for _, analysis in runs]
-    groups = [(f"{arm.label}: " if len(arms) > 1 else "", [found[i] for i in arm.members], arm) for arm in arms]
-    spiked = any(analysis.spikes for analysis in found)
+    analyses = [analysis for _, analysis in runs]
+    groups = [(f"{arm.label}: " if len(arms) > 1 else "", [analyses[i] for i in arm.members], arm) for arm in arms]
+    spiked = any(analysis.spikes for analysis in analyses)
     return [
         ("Was it unstable?", [lead + _how_unstable(members) for lead, members, _ in groups]),
-        ("Where did it start?", [lead + _where(members) for lead, members, _ in groups] if spiked else [_where(found)]),
+        (
+            "Where did it start?",
+            [lead + _where(members) for lead, members, _ in groups] if spiked else [_where(analyses)],
+        ),
         (
             "What did it cost?",
             [lead + _cost(members, [runs[i][0] for i in arm.members]) for lead, members, arm in groups],
@@ -114,8 +117,8 @@ def answers(
 def _of_many(
     runs: Sequence[Run], mitigations: Sequence[str], arms: Sequence[Arm], comparison: Comparison | None
 ) -> list[tuple[str, list[str]]]:
-    found = [analysis for _, analysis in runs]
-    share = {arm: sum(unstable(found[i]) for i in arm.members) / len(arm.members) for arm in arms}
+    analyses = [analysis for _, analysis in runs]
+    share = {arm: sum(unstable(analyses[i]) for i in arm.members) / len(arm.members) for arm in arms}
     fewest, most = min(share.values()), max(share.values())
     steady = [
         f"{arm.label} ({round(part * len(arm.members))} of {len(arm.members)})"
@@ -123,7 +126,7 @@ def _of_many(
         if part == fewest < most
     ]
     least = [f"Fewest with {_listed(steady)}."] if steady else []
-    metric = MetricText.of(found)
+    metric = MetricText.of(analyses)
     curves = {arm: _curves([runs[i][0] for i in arm.members], metric) for arm in arms}
     ends = {arm: np.mean([values[-1] for values in group]) for arm, group in curves.items() if group}
     costs = []
@@ -133,9 +136,9 @@ def _of_many(
             members = [runs[i] for i in arm.members]
             costs.append(f"The {name}, {arm.label}: {_cost([a for _, a in members], [s for s, _ in members])}")
     return [
-        ("Was it unstable?", [_how_unstable(found), *least]),
-        ("Where did it start?", [_where(found)]),
-        ("What did it cost?", costs or [_cost(found, [series for series, _ in runs])]),
+        ("Was it unstable?", [_how_unstable(analyses), *least]),
+        ("Where did it start?", [_where(analyses)]),
+        ("What did it cost?", costs or [_cost(analyses, [series for series, _ in runs])]),
         ("What helps?", _help(mitigations, comparison)),
     ]
 
@@ -152,41 +155,41 @@ def _curves(series: Sequence[RunSeries], metric: MetricText) -> list[np.ndarray]
     return [values for values in (metric.values(one) for one in series) if len(values)]
 
 
-def _how_unstable(found: Sequence[RunAnalysis]) -> str:
-    if len(found) == 1:
-        return ("Yes: " if unstable(found[0]) else "No: ") + _signs(found) + "."
-    return f"{sum(map(unstable, found))} of {len(found)} runs: {_signs(found)}."
+def _how_unstable(analyses: Sequence[RunAnalysis]) -> str:
+    if len(analyses) == 1:
+        return ("Yes: " if unstable(analyses[0]) else "No: ") + _signs(analyses) + "."
+    return f"{sum(map(unstable, analyses))} of {len(analyses)} runs: {_signs(analyses)}."
 
 
-def _signs(found: Sequence[RunAnalysis]) -> str:
+def _signs(analyses: Sequence[RunAnalysis]) -> str:
     """Numbers of spikes, dips and runs with non-finite gradients. Spikes come first only if they exceed chance."""
-    nonfinite = sum(map(broken, found))
-    judged = [a for a in found if a.dips is not None]
-    dips = MetricText.of(found).dips(sum(len(a.dips or ()) for a in judged))
+    nonfinite = sum(map(broken, analyses))
+    judged = [a for a in analyses if a.dips is not None]
+    dips = MetricText.of(analyses).dips(sum(len(a.dips or ()) for a in judged))
     others = [dips if judged else "dips not judged"]
     others += [f"gradients not finite in {count(nonfinite, 'run')}"] if nonfinite else []
-    others += states(found)
-    if all(analysis.spikes is None or not analysis.layers for analysis in found):
+    others += states(analyses)
+    if all(analysis.spikes is None or not analysis.layers for analysis in analyses):
         return ", ".join(["no gradients recorded", *others])
-    spikes = count(sum(spike.kind == "spike" for a in found for spike in a.spikes or ()), "spike")
-    chance = f"{expected_by_chance(found):.2g}"
-    if spikes_beyond_chance(found) or spikes == "0 spikes":
+    spikes = count(sum(spike.kind == "spike" for a in analyses for spike in a.spikes or ()), "spike")
+    chance = f"{expected_by_chance(analyses):.2g}"
+    if spikes_beyond_chance(analyses) or spikes == "0 spikes":
         return ", ".join([f"{spikes} (by chance: {chance})", *others])
     return f"{', '.join(others)}; {spikes}, not more than expected by chance ({chance})"
 
 
-def _where(found: Sequence[RunAnalysis]) -> str:
-    if not any(a.layers for a in found):
+def _where(analyses: Sequence[RunAnalysis]) -> str:
+    if not any(a.layers for a in analyses):
         return "Unknown: no gradients were recorded."
-    if not any(a.spikes for a in found):
+    if not any(a.spikes for a in analyses):
         return "No spikes were detected."
-    leaders = Counter(e.leader for a in found for e in a.episodes or () if len(e.order) > 1)
+    leaders = Counter(e.leader for a in analyses for e in a.episodes or () if len(e.order) > 1)
     parts = []
     if leaders:
         leader, times = leaders.most_common(1)[0]
         parts.append(f"{leader} leads {times} of {count(leaders.total(), 'episode')} of several layers")
-    if len(found) == 1:
-        lag, spikes = found[0].lag, found[0].spikes or ()
+    if len(analyses) == 1:
+        lag, spikes = analyses[0].lag, analyses[0].spikes or ()
         if lag is not None and lag.median_iterations is not None and lag.ci95 is not None:
             parts.append(
                 f"{lag.source} to {lag.target}: {lag.median_iterations:g} iterations ({lag.ci95[0]:g} to "
@@ -195,14 +198,14 @@ def _where(found: Sequence[RunAnalysis]) -> str:
         elif not leaders and spikes:
             parts.append(f"the first spike is in {spikes[0].layer} at iteration {spikes[0].onset}")
     else:
-        verdicts = Counter(a.lag.verdict for a in found if a.lag is not None)
+        verdicts = Counter(a.lag.verdict for a in analyses if a.lag is not None)
         if verdicts:
             parts.append("first to last layer: " + ", ".join(f"{v} in {n}" for v, n in verdicts.most_common()))
     return _sentence("; ".join(parts)) if parts else "Unknown."
 
 
-def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
-    metric = MetricText.of(found)
+def _cost(analyses: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
+    metric = MetricText.of(analyses)
     curves = _curves(series, metric)
     if not curves:
         return "Not judged: no evaluation was recorded."
@@ -214,14 +217,16 @@ def _cost(found: Sequence[RunAnalysis], series: Sequence[RunSeries]) -> str:
     name = "" if metric.metric.name == "knn_top1" else f"{metric.label} "
     away = f"{metric.number(below)}{' points' if share else ''} {side} its best" if below else "its best"
     ended = f"{name}ends {mean}at {metric.value(final)}, {away}"
-    dips = [dip for analysis in found for dip in analysis.dips or ()]
+    dips = [dip for analysis in analyses for dip in analysis.dips or ()]
     if not dips:
         return f"No {word}; {ended}."
     deepest = f"{'Deepest dip' if metric.higher else 'Largest rise'} {metric.depth(max(dip.depth for dip in dips))}"
     if not share:
         return f"{deepest}; {ended}."
-    lost = 100 * sum(dip.area for dip in dips) / len(found)
-    return f"{deepest}; {lost:,.0f} points x iterations lost in {word}s{' per run' if len(found) > 1 else ''}; {ended}."
+    lost = 100 * sum(dip.area for dip in dips) / len(analyses)
+    return (
+        f"{deepest}; {lost:,.0f} points x iterations lost in {word}s{' per run' if len(analyses) > 1 else ''}; {ended}."
+    )
 
 
 def _help(mitigations: Sequence[str], comparison: Comparison | None) -> list[str]:
