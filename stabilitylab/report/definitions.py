@@ -47,8 +47,8 @@ DEFINITIONS = (
         "collapse",
         "The features of different images are nearly equal at the end of the run. The signs are: a spread below 0.02 "
         "of that of uniformly distributed features, an effective rank below 1.2, a loss at its chance level, and an "
-        "accuracy below a quarter of its best. A sign that was not measured is not judged. A run that keeps the accuracy "
-        "it gained is at most partly collapsed.",
+        "accuracy below a quarter of its best. A sign that was not measured is not judged. A run that keeps the "
+        "accuracy it gained is at most partly collapsed.",
     ),
     ("kNN top-1", "Weighted kNN (k = 20, T = 0.07) of the base encoder's features on held-out images."),
     (
