@@ -109,6 +109,7 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
         seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
         machine = [reader.meta.get(key, "") for key in ("cpu_model", "cpu_capability")]
         threads = reader.meta.get("threads", "")
+        ended_early = reader.status == "stopped"
         meta = {"seconds": seconds[0] if seconds else 0.0, "git_commit": reader.meta.get("git_commit", "")}
         meta["machine"] = ", ".join(filter(None, [*machine, f"threads: {threads}" if threads else ""]))
     row: dict[str, Any] = {"run": run.name} | {key: look_up(config, key) for key in keys}
@@ -116,7 +117,7 @@ def _row(run: PlannedRun, run_dir: Path, keys: Sequence[str]) -> tuple[dict[str,
     leading = next((layer for layer in series.layers if layer.trainable), None)
     first = leading.name if leading else ""
     spikes = analysis.spikes or ()
-    metrics |= _training(series) | {
+    metrics |= training(series, ended_early) | {
         "iterations": series.iterations,
         "spikes": len(spikes),
         "spikes_first_layer": sum(spike.layer == first for spike in spikes),
@@ -156,13 +157,15 @@ LEVEL_OVER = 9
 """Number of evaluations whose median is the final accuracy. A single evaluation has a large sampling error."""
 
 
-def _training(series: RunSeries) -> dict[str, Any]:
-    """The accuracy of the untrained encoder, and whether the run is dead: its final accuracy is below it."""
+def training(series: RunSeries, ended_early: bool) -> dict[str, Any]:
+    """The accuracy of the untrained encoder, and whether the run is dead: its final accuracy is below it, or a
+    non-finite loss ended it early."""
     curve = series.evals.get(METRIC)
     if curve is None or not len(curve.value) or curve.iteration[0] != 0 or not np.isfinite(curve.value[0]):
         return {"knn_untrained": None, "dead": None}
     untrained = float(curve.value[0])
-    return {"knn_untrained": untrained, "dead": bool(np.nanmedian(curve.value[-LEVEL_OVER:]) < untrained)}
+    below = bool(np.nanmedian(curve.value[-LEVEL_OVER:]) < untrained)
+    return {"knn_untrained": untrained, "dead": below or ended_early}
 
 
 def _short(value: Any) -> Any:

@@ -20,12 +20,12 @@ from click.testing import CliRunner
 from stabilitylab.cli import cli
 from stabilitylab.errors import ConfigError
 from stabilitylab.store.reader import open_run
-from stabilitylab.studies.collect import read_summary, verdicts, write_summary
+from stabilitylab.studies.collect import read_summary, training, verdicts, write_summary
 from stabilitylab.studies.cost import estimate_seconds
 from stabilitylab.studies.local import run_jobs
 from stabilitylab.studies.restarting import is_complete
 from stabilitylab.studies.study import load_study
-from tests.synthetic import planted_grads_csv
+from tests.synthetic import planted_grads_csv, planted_run
 
 STUDIES = Path(__file__).parents[2] / "experiments"
 TINY = """
@@ -187,6 +187,13 @@ def test_the_summary_tells_of_blocks_what_was_planted(tmp_path: Path) -> None:
     assert abs(float(row["lag_last_block"]) - 10) <= 1
     assert row["lag_last_block_matched"] == len(planted.onsets["blocks.1"])
     assert row["knn_untrained"] is row["dead"] is None  # no accuracy was recorded
+
+
+def test_a_run_that_a_nonfinite_loss_ends_is_dead() -> None:
+    """Its only accuracy may be that of the untrained encoder, which is not below itself."""
+    series = planted_run(seed=0, dips=False).series
+    assert training(series, ended_early=False)["dead"] is False
+    assert training(series, ended_early=True)["dead"] is True
 
 
 def test_the_lag_is_pooled_over_the_runs_of_a_setting(tmp_path: Path) -> None:
