@@ -272,12 +272,15 @@ def main() -> None:
     torch.manual_seed(0)
     cases: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         "ViT-Tiny": (vit, torch.randn(32 if device.type == "cpu" else 512, 3, 64, 64)),
-        "GPT-2, 12 blocks of 256": (Language, torch.randint(0, 1000, (4, 64))),
+        "GPT-2, 12 blocks of 256, 4 x 64 tokens": (Language, torch.randint(0, 1000, (4, 64))),
         "1,000 small tensors": (Wide, torch.randn(1024, 128)),
+        "GPT-2, 12 blocks of 256, 16 x 64 tokens": (Language, torch.randint(0, 1000, (16, 64))),
     }
-    rounds = 4 if arguments.quick else 15
+    rounds = {title: 4 if arguments.quick or "16 x" in title else 15 for title in cases}
     found = [
-        compare(title, make(), x.to(device), rounds, 2) for title, (make, x) in cases.items() if arguments.only in title
+        compare(title, make(), x.to(device), rounds[title], 2)
+        for title, (make, x) in cases.items()
+        if arguments.only in title
     ]
     if arguments.markdown:
         markdown(arguments.markdown, found)
