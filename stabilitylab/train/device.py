@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -47,12 +50,22 @@ def _not_about_cuda_home(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("No CUDA runtime is found")
 
 
+def _separate_cache() -> None:
+    """Keep the code compiled under ``ATEN_CPU_CAPABILITY`` in a folder of its own. torch's cache on disk is keyed
+    without it, and code made for other kernels can return NaN."""
+    capability = os.environ.get("ATEN_CPU_CAPABILITY")
+    if capability and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = f"torchinductor-{getattr(os, 'getuid', int)()}-{capability.lower()}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / folder)
+
+
 def compile_encoders(method: Method, device: torch.device) -> None:
     """Compile the encoders in place; parameters keep their names. On the CPU, fused attention is disabled so that
     attention fuses with adjacent operations: with few tokens, torch's own kernel takes twice as long.
 
     A later run in the same process reuses compiled code if its model and batch are the same. Each shape has its own
     code, so the numbers of a run do not depend on earlier runs."""
+    _separate_cache()
     # On a machine with the CUDA toolkit and without a GPU, the compiler would warn on standard error.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_not_about_cuda_home)
     limit = torch._dynamo.config
