@@ -8,6 +8,7 @@ one that lies 4 below, but none of the four would pass a test on single values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -69,7 +70,8 @@ def find_dips(
     while i < len(value):
         before = level.reached(float(value[i]), float(error[i]))
         close[i] = before - Z_CLOSE * error[i]
-        if before < limits[i].min():
+        constant = error[i] == 0 and before <= value[i]  # a curve without noise that did not fall
+        if before < limits[i].min() or constant:
             level.add(float(value[i]))
             i += 1
             continue
@@ -91,7 +93,7 @@ def find_dips(
                 trough=int(iteration[trough]),
                 recovered=int(iteration[stop]) if stop < len(value) else None,
                 depth=depth,
-                z=float(depth / error[trough]),
+                z=float(depth / error[trough]) if error[trough] else math.inf,
                 area=_area(iteration[start : stop + 1], lost),
                 began_after=int(iteration[start - 1]) if start else None,
                 down_until=int(iteration[stop - 1]),

@@ -39,6 +39,11 @@ def test_the_sampling_error_decides() -> None:
     assert dip.z == pytest.approx(0.1 / np.sqrt(0.7 * 0.3 / 5000), rel=0.01)
 
 
+def test_a_constant_curve_has_no_dip() -> None:
+    at = np.arange(60)
+    assert find_dips(EvalCurve(at, np.ones(60), np.zeros(60, int)), min_depth=0, binomial=False) == ()
+
+
 def test_a_collapse_never_recovers() -> None:
     value = np.concatenate([np.linspace(0.3, 0.9, 30), np.full(30, 0.2)])
     (dip,) = find_dips(EvalCurve(np.arange(60) * 10, value, np.full(60, 400)))

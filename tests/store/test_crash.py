@@ -74,8 +74,10 @@ def test_a_living_writer_is_seen_and_cannot_be_resumed(run_dir: Path, in_process
         assert run.num_iterations == 4
 
 
-@pytest.mark.parametrize("moment", ["_build", "sync_file", "sync_folder", "_remove_segments", "clean_folder"])
-def test_a_kill_during_compaction_costs_nothing(run_dir: Path, in_process: InProcess, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "call"), [("_build", 1), ("sync", 1), ("sync", 2), ("_remove_segments", 1), ("clean_folder", 1)]
+)
+def test_a_kill_during_compaction_costs_nothing(run_dir: Path, in_process: InProcess, moment: str, call: int) -> None:
     process = in_process(
         f"""
         from stabilitylab.store import compaction
@@ -83,11 +85,13 @@ def test_a_kill_during_compaction_costs_nothing(run_dir: Path, in_process: InPro
         add(writer, range(10))
         writer.publish(wait=True)
         add(writer, range(10, 20))
-        real = compaction.{moment}
+        real, calls = compaction.{moment}, []
         def die(*args, **kwargs):
-            if {moment!r} == "_build":
-                real(*args, **kwargs)  # the temporary file is there, whole
-            os.kill(os.getpid(), signal.SIGKILL)
+            calls.append(args)
+            if {moment!r} == "_build" or len(calls) < {call}:
+                real(*args, **kwargs)  # after _build, the temporary file is complete
+            if len(calls) == {call}:
+                os.kill(os.getpid(), signal.SIGKILL)
         compaction.{moment} = die
         writer.close()
         """
