@@ -90,7 +90,7 @@ def shared_by(layers: Sequence[LayerSeries], settings: SpikeSettings) -> dict[in
     short = []
     for layer in layers:
         norm = np.asarray(layer.grad_norm)
-        if too_short(np.count_nonzero(np.isfinite(norm) & (norm > 0)), settings):
+        if too_short(int(np.count_nonzero(np.isfinite(norm) & (norm > 0))), settings):
             short.append(log_norms(norm)[0])
     return shared_thresholds(short, settings) if len(short) > 1 else None
 
@@ -103,7 +103,7 @@ def detect(
     x, nonfinite = log_norms(series.grad_norm)
     spikes = [(spike.onset, spike) for spike in _nonfinite_spikes(series, nonfinite, settings.merge_gap)]
     if settings.rule == "stablab":
-        own = not too_short(np.count_nonzero(~np.isnan(x)), settings)
+        own = not too_short(int(np.count_nonzero(~np.isnan(x))), settings)
         events = _search(x, series.iteration, settings, None if own else shared)
     else:
         events = _search_published(x, series, settings)
@@ -185,6 +185,7 @@ def _search(
         flagged, mirrored_flagged = now, now_mirrored
         if settled:
             break
+    assert base is not None
     return _Events(runs, len(mirrored_runs), base.before, score, base.scale, float(raised[1]))
 
 
