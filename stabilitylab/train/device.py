@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from pathlib import Path
 
 import torch
 
@@ -51,12 +49,14 @@ def _not_about_cuda_home(record: logging.LogRecord) -> bool:
 
 
 def _separate_cache() -> None:
-    """Keep the code compiled under ``ATEN_CPU_CAPABILITY`` in a folder of its own. torch's cache on disk is keyed
-    without it, and code made for other kernels can return NaN."""
-    capability = os.environ.get("ATEN_CPU_CAPABILITY")
-    if capability and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        folder = f"torchinductor-{getattr(os, 'getuid', int)()}-{capability.lower()}"
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / folder)
+    """Keep the code compiled under ``ATEN_CPU_CAPABILITY`` in a folder of its own, unless the user chose one. torch's
+    cache on disk is keyed without it, and code made for other kernels can return NaN."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    capability, default = os.environ.get("ATEN_CPU_CAPABILITY"), default_cache_dir()
+    # torch sets the variable to its default while it is imported.
+    if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}-{capability.lower()}"
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:

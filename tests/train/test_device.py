@@ -1,16 +1,19 @@
-"""The memory layout of convolutional encoders on CUDA: the same results, channels last. No GPU is needed."""
+"""The memory layout of convolutional encoders on CUDA (no GPU is needed), and where compiled code is kept."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from stabilitylab.config import resolve
 from stabilitylab.methods import build_method
 from stabilitylab.methods.base import Method
+from stabilitylab.train import device
 from stabilitylab.train.device import prepare_convolutions
 
 CUDA = torch.device("cuda")
@@ -56,3 +59,20 @@ def test_other_encoders_and_devices_are_left_as_they_are(arch: str, device: torc
     prepare_convolutions(left, device)
     assert not torch.backends.cudnn.benchmark
     assert all(p.is_contiguous() for p in left.parameters())
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen", "folder"),
+    [("avx2", None, "{}-avx2"), ("DEFAULT", "{}", "{}-default"), ("avx2", "/mine", "/mine"), (None, "{}", "{}")],
+)
+def test_compiled_code_of_other_kernels_has_a_folder_of_its_own(
+    capability: str | None, chosen: str | None, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's cache is keyed without the kernels: a run with AVX2 kernels took AVX-512 code and its loss was NaN."""
+    default = default_cache_dir()
+    for name, value in (("ATEN_CPU_CAPABILITY", capability), ("TORCHINDUCTOR_CACHE_DIR", chosen)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value.format(default))
+    device._separate_cache()
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == folder.format(default)
