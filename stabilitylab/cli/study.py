@@ -123,7 +123,9 @@ def _train_in_turn(study: Study, root: Path, jobs: int, cluster: dict[str, Any] 
                 if first
                 else study.runs_of(claims, look)
             )
-        failures = _train([run for run in wanted if not is_complete(root / run.name)], root, jobs, cluster)
+        todo = [run for run in wanted if not is_complete(root / run.name)]
+        todo.sort(key=lambda run: run.config.train.seed)  # whole seeds first: a study that is stopped can be judged
+        failures = _train(todo, root, jobs, cluster)
         if failures or not look:
             return failures
         write_summary(study, root, folder)

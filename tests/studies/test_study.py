@@ -261,6 +261,20 @@ def test_only_the_arms_of_open_claims_get_more_seeds(tmp_path: Path) -> None:
     assert study.runs_of((), 4) == []
 
 
+def test_whole_seeds_are_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid lists one arm after the other, but half a study must hold both arms of some seeds."""
+    trained: list[tuple[int, bool]] = []
+
+    def only_note(jobs: Any, *args: Any) -> dict[str, str]:
+        trained.extend((config.train.seed, bool(config.mitigation)) for _, config in jobs)
+        return {name: "not trained" for name, _ in jobs}
+
+    monkeypatch.setattr("stabilitylab.studies.local.run_jobs", only_note)
+    grid = '[grid]\nmitigation = ["none", "frozen-patch"]\nseed = [3, 1, 2]\n'
+    CliRunner().invoke(cli, ["study", str(study_file(tmp_path, TINY + grid)), "--runs-dir", str(tmp_path / "runs")])
+    assert trained == [(seed, frozen) for seed in (1, 2, 3) for frozen in (False, True)]
+
+
 def test_the_looks_end_with_the_most_seeds(tmp_path: Path) -> None:
     text = TINY + '[sequential]\nfirst = 5\nstep = 6\nmost = 20\n[grid]\nmitigation = ["none", "frozen-patch"]\n'
     study = load_study(study_file(tmp_path, text))
