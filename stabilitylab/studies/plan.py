@@ -22,7 +22,8 @@ _ROW = 6.0
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes are in bytes per process. ``activations`` are the tensors that one step saves for its backward pass."""
+    """Sizes are in bytes per process. ``activations`` are the tensors that one step saves for its backward pass.
+    ``peak`` is the most memory that torch had allocated on a GPU, and ``capacity`` what the GPU has; 0 elsewhere."""
 
     device: str
     processes: int
@@ -34,6 +35,8 @@ class Plan:
     gradients: int
     optimizer: int
     activations: int
+    peak: int
+    capacity: int
     images_per_second: float
     seconds_per_step: float
     hours: float
@@ -46,14 +49,25 @@ class Plan:
 
 def plan(config: Config) -> Plan:
     """Build the trainer, run one warmup step and `STEPS` timed steps, and evaluate once. Nothing is recorded."""
+    import torch
+
     from stabilitylab.recording.recorder import Recorder
     from stabilitylab.recording.sink import NullSink
     from stabilitylab.train.distributed import describe
     from stabilitylab.train.trainer import Trainer
 
     trainer = Trainer(config, describe())
+    on_gpu = trainer.device.type == "cuda"
     layers = trainer.layers() if config.record.log_grads else []
-    recorder = Recorder(layers, NullSink(), model=trainer.method, optimizer=trainer.optimizer, log_grads=bool(layers))
+    recorder = Recorder(
+        layers,
+        NullSink(),
+        model=trainer.method,
+        optimizer=trainer.optimizer,
+        signals=config.record.signals,
+        log_grads=bool(layers),
+        every=config.record.every,
+    )
     trainer.method.train()
     activations, seconds = 0, []
     for iteration, views in enumerate(trainer.batches.iterate(0, STEPS + 1)):
@@ -91,6 +105,8 @@ def plan(config: Config) -> Plan:
         gradients=_bytes([p for p in parameters if p.requires_grad]),
         optimizer=optimizer,
         activations=activations,
+        peak=torch.cuda.max_memory_allocated(trainer.device) if on_gpu else 0,
+        capacity=torch.cuda.get_device_properties(trainer.device).total_memory if on_gpu else 0,
         images_per_second=config.train.batch_size / step,
         seconds_per_step=step,
         hours=(trainer.total * step + evaluations * evaluation) / 3600,
@@ -149,7 +165,8 @@ def lines(plan: Plan) -> list[str]:
         f"device       {plan.device}, {count}",
         f"parameters   {plan.parameters:,}, of which {plan.trained:,} are trained",
         f"memory       {size(memory)} per device: weights {size(plan.weights)}, gradients {size(plan.gradients)}, "
-        f"optimizer {size(plan.optimizer)}, activations {size(plan.activations)}",
+        f"optimizer {size(plan.optimizer)}, activations {size(plan.activations)}"
+        + (f"; at its peak {size(plan.peak)} of {size(plan.capacity)}" if plan.peak else ""),
         f"length       {plan.iterations:,} iterations, {plan.warmup:,} of warmup",
         f"speed        {plan.images_per_second:,.0f} images/s, {plan.seconds_per_step * 1000:,.0f} ms per step "
         f"({STEPS} steps measured); {plan.evaluation_seconds:.2f} s per evaluation",

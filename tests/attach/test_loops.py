@@ -34,7 +34,8 @@ class Net(nn.Module):
 
 
 def batch(i: int) -> Tensor:
-    return torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) * (5 if i % 10 == 9 else 1)
+    drawn = torch.randn(8, 4, generator=torch.Generator("cpu").manual_seed(i), device="cpu")
+    return drawn.to(torch.get_default_device()) * (5 if i % 10 == 9 else 1)
 
 
 def loss_of(model: nn.Module, i: int) -> Tensor:
@@ -105,7 +106,7 @@ def accumulation_clipped_before(path: Path) -> tuple[Truth, Any]:
 
 def scaled(path: Path, how: str) -> tuple[Truth, Any]:
     model, true = Net(), []
-    optimizer, scaler = adamw(model), torch.amp.GradScaler("cpu")
+    optimizer, scaler = adamw(model), torch.amp.GradScaler(torch.get_default_device().type)
     with start(path, model, optimizer) as rec:
         for i in range(STEPS):
             loss = loss_of(model, i)
@@ -394,7 +395,7 @@ def half(path: Path) -> tuple[Truth, Any]:
 @loop
 def accelerated(path: Path) -> tuple[Truth, Any]:
     accelerate = pytest.importorskip("accelerate")
-    engine = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    engine = accelerate.Accelerator(cpu=torch.get_default_device().type == "cpu", gradient_accumulation_steps=2)
     model, true = Net(), []
     optimizer = adamw(model)
     model, optimizer = engine.prepare(model, optimizer)
@@ -419,7 +420,7 @@ def hook_on_the_optimizer(path: Path) -> tuple[Truth, Any]:
     from timm.utils import NativeScaler
 
     model, true = Net(), []
-    optimizer, scaler = adamw(model), NativeScaler(device="cpu")
+    optimizer, scaler = adamw(model), NativeScaler(device=torch.get_default_device().type)
     with start(path, model, optimizer) as rec:
         optimizer.register_step_pre_hook(lambda *_: rec.step())
         for i in range(STEPS):
@@ -431,10 +432,12 @@ def hook_on_the_optimizer(path: Path) -> tuple[Truth, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", LOOPS)
-def test_the_norm_is_that_of_the_gradient_that_is_applied(name: str, tmp_path: Path) -> None:
+def test_the_norm_is_that_of_the_gradient_that_is_applied(name: str, device: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    true, rec = LOOPS[name](tmp_path)
+    with torch.device(device):
+        true, rec = LOOPS[name](tmp_path)
     with open_run(rec.path) as reader:
         assert reader.verify() == []
         names = {row.layer_id: row.name for row in reader.layers()}
