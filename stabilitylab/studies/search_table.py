@@ -45,7 +45,7 @@ def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
         seconds = reader.query("SELECT coalesce(sum(seconds), 0) FROM iterations").fetchone()
     spent = float(seconds[0]) if seconds else 0.0
     row: Row = {"run": setting.name, "source": setting.source, "index": setting.index}
-    row |= _values_of(setting) | what_happened(series, run.analysis)
+    row |= _values_of(setting) | what_happened(series, run.analysis, ended_early=status == "stopped")
     row |= {
         "stopped": status if status != "finished" else "",
         "iterations_per_second": series.iterations / spent if spent else None,
@@ -60,11 +60,12 @@ def search_row(setting: Setting, run_dir: Path, objective: Objective) -> Row:
     return {column: _short(row.get(column)) for column in COLUMNS}
 
 
-def what_happened(series: RunSeries, analysis: RunAnalysis) -> Row:
+def what_happened(series: RunSeries, analysis: RunAnalysis, *, ended_early: bool = False) -> Row:
     """Accuracy, spikes by layer and those expected by chance, dips, and the lag of each layer behind the first, written
-    ``blocks.0 0 (24)``: median lag and number of matched spikes."""
+    ``blocks.0 0 (24)``: median lag and number of matched spikes. ``ended_early``: by a non-finite loss."""
     lags = [lag for lag in (analysis.propagation or ())[1:] if lag.median_lag is not None]
-    row: Row = {"iterations": series.iterations} | _accuracy(series) | _spikes(series, analysis) | _dips(analysis)
+    row: Row = {"iterations": series.iterations} | _accuracy(series, ended_early)
+    row |= _spikes(series, analysis) | _dips(analysis)
     return row | {"lags": "; ".join(f"{lag.layer} {lag.median_lag:g} ({lag.num_matched})" for lag in lags)}
 
 
@@ -74,14 +75,14 @@ def _values_of(setting: Setting) -> Row:
     return {"lr": config.optim.base_lr * config.train.batch_size / 256} | values
 
 
-def _accuracy(series: RunSeries) -> Row:
+def _accuracy(series: RunSeries, ended_early: bool) -> Row:
     curve = series.evals.get("knn_top1")
     values = curve.value[np.isfinite(curve.value)] if curve is not None else np.array([])
     if not len(values):
         return {"alive": "not judged"}
     untrained, end = float(values[0]), float(np.median(values[-LEVEL_OVER:]))
     return {
-        "alive": "yes" if end >= untrained else "dead",
+        "alive": "dead" if ended_early or end < untrained else "yes",
         "knn_untrained": untrained,
         "knn_end": end,
         "knn_max": float(values.max()),
@@ -115,7 +116,8 @@ def _dips(analysis: RunAnalysis) -> Row:
 
 
 def met(row: Mapping[str, Any], objective: Objective) -> dict[str, bool]:
-    """Which parts of the objective a row meets. There must also be more spikes than by chance (Poisson, p < 0.01)."""
+    """Which parts of the objective a row meets. A dead run has no accuracy. There must also be more spikes than by
+    chance (Poisson, p < 0.01)."""
 
     def number(key: str) -> float:
         return float(row[key]) if row.get(key) not in (None, "") else float("nan")
@@ -123,7 +125,8 @@ def met(row: Mapping[str, Any], objective: Objective) -> dict[str, bool]:
     spikes, chance = int(row["first_layer_spikes"] or 0), number("first_layer_chance")
     beyond = PER * (spikes - chance) / max(number("iterations"), 1)
     return {
-        "accuracy": number("knn_end") - number("knn_untrained") >= objective.accuracy_gain,
+        "accuracy": row.get("alive") != "dead"
+        and number("knn_end") - number("knn_untrained") >= objective.accuracy_gain,
         "first layer": beyond >= objective.first_layer_spikes and chance_of(spikes, chance) < MORE_THAN_CHANCE,
         "dips": number("recovered") >= objective.recovered_dips,
     }
@@ -193,7 +196,8 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
         f"{o.first_layer_spikes:g} spikes of the first layer per {PER:,} iterations more than expected by chance (met "
         f"by {parts['first layer']}), and recovery from at least {o.recovered_dips} accuracy dip(s) (met by "
         f"{parts['dips']}). **{len(whole)} of {len(rows)} settings meet all three.** In {len(rows) - len(alive)} "
-        "settings, training is dead (the final accuracy is below that of the untrained encoder) or was not judged.",
+        "settings, training is dead (the final accuracy is below that of the untrained encoder, or a non-finite loss ended "
+        "the run) or was not judged.",
         "",
         f"Trained at {', '.join(commits) or 'an unknown commit'} on {', '.join(machines) or 'an unknown machine'}, one "
         f"thread; analysed at {', '.join(analysed) or 'an unknown commit'}.",

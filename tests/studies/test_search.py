@@ -140,6 +140,18 @@ def test_a_run_that_ends_below_its_untrained_encoder_is_dead() -> None:
     assert what_happened(planted.series, analyze_run(planted.series))["alive"] == "not judged"
 
 
+def test_a_run_that_a_nonfinite_loss_ends_is_dead() -> None:
+    """However high its accuracy was: the studies judge it so too."""
+    planted = planted_run(seed=0, dips=False)
+    analysis = analyze_run(planted.series)
+    row = what_happened(planted.series, analysis, ended_early=True)
+    assert row["alive"] == "dead"
+    assert not met(row | {"knn_end": row["knn_untrained"] + 0.2}, Objective())["accuracy"]
+    finished = what_happened(planted.series, analysis)
+    assert finished["alive"] == "yes"
+    assert met(finished | {"knn_end": finished["knn_untrained"] + 0.2}, Objective())["accuracy"]
+
+
 @pytest.mark.parametrize(
     ("change", "missed"),
     [
@@ -201,11 +213,13 @@ def test_the_series_of_a_lead_are_kept_in_full(tmp_path: Path, monkeypatch: pyte
             ended(name, attempt(config, root, name))
 
     monkeypatch.setattr("stabilitylab.studies.local.run_jobs", run_jobs)
-    lead = "[[lead]]\nlr = 0.01\nseed = 1\n"
+    lead = "[[lead]]\nlr = 0.01\nseed = 1\n[[lead]]\nlr = 1e30\nseed = 1\n"
     path = search_file(tmp_path, SPACE + lead, settings=0)
     found = run_command(path)
     assert found.exit_code == 0, found.output
-    (setting,) = load_search(path).settings
+    setting, exploding = load_search(path).settings
+    ended = {row["run"]: (row["stopped"], row["alive"]) for row in read_table(tmp_path / "table")}
+    assert ended == {setting.name: ("", ended[setting.name][1]), exploding.name: ("stopped", "dead")}
     table = pd.read_parquet(tmp_path / "table" / "series" / f"{setting.name}.parquet")
     assert table["iteration"].tolist() == list(range(13))  # 12 updates, and the evaluation after them
     with open_run(tmp_path / "runs" / setting.name) as reader:
