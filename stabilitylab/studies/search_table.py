@@ -196,8 +196,8 @@ def search_page(search: Search, rows: Sequence[Mapping[str, Any]]) -> str:
         f"{o.first_layer_spikes:g} spikes of the first layer per {PER:,} iterations more than expected by chance (met "
         f"by {parts['first layer']}), and recovery from at least {o.recovered_dips} accuracy dip(s) (met by "
         f"{parts['dips']}). **{len(whole)} of {len(rows)} settings meet all three.** In {len(rows) - len(alive)} "
-        "settings, training is dead (the final accuracy is below that of the untrained encoder, or a non-finite loss ended "
-        "the run) or was not judged.",
+        "settings, training is dead (the final accuracy is below that of the untrained encoder, or a non-finite loss "
+        "ended the run) or was not judged.",
         "",
         f"Trained at {', '.join(commits) or 'an unknown commit'} on {', '.join(machines) or 'an unknown machine'}, one "
         f"thread; analysed at {', '.join(analysed) or 'an unknown commit'}.",
