@@ -263,8 +263,9 @@ class Replay:
         with open_run(self.run_dir) as reader:
             meta = reader.meta
         now = provenance() | {"device": str(self.trainer.device), "processes": "1"}
+        unsteady = self.trainer.device.type == "cuda" and not self.trainer.config.train.deterministic
         names = [name for name in now if name.endswith("_version") or name in ("device", "processes", "git_commit")]
-        return tuple(
+        return ("kernels that repeat only to rounding, without train.deterministic",) * unsteady + tuple(
             f"{name.removesuffix('_version').replace('_', ' ')} {meta[name]} then, {now[name]} now"
             for name in names
             if meta.get(name) and meta[name] != now[name]

@@ -195,6 +195,7 @@ class TrainConfig(Section):
     amp: Literal["off", "bf16", "fp16"] = "off"
     device: str = Field("auto", description="auto | cpu | cuda | mps")
     compile: bool = Field(False, description="torch.compile the encoders")
+    deterministic: bool = Field(False, description="use only CUDA kernels that repeat to the last bit; slower")
     on_nan: Literal["stop", "skip", "continue"] = Field("stop", description="how to handle a non-finite loss")
     checkpoint_every: int = Field(500, ge=0, description="iterations between checkpoints; 0: only the last")
     checkpoint_keep: int = Field(2, ge=1, description="number of latest checkpoints to keep")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_LIBRARIES = ("stabilitylab", "torch", "timm", "duckdb", "numpy")
+from stabilitylab.version import __version__
+
+_LIBRARIES = ("torch", "timm", "duckdb", "numpy")
 
 
 def provenance() -> dict[str, str]:
     """Library versions, Python, git commit of the user's code and processor, as needed to reproduce the run."""
-    facts = {f"{library}_version": version(library) for library in _LIBRARIES}
+    facts = {"stabilitylab_version": __version__} | {f"{library}_version": _version(library) for library in _LIBRARIES}
     try:
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=_users_folder(), check=False
@@ -22,6 +24,14 @@ def provenance() -> dict[str, str]:
     except OSError:  # no git on this machine
         commit = ""
     return facts | {"python_version": platform.python_version(), "git_commit": commit, "cpu_model": cpu_model()}
+
+
+def _version(library: str) -> str:
+    """The version in the metadata of an installation or else in the module itself; empty if neither has it."""
+    try:
+        return version(library)
+    except PackageNotFoundError:  # built from source, or found on PYTHONPATH
+        return str(getattr(sys.modules.get(library), "__version__", ""))
 
 
 def _users_folder() -> Path:

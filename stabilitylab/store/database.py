@@ -67,6 +67,14 @@ def connect(**config: str | int | bool) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(":memory:", config={**_SHUT, **config})
 
 
+def refuse_without_memory(error: BaseException, path: Path) -> None:
+    """Raise StoreError if DuckDB ran out of memory, which says nothing about the file at `path`."""
+    if isinstance(error, (duckdb.OutOfMemoryException, MemoryError)):
+        raise StoreError(
+            f"there is not enough memory to read {path}: {one_line(error)}; end other programs or raise the limit"
+        ) from None
+
+
 def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     """Attach `path` read-only as `base` and return its meta table.
 
@@ -80,6 +88,7 @@ def attach_base(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     except duckdb.Error as error:
         if not path.exists():
             raise
+        refuse_without_memory(error, path)
         text = one_line(error)
         if "newer version" in text or "version number" in text:
             raise RunBroken(

@@ -12,7 +12,7 @@ import numpy as np
 
 from stabilitylab.errors import RunBroken, StoreError
 from stabilitylab.store.compaction import SEGMENTS
-from stabilitylab.store.database import count_iterations, facts_for_list, json_object, one_line
+from stabilitylab.store.database import count_iterations, facts_for_list, json_object, one_line, refuse_without_memory
 from stabilitylab.store.manifest import Segment
 from stabilitylab.store.query import QueryResult, interrupted, interruptible, require_reading
 from stabilitylab.store.schema import META, TABLES, EventRow, LayerRow
@@ -150,7 +150,11 @@ class RunReader:
 
     def verify(self) -> list[str]:
         """All problems of the run: known ones, damaged blocks, duplicate and missing rows."""
-        damage = self._read(self._find_damage)
+        try:
+            damage = self._read(self._find_damage)
+        except duckdb.OutOfMemoryException as error:
+            refuse_without_memory(error, self.run_dir)
+            raise
         problems = list(self.problems)  # read afterwards, since a concurrent merge reopens the run
         if damage:
             return problems + damage
@@ -198,6 +202,7 @@ class RunReader:
             return self._read(ask)
         except (duckdb.Error, UnicodeDecodeError) as error:
             interrupted(error)
+            refuse_without_memory(error, self.run_dir)
             raise RunBroken(
                 f"{self.run_dir} is damaged: {one_line(error)}; restore it from a copy or export what can be read"
             ) from None

@@ -12,7 +12,15 @@ import duckdb
 
 from stabilitylab.errors import RunBroken
 from stabilitylab.store.compaction import SEGMENTS, recover, tidy
-from stabilitylab.store.database import DATABASE, attach_base, check_path, connect, one_line, stored_problems
+from stabilitylab.store.database import (
+    DATABASE,
+    attach_base,
+    check_path,
+    connect,
+    one_line,
+    refuse_without_memory,
+    stored_problems,
+)
 from stabilitylab.store.locks import WRITER_LOCK, is_held
 from stabilitylab.store.manifest import MANIFEST, START, Manifest, Segment, check_segment, read_manifest
 from stabilitylab.store.schema import TABLES, create_table, quote
@@ -50,6 +58,7 @@ def take_snapshot(run_dir: Path, *, merge: bool, checked: dict[Segment, str | No
             time.sleep(0.02 * 2**attempt)
         except duckdb.Error as error:
             con.close()
+            refuse_without_memory(error, run_dir)
             raise RunBroken(f"{run_dir} cannot be read: {one_line(error)}; restore it from a copy") from None
         except BaseException:
             con.close()

@@ -99,6 +99,8 @@ def find_damage(con: duckdb.DuckDBPyConnection, tables: list[str]) -> list[str]:
     for table in tables:
         try:
             con.execute(f"SELECT sum(hash(t)) FROM {table} AS t").fetchall()
+        except duckdb.OutOfMemoryException:  # says nothing about the table
+            raise
         except duckdb.Error as error:
             problems.append(f"{table} cannot be read completely: {one_line(error)}")
     return problems

@@ -35,13 +35,23 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 def prepare_convolutions(method: Method, device: torch.device) -> None:
     """Make the convolutions of a ResNet fast on CUDA: weights and activations are stored channels last, and cuDNN picks
-    the fastest algorithm for each shape, since shapes stay the same. Its choice may differ between two starts, so such
-    a run is resumed to rounding, not bit for bit. Other encoders and devices are left as they are."""
+    the fastest algorithm for each shape, since shapes stay the same, unless kernels must be deterministic. Other
+    encoders and devices are left as they are."""
     weights = [m.weight for m in method.base_encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     if device.type != "cuda" or len(weights) < _CONVOLUTIONAL:
         return
     method.to(memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
+def use_deterministic_kernels(device: torch.device) -> None:
+    """Make a run repeat to the last bit on CUDA, where many kernels add in an order that varies. Call it before the
+    first operation on the device. It applies to the whole process. An operation without such a kernel warns."""
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _not_about_cuda_home(record: logging.LogRecord) -> bool:

@@ -25,7 +25,12 @@ from stabilitylab.train.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from stabilitylab.train.device import compile_encoders, pick_device, prepare_convolutions
+from stabilitylab.train.device import (
+    compile_encoders,
+    pick_device,
+    prepare_convolutions,
+    use_deterministic_kernels,
+)
 from stabilitylab.train.distributed import World, join
 from stabilitylab.train.evaluate import KnnMonitor
 from stabilitylab.train.interruption import Interruption
@@ -77,6 +82,8 @@ class Trainer:
         config = configured(config)  # fails before the data is read
         self.config, self.world = config, world
         self.device = pick_device(config.train.device, world.local_rank)
+        if config.train.deterministic:
+            use_deterministic_kernels(self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         join(world, self.device)

@@ -97,6 +97,20 @@ def test_a_demo_that_cannot_be_is_refused_before_it_trains(refusal: Callable[...
     assert refusal("demo", "-o", "no/such/report.html").startswith("no/such is not a folder; create it")
 
 
+def test_a_source_tree_that_is_not_installed_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import stabilitylab
+    from stabilitylab.run import provenance as module
+
+    def version(library: str) -> str:
+        raise module.PackageNotFoundError(library)
+
+    monkeypatch.setattr(module, "version", version)
+    facts = module.provenance()
+    assert (facts["stabilitylab_version"], facts["torch_version"]) == (stabilitylab.__version__, torch.__version__)
+
+
 def test_a_machine_without_git_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stabilitylab.run.provenance import provenance
 

@@ -16,7 +16,7 @@ import pytest
 
 import stabilitylab as sl
 from stabilitylab.errors import RunBroken, StoreError
-from stabilitylab.store import database, listing, segments
+from stabilitylab.store import database, listing, segments, snapshot
 from stabilitylab.store.writer import LayerRow, RunWriter
 from tests.commands import stablab_here
 from tests.hostile.runs import make_run
@@ -37,14 +37,15 @@ def write(run_dir: Path, iteration: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", ["late", "images", "gap"])
 def test_memory_follows_rows_not_iteration_numbers(kind: str, tmp_path: Path) -> None:
-    """2,000 rows whose iterations reach 2e9. Memory by iteration number would be several gigabytes."""
+    """2,000 rows whose iterations reach 2e9. Memory by iteration number would be 16 gigabytes a series. The limit
+    is one of addresses, which libraries reserve by the gigabyte on a machine with many cores."""
     t = np.arange(2000)
     iterations = {"late": 10**9 + t, "images": 10**6 * t, "gap": np.where(t < 1000, t, t + 2 * 10**9)}
     write(tmp_path / kind, iterations[kind])
     code = f"""
 import resource
 import stabilitylab as sl
-resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
 run = sl.open_run({str(tmp_path / kind)!r})
 a = run.analyze()
 run.report({str(tmp_path / "page.html")!r})
@@ -103,6 +104,15 @@ def test_a_query_that_does_not_end_is_interrupted(tmp_path: Path, monkeypatch: p
         database.limited(con, tmp_path / "run.duckdb"),
     ):
         con.execute("SELECT count(*) FROM range(1000000000000) a WHERE a.range % 7 = 3").fetchall()
+
+
+def test_too_little_memory_does_not_make_a_run_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "run", np.arange(2000))
+    monkeypatch.setattr(snapshot, "MEMORY_LIMIT", "300KB")
+    with pytest.raises(StoreError, match=r"there is not enough memory to read .*run\.duckdb: ") as caught:
+        sl.open_run(tmp_path / "run").signal()
+    assert not isinstance(caught.value, RunBroken)
+    assert "copy" not in str(caught.value)
 
 
 def test_a_meta_of_a_million_rows_is_refused_before_it_is_read(tmp_path: Path) -> None:

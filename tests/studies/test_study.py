@@ -339,6 +339,7 @@ def test_an_exploding_grid_needs_a_yes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cluster", ["debug", pytest.param("local", marks=pytest.mark.slow)])
 def test_two_runs_through_submitit(cluster: str, tmp_path: Path) -> None:
     """And a third that fails, which says why. ``debug`` runs them in this process, ``local`` in one process each."""
+    pytest.importorskip("submitit")
     from stabilitylab.studies.slurm import run_on_cluster
 
     study = load_study(study_file(tmp_path, TINY + "[[grid]]\nseed = [0, 1]\n[[grid]]\nbatch_size = 5000\n"))

@@ -34,11 +34,12 @@ DEVICE = "cuda"
 
 
 @pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-    """Matrix products in float32 and cuDNN's choice as at the start."""
+def settings_of_torch() -> Iterator[None]:
+    """torch's settings are those of the start again after each test."""
     before = torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.benchmark = before
+    torch.use_deterministic_algorithms(False)
     torch.cuda.set_sync_debug_mode("default")
 
 
@@ -59,7 +60,7 @@ def steps(settings: Config, count: int = 4) -> tuple[list[float], np.ndarray]:
     trainer.method.train()
     views = trainer.batches.iterate(0, count)
     losses = [trainer.step(recorder, i, pair).item() for i, pair in enumerate(views)]
-    recorder.flush()
+    recorder.close()
     return losses, np.array(sink.column("layer_stats", "grad_norm"))
 
 
@@ -115,7 +116,7 @@ def test_mixed_precision_records_nearly_the_gradients_of_float32(amp: str) -> No
     model = {"embed_dim": 32, "depth": 2, "num_heads": 2}
     plain, mixed = (steps(config(train={"amp": a}, model=model), 1) for a in ("off", amp))
     assert mixed[0][0] == pytest.approx(plain[0][0], rel=0.02)
-    np.testing.assert_allclose(mixed[1], plain[1], rtol={"bf16": 0.4, "fp16": 0.05}[amp])
+    np.testing.assert_allclose(mixed[1], plain[1], rtol={"bf16": 0.4, "fp16": 0.1}[amp])
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
@@ -133,9 +134,21 @@ def test_it_learns(options: dict[str, Any], tmp_path: Path) -> None:
     assert trained > untrained + 0.08
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_a_resumed_run_is_the_straight_one(amp: str, tmp_path: Path) -> None:
-    settings = config(train={"amp": amp})
+@pytest.mark.parametrize(
+    ("deterministic", "options"),
+    [
+        (True, {}),
+        (True, {"model": {"arch": "resnet18", "img_size": 16, "embed_dim": None, "depth": None, "num_heads": None}}),
+        (True, {"method": {"name": "swav"}}),
+        (True, {"train": {"amp": "bf16", "compile": True}}),
+        (True, {"train": {"amp": "fp16"}}),
+        (False, {}),
+        (False, {"train": {"amp": "bf16"}}),
+    ],
+)
+def test_a_resumed_run_is_the_straight_one(deterministic: bool, options: dict[str, Any], tmp_path: Path) -> None:
+    """To the last bit, or else to rounding."""
+    settings = config(**options | {"train": options.get("train", {}) | {"deterministic": deterministic}})
     losses: dict[int, list[float]] = {}
     for start, stop in ((0, 12), (0, 6), (6, 12)):
         trainer = Trainer(settings)
@@ -150,13 +163,20 @@ def test_a_resumed_run_is_the_straight_one(amp: str, tmp_path: Path) -> None:
             straight = losses.pop(12)
             for path in tmp_path.iterdir():
                 path.unlink()
-    assert losses[6] + losses[12] == straight
+    found = losses[6] + losses[12]
+    if deterministic:
+        assert found == straight
+    else:
+        np.testing.assert_allclose(found, straight, rtol=1e-3)
 
 
 def test_any_iteration_replays_bit_for_bit(tmp_path: Path) -> None:
-    run = train_run(config(train={"iterations": 30, "checkpoint_every": 10, "checkpoint_keep": 5}), tmp_path).path
-    replay = Replay(run)
-    assert replay.check(25).exact, str(replay.check(25))
+    train = {"iterations": 30, "checkpoint_every": 10, "checkpoint_keep": 5}
+    run = train_run(config(train=train | {"deterministic": True}), tmp_path, "exact").path
+    assert Replay(run).check(25).exact
+    run = train_run(config(train=train), tmp_path, "near").path
+    check = Replay(run).check(25)
+    assert check.exact or "train.deterministic" in str(check)
 
 
 def test_a_plan_measures_the_peak_of_memory() -> None:
