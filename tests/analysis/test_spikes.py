@@ -55,6 +55,39 @@ def test_one_bad_stretch_is_one_event_and_does_not_hide_the_next() -> None:
     assert abs(found[0].end - 1119) <= 2
 
 
+def decaying(seed: int, onsets: list[int], height: float) -> np.ndarray:
+    """Log norms with spikes of ``height`` noise sd that fall by a factor of e in 60 iterations."""
+    x = noise(6000, seed=seed, sd=0.1)
+    for onset in onsets:
+        x[onset : onset + 400] += 0.1 * height * np.exp(-np.arange(400) / 60)
+    return x
+
+
+def test_a_slow_decay_is_one_event() -> None:
+    onsets = list(range(600, 5600, 500))
+    found = [detect_spikes(layer_series(decaying(seed, onsets, 12)), SpikeSettings(ratio_open=1)) for seed in range(3)]
+    events = [sum(onset - 3 <= s.onset < onset + 250 for s in spikes) for spikes in found for onset in onsets]
+    assert min(events) >= 1
+    assert sum(n == 1 for n in events) >= 26  # of 30; 6 if parts of a decay are not joined
+
+
+def test_spikes_with_the_baseline_between_them_are_two() -> None:
+    onsets = list(range(600, 5600, 500))
+    x = plant(noise(6000, seed=1, sd=0.1), sorted([*onsets, *(onset + 14 for onset in onsets)]), 2.0, width=4)
+    found = [s.onset for s in detect_spikes(layer_series(x))]
+    assert set(found) >= {*onsets, *(onset + 14 for onset in onsets)}
+
+
+def test_events_are_not_joined_over_missing_rows() -> None:
+    x = noise(3000, seed=1, sd=0.1)
+    x[1000:1050] += 0.22
+    x[1000:1005] += 2.0
+    x[1045:1050] += 2.0
+    near(detect_spikes(layer_series(x)), [1000])
+    kept = np.r_[0:1015, 1035:3000]
+    near(detect_spikes(LayerSeries("patch_embed", 0, kept, np.exp(x[kept]))), [1000, 1045])
+
+
 def test_spikes_that_rise_slowly_begin_at_half_their_height() -> None:
     rise = np.concatenate([np.linspace(0, 1, 13)[1:], np.ones(5), np.linspace(1, 0, 13)])
     onsets = []

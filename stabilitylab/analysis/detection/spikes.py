@@ -27,6 +27,9 @@ __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spike
 
 MAX_PASSES = 2
 """Detection is repeated: flagged values are removed from the baseline, and the new baseline may flag others."""
+STAYED = 1.0
+"""Events are joined only if the scores between them have at least this mean. Noise keeps it up over the few values that
+separate two spikes in at most one of twenty cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ def _search(
         if settled:
             break
     assert base is not None
+    runs = _joined(runs, score, iteration, settings.merge_gap)
     return _Events(runs, len(mirrored_runs), base.before, score, base.scale, float(raised[1]))
 
 
@@ -244,6 +248,29 @@ def _merged(starts: np.ndarray, stops: np.ndarray, iteration: np.ndarray, gap: i
             events[-1] = (events[-1][0], stop)
         else:
             events.append((start, stop))
+    return events
+
+
+def _joined(
+    runs: Sequence[tuple[int, int]], score: np.ndarray, iteration: np.ndarray, gap: int
+) -> list[tuple[int, int]]:
+    """Join events between which the series did not return to its baseline, such as the parts of a slow decay.
+
+    It has returned if the scores in between have a mean below `STAYED`, or two consecutive ones a mean of at most 0: in
+    the noisy tail of a spike, a single low value is common. It may have returned where more than ``gap`` rows are
+    missing.
+    """
+    events: list[tuple[int, int]] = []
+    step = _step(iteration) if len(runs) > 1 else 1
+    for start, stop in runs:
+        if events and start - events[-1][1] > 1:
+            end = events[-1][1]
+            between = score[end:start]
+            stayed = between.mean() >= STAYED and (between[1:] + between[:-1]).min() > 0
+            if stayed and np.diff(iteration[end - 1 : start + 1]).max() <= (gap + 1) * step:
+                events[-1] = (events[-1][0], stop)
+                continue
+        events.append((start, stop))
     return events
 
 
