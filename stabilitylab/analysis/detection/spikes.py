@@ -27,9 +27,8 @@ __all__ = ["Detection", "SpikeSettings", "chance_level", "detect", "detect_spike
 
 MAX_PASSES = 2
 """Detection is repeated: flagged values are removed from the baseline, and the new baseline may flag others."""
-STAYED = 1.0
-"""Events are joined only if the scores between them have at least this mean. Noise keeps it up over the few values that
-separate two spikes in at most one of twenty cases."""
+STAYED, HIGHER = 1.0, 2.0
+"""In noise sd, see `_joined`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,19 +255,20 @@ def _joined(
 ) -> list[tuple[int, int]]:
     """Join events between which the series did not return to its baseline, such as the parts of a slow decay.
 
-    It has returned if the scores in between have a mean below `STAYED`, or two consecutive ones a mean of at most 0: in
-    the noisy tail of a spike, a single low value is common. It may have returned where more than ``gap`` rows are
-    missing.
+    It has returned if the scores in between have a mean below `STAYED`, or two consecutive ones a mean of at most 0 (in
+    a noisy tail, a single low value is common). It may have returned where more than ``gap`` rows are missing. A later
+    part that is higher than the event so far by more than `HIGHER` is a new spike.
     """
     events: list[tuple[int, int]] = []
     step = _step(iteration) if len(runs) > 1 else 1
     for start, stop in runs:
         if events and start - events[-1][1] > 1:
-            end = events[-1][1]
+            first, end = events[-1]
             between = score[end:start]
             stayed = between.mean() >= STAYED and (between[1:] + between[:-1]).min() > 0
-            if stayed and np.diff(iteration[end - 1 : start + 1]).max() <= (gap + 1) * step:
-                events[-1] = (events[-1][0], stop)
+            lower = score[start:stop].max() <= score[first:end].max() + HIGHER
+            if stayed and lower and np.diff(iteration[end - 1 : start + 1]).max() <= (gap + 1) * step:
+                events[-1] = (first, stop)
                 continue
         events.append((start, stop))
     return events
