@@ -110,7 +110,7 @@ TRAININGS = (
             (SIGNALS, "eval.knn_every=500"),
             "narrow.toml",
         )
-        for seed in range(30, 36)
+        for seed in range(30, 42)
     ),
     *(
         Training(
