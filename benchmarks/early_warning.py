@@ -12,7 +12,8 @@ per 10,000 iterations that no spike follows. AUC: probability that the signal re
 iterations before a spike than in the 20 before a random iteration; it needs no threshold (0.5: no rise). It counts from
 where the gradient first leaves the noise, not from half the height, and only spikes (first) without another spike of
 any layer in the 60 iterations before, because the update stays large after a spike. p: of the warned spikes and of the
-AUC, by the same shifts; "p Holm" is corrected over all pairs of signal and layer.
+AUC, by the same shifts; "p Holm" is corrected over all pairs of signal and layer. Then the AUC of the lower half of the
+layers against the upper half, with one value per run and Student's interval.
 
 --each prints the results of each run as well.
 """
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -99,12 +101,20 @@ class Pair:
         self.before.append(windows.max(axis=1)[:length])
         self.span += length
 
+    def level(self, at: np.ndarray) -> np.ndarray:
+        """The probability that the signal is higher before the iterations ``at`` (..., k) than before a random one."""
+        if not at.size:
+            return np.full(at.shape[:-1], np.nan)
+        before = np.concatenate(self.before)
+        usable = np.sort(before[before > -np.inf])
+        low, high = (np.searchsorted(usable, before[at], side=side) for side in ("left", "right"))
+        share: np.ndarray = ((low + high) / 2 / len(usable)).mean(axis=-1)
+        return share
+
     def row(self) -> list[float | str]:
         """spikes, warned, share, chance, p, lead, its interval, false alarms per 10,000, first, AUC, p of the AUC."""
         onsets = np.array([spike.onset for spike in self.spikes], dtype=np.int64)
         alarms = np.array(sorted(self.alarms), dtype=np.int64)
-        before = np.concatenate(self.before)
-        usable = np.sort(before[before > -np.inf])
         moves = np.random.default_rng(0).integers(HORIZON + 1, self.span - HORIZON, SHIFTS)
         shifted = (onsets + moves[:, None]) % self.span
 
@@ -115,20 +125,13 @@ class Pair:
             first = alarms[np.minimum(np.searchsorted(alarms, at - HORIZON), len(alarms) - 1)]
             return np.where((first < at) & (first >= at - HORIZON), at - first, 0)
 
-        def auc(at: np.ndarray) -> np.ndarray:
-            if not at.size:
-                return np.full(at.shape[:-1], np.nan)
-            level = before[at]
-            low, high = (np.searchsorted(usable, level, side=side) for side in ("left", "right"))
-            return ((low + high) / 2 / len(usable)).mean(axis=-1)
-
         own = leads(onsets)
         warned, lead = int((own > 0).sum()), own[own > 0].astype(float)
         by_chance = (leads(shifted) > 0).sum(axis=1)
         false = false_alarms_of(self.spikes, alarms, HORIZON)
         interval = "{:g} to {:g}".format(*median_interval(lead)) if len(lead) >= MIN_MATCHES else ""
         starts = np.array(self.fresh, dtype=np.int64)
-        area, areas = float(auc(starts)), auc((starts + moves[:, None]) % self.span)
+        area, areas = float(self.level(starts)), self.level((starts + moves[:, None]) % self.span)
         return [
             len(onsets), warned, warned / len(onsets), float(by_chance.mean()) / len(onsets),
             (1 + int((by_chance >= warned).sum())) / (1 + SHIFTS), f"{np.median(lead):g}" if len(lead) else "",
@@ -136,7 +139,8 @@ class Pair:
         ]  # fmt: skip
 
 
-def pooled(readers: Sequence[RunReader]) -> None:
+def collected(readers: Sequence[RunReader]) -> tuple[dict[tuple[str, str], Pair], list[str]]:
+    """Signal and layer -> pair over all runs, and the layers from first to last."""
     settings = SpikeSettings()
     pairs: dict[tuple[str, str], Pair] = {}
     names: list[str] = []
@@ -153,6 +157,45 @@ def pooled(readers: Sequence[RunReader]) -> None:
                 own = found[series.name]
                 fresh = [at for at in own.starts if not ((ends[:, 0] < at) & (ends[:, 1] >= at - ALONE)).any()]
                 pairs[signal, series.name].add(series, own.spikes, fresh, settings)
+    return pairs, names
+
+
+def half_of(pairs: dict[tuple[str, str], Pair], signal: str, layers: Sequence[str]) -> Pair:
+    """The pairs of one signal and some layers, one after the other."""
+    whole = Pair()
+    for name in layers:
+        pair = pairs.get((signal, name))
+        if pair is not None and pair.spikes:
+            shift = whole.span
+            whole.alarms += [shift + at for at in pair.alarms]
+            whole.fresh += [shift + at for at in pair.fresh]
+            whole.spikes += [replace(s, onset=s.onset + shift, end=s.end + shift) for s in pair.spikes]
+            whole.before += pair.before
+            whole.span += pair.span
+    return whole
+
+
+def differences(readers: Sequence[RunReader]) -> None:
+    """Print how much higher the level before spikes is in the lower half than in the upper one, over runs."""
+    runs = [collected([reader]) for reader in readers]
+    print("\nlevel (AUC) by run, lower half - upper half, runs with at least 3 first spikes in both")
+    for signal in SIGNALS:
+        levels = []
+        for pairs, names in runs:
+            halves = [half_of(pairs, signal, some) for some in (names[: len(names) // 2], names[len(names) // 2 :])]
+            if min(len(half.fresh) for half in halves) >= 3:
+                levels.append([half.level(np.array(half.fresh, dtype=np.int64)) for half in halves])
+        if len(levels) >= 3:
+            lower, upper = np.array(levels).T
+            found = stats.ttest_rel(lower, upper)
+            low, high = found.confidence_interval()
+            between = f"{lower.mean() - upper.mean():+.2f} ({low:+.2f} to {high:+.2f}), p = {found.pvalue:.3f}"
+            above = f"above 0.5 in {(lower > 0.5).sum()} and {(upper > 0.5).sum()}"
+            print(f"{signal:<19}{len(levels):>3} runs: {lower.mean():.2f} - {upper.mean():.2f} = {between}; {above}")
+
+
+def pooled(readers: Sequence[RunReader]) -> None:
+    pairs, names = collected(readers)
     print(f"{len(readers)} runs, {sum(pair.span for (s, _), pair in pairs.items() if s == 'update_norm'):,} values")
     print(
         f"{'signal':<19}{'layer':<12}{'spikes':>7}{'warned':>8}{'share':>7}{'chance':>8}{'p':>7}{'p Holm':>8}", end=""
@@ -165,16 +208,7 @@ def pooled(readers: Sequence[RunReader]) -> None:
     half = len(names) // 2
     for signal in SIGNALS:
         for which, some in (("lower half", names[:half]), ("upper half", names[half:])):
-            whole = Pair()
-            for name in some:
-                pair = pairs.get((signal, name))
-                if pair is not None and pair.spikes:
-                    whole.alarms += [whole.span + at for at in pair.alarms]
-                    shift = whole.span
-                    whole.fresh += [shift + at for at in pair.fresh]
-                    whole.spikes += [replace(s, onset=s.onset + shift, end=s.end + shift) for s in pair.spikes]
-                    whole.before += pair.before
-                    whole.span += pair.span
+            whole = half_of(pairs, signal, some)
             if len(whole.spikes) >= MIN_MATCHES:
                 cells((signal, which), whole.row(), None, None)
     for words, found in zip(("by alarms", "by AUC"), corrected, strict=True):
@@ -253,5 +287,6 @@ if __name__ == "__main__":
     with ExitStack() as stack:
         runs = [stack.enter_context(open_run(path)) for path in paths if (path / "run.duckdb").exists()]
         pooled(runs)
+        differences(runs)
         for run in runs if given.each else ():
             judge(run)
