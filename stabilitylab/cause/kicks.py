@@ -16,7 +16,7 @@ def kick(parameters: Sequence[nn.Parameter], size: float, generator: torch.Gener
     """Move each trained tensor in a random direction by ``size`` times its norm, in place."""
     for p in parameters:
         if p.requires_grad:
-            direction = torch.randn(p.shape, generator=generator)
+            direction = torch.randn(p.shape, generator=generator, device="cpu")
             p.add_((direction * (size / direction.norm())).to(p) * p.norm())
 
 

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from stabilitylab.recording.measurement import Measured, Measurement, Step, measures, real
 from stabilitylab.recording.norms import careful
 from stabilitylab.recording.passes import Parts, ratio_sums, readable
-from stabilitylab.recording.selection import local
 
 _CHUNK = 1 << 24
 """Maximum number of gradient entries copied at a time."""
@@ -70,7 +69,7 @@ class AdamRMS(Measurement):
             return None
         sums: dict[nn.Parameter, Tensor] = {}
         norms: dict[nn.Parameter, Tensor] = {}
-        for part in _alike(among.parameters, lambda p: (local(p).device, id(groups[p]))):
+        for part in _alike(among.parameters, lambda p: (real(p).device, id(groups[p]))):
             group, states = groups[part[0]], [optimizer.state.get(p) or {} for p in part]
             grads = [_whole(p.grad) for p in part]
             if step.scale is None and (ratios := _sums_in_parts(grads, states, group)) is not None:
@@ -119,7 +118,7 @@ def _adam_sums(
     for i, state in past:
         if "max_exp_avg_sq" in state:
             v[i] = torch.maximum(v[i], _whole(state["max_exp_avg_sq"]))
-    steps = [_known(_made(state, group) if state else 0) for state in states]
+    steps = _numbers([_made(state, group) if state else 0 for state in states])
     counted = [t for t in steps if isinstance(t, Tensor)]
     if counted:
         zero = torch.zeros_like(counted[0])
@@ -149,9 +148,7 @@ def _sums_in_parts(
     if len(set(map(len, kept_by))) > 1 or not all(map(readable, *zip(*kept_by, strict=True), grads)):
         return None
     kept = list(map(list, zip(*kept_by, strict=True)))  # second moments and, for AMSGrad, their maxima
-    made = [_made(state, group) for state in states]
-    if all(isinstance(count, Tensor) for count in made):
-        made = torch.stack(made).tolist()
+    made = _numbers([_made(state, group) for state in states])
     bias = [(1 - beta2 ** (float(count) + 1)) / beta2 for count in made]
     kept = [kept[0], *(list(torch._foreach_div(top, beta2)) for top in kept[1:])]
     factors = [((1 - beta2) / beta2, eps**2 * b) for b in bias]
@@ -160,12 +157,21 @@ def _sums_in_parts(
         norms = np.sqrt(squares).astype(np.float32)
     careful(norms, grads)
     of_grads = torch.from_numpy(np.stack([norms, largest.astype(np.float32)]))
-    return (torch.from_numpy(sums) * torch.tensor(bias, dtype=torch.float64)).float().unbind(), of_grads.unbind(1)
+    return torch.from_numpy(sums * np.array(bias)).float().unbind(), of_grads.unbind(1)
 
 
 def _known(number: float | Tensor) -> float | Tensor:
     """``number`` as a float, or unchanged if it is a tensor on an accelerator: reading it would wait for the device."""
     return number if isinstance(number, Tensor) and number.device.type != "cpu" else float(number)
+
+
+def _numbers(counts: list[float | Tensor]) -> list[float | Tensor]:
+    """`_known` of each; counters on the CPU are read in one call."""
+    tensors = [count for count in counts if isinstance(count, Tensor) and count.device.type == "cpu"]
+    if tensors and len(tensors) == len(counts):
+        read: list[float | Tensor] = torch.stack(tensors).tolist()
+        return read
+    return [_known(count) for count in counts]
 
 
 def _whole(tensor: Tensor | None) -> Tensor:
@@ -183,7 +189,7 @@ def _alike(parameters: Sequence[nn.Parameter], key: Callable[[nn.Parameter], Any
         part: list[nn.Parameter] = []
         entries = 0
         for p in group:
-            size = local(p).numel()
+            size = real(p).numel()
             if part and entries + size > _CHUNK:
                 yield part
                 part, entries = [], 0

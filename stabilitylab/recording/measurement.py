@@ -140,8 +140,13 @@ def new_measurement(name: str) -> Measurement:
     return measure() if is_class else _Stateless(measure)
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def real(tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor; complex entries become two real ones."""
+    """This process's shard of a tensor, without its graph; complex entries become two real ones."""
+    if tensor.is_cuda and type(tensor) in _PLAIN and not tensor.is_complex():
+        return tensor  # nothing here builds a graph, and a view of each tensor costs more than a fused kernel for all
     tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -26,6 +26,8 @@ and the norm is accurate to 256 * 2**-24 / 2 = 7.6e-6 at any size. A single `tor
 entries on some processors."""
 _TORCH_BLOCK = 2048
 """Like `_BLOCK`, for sums computed by torch, which uses at least 8 lanes on any processor."""
+_COPIED = 1 << 24
+"""Maximum entries that are copied at a time on a GPU."""
 _MARK = attrgetter("device", "dtype", "shape")
 _THREADED = 1 << 19
 """Minimum entries for which multithreading pays off."""
@@ -96,7 +98,7 @@ class Kind:
     @cached_property
     def order(self) -> Tensor:
         """Indices of the large tensors, then of the small ones."""
-        return torch.tensor(self.large + [i for among in self.small for i in among], dtype=torch.int64)
+        return torch.tensor(self.large + [i for among in self.small for i in among], dtype=torch.int64, device="cpu")
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -214,8 +216,25 @@ def l2_norms(tensors: Sequence[Tensor], kind: Kind, largest: np.ndarray | None =
 @torch.no_grad()
 def count_nonfinite(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     """(1, n): number of entries of each tensor that are NaN or infinite."""
-    # 0 * x is 0 for finite x and NaN otherwise; count_nonzero counts NaN.
+    # 0 * x is 0 for finite x and NaN otherwise; NaN is not zero.
+    if tensors[0].is_cuda:  # two calls, since each takes longer than its kernels
+        filled = _filled(tensors)
+        counts: list[Tensor] = []
+        for among in _portions([t.numel() for t in filled]):
+            counts += torch._foreach_norm(torch._foreach_mul(filled[among], 0.0), 0, dtype=torch.float64)
+        return torch.stack(counts).float()[None]
     return torch.stack([(t * 0.0).count_nonzero() for t in tensors]).float()[None]
+
+
+def _portions(sizes: Sequence[int]) -> Iterator[slice]:
+    """Consecutive portions of at most `_COPIED` entries each, or of one tensor."""
+    start = entries = 0
+    for i, size in enumerate(sizes):
+        if i > start and entries + size > _COPIED:
+            yield slice(start, i)
+            start, entries = i, 0
+        entries += size
+    yield slice(start, len(sizes))
 
 
 def _norm(tensor: Tensor) -> float:

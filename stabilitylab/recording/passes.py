@@ -33,7 +33,7 @@ class Parts:
 
     def together(self, tensors: Sequence[Tensor]) -> Tensor:
         """(m,): a copy of all small tensors, concatenated."""
-        return torch.cat([tensors[i].reshape(-1) for i in self.small]) if self.small else torch.empty(0)
+        return torch.cat([tensors[i].reshape(-1) for i in self.small]) if self.small else torch.empty(0, device="cpu")
 
     def sums(self, flat: np.ndarray) -> np.ndarray:
         """(small tensors,): sums over each small tensor of one value per entry, (m,)."""
@@ -83,7 +83,7 @@ def ratio_sums(
     |g|, read while g is in the cache. ``seconds``: one or more v; the largest is used. ``factors``: (c, floor) of each
     tensor."""
     ratio, of_grads = np.zeros(len(grads)), np.zeros((2, len(grads)))
-    scratch = torch.empty(PART)
+    scratch = torch.empty(PART, device="cpu")
 
     def ratios(g: Tensor, vs: Sequence[Tensor], c: float | Tensor, floor: float | Tensor) -> Tensor:
         out = scratch[: len(g)] if len(g) <= PART else torch.empty_like(g)
@@ -109,8 +109,8 @@ def ratio_sums(
             c, floor = factors[parts.small[0]]
             ratio[parts.small] = parts.sums((g * ratios(g, vs, c, floor)).numpy())
         else:
-            sizes = torch.tensor([grads[i].numel() for i in parts.small])
-            each = torch.tensor([factors[i] for i in parts.small]).repeat_interleave(sizes, 0)
+            sizes = torch.tensor([grads[i].numel() for i in parts.small], device="cpu")
+            each = torch.tensor([factors[i] for i in parts.small], device="cpu").repeat_interleave(sizes, 0)
             ratio[parts.small] = parts.sums((g * ratios(g, vs, each[:, 0], each[:, 1])).numpy())
         of_grads[0, parts.small] = parts.sums((g * g).numpy())
         of_grads[1, parts.small] = parts.maxima(g.abs().numpy())
@@ -123,7 +123,7 @@ class Snapshot:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._parts = Parts([t.shape for t in tensors])
         self._in_parts = all(readable(t) for t in tensors)
-        self._small = self._parts.together(tensors) if self._in_parts else torch.empty(0)
+        self._small = self._parts.together(tensors) if self._in_parts else torch.empty(0, device="cpu")
         among = self._parts.large if self._in_parts else range(len(tensors))
         self._copies = {i: tensors[i].clone() for i in among}
 

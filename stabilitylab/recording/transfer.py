@@ -22,7 +22,7 @@ class Transfer:
         for device, chosen in places.items():
             flat = torch.cat([tensors[i].detach().float().reshape(-1) for i in chosen])
             if device.type == "cuda":
-                host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+                host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
                 host.copy_(flat, non_blocking=True)
                 event = torch.cuda.Event()
                 event.record(torch.cuda.current_stream(device))

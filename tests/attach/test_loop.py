@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import stabilitylab
 from stabilitylab import RecordError
 from stabilitylab.errors import RunExists
+from stabilitylab.signals import BUILT_IN
 from stabilitylab.store.reader import open_run
 
 ALL = ("grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms", "update_ratio")
@@ -400,3 +401,36 @@ def test_a_metric_is_declared_once_with_its_goal(tmp_path: Path) -> None:
         assert [event.kind for event in reader.events()].count("metric") == 1
     assert series.evals["quality"].goal == "max"
     assert series.evals["val_top1"].value.tolist() == [83.0]
+
+
+@pytest.mark.parametrize("measure", ["auto", "step", "backward"])
+def test_the_default_device_of_the_loop_is_not_ours(measure: str, tmp_path: Path) -> None:
+    """Every signal with ``torch.set_default_device``: "meta" stands for a GPU, and fails wherever a tensor is made on
+    it."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    found = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        model = VisionTransformer(img_size=16, patch_size=8, num_classes=3, embed_dim=32, depth=2, num_heads=2)
+        optimizer, x = torch.optim.AdamW(model.parameters()), torch.randn(4, 3, 16, 16)
+        model(x).sum().backward()
+        optimizer.step()  # makes the optimizer's state on the CPU
+        optimizer.zero_grad()
+        torch.set_default_device(device)
+        try:
+            with stabilitylab.record(
+                model, optimizer, run=device, runs_dir=tmp_path, signals=BUILT_IN, measure=measure
+            ) as rec:
+                for _ in range(6):
+                    loss = model(x).square().mean()
+                    loss.backward()
+                    rec.step(loss=loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                rec.features(x.flatten(1))
+        finally:
+            torch.set_default_device(None)
+        run = stabilitylab.open_run(tmp_path / device)
+        found.append(np.concatenate([run.signal(name).to_numpy().ravel() for name in BUILT_IN]))
+    np.testing.assert_array_equal(*found)

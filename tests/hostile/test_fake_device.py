@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stabilitylab.config import OPTIMIZERS, resolve
 from stabilitylab.config.sections import OptimConfig
 from stabilitylab.data.views import Draws, View, augment
 from stabilitylab.methods import METHODS
 from stabilitylab.models.layers import Layer
+from stabilitylab.recording import measurement
 from stabilitylab.recording.norms import Kinds, count_nonfinite, l2_and_largest, l2_norms
 from stabilitylab.recording.recorder import Recorder
 from stabilitylab.recording.transfer import Transfer
@@ -26,6 +29,7 @@ from stabilitylab.train.optim import build_optimizer
 from tests.recording.test_recorder import MemorySink
 
 CUDA = torch.device("cuda", 0)
+SIX = ("grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms", "update_ratio")
 
 
 @pytest.fixture
@@ -68,13 +72,47 @@ def test_every_signal_of_gradients_and_weights(fake: FakeTensorMode, fused: bool
     parameters = [p for layer in layers for p in layer.parameters]
     optimizer = torch.optim.AdamW(parameters, fused=False)
     for p in parameters:
-        step = torch.empty((), device=CUDA) if fused else torch.tensor(1.0)
+        step = torch.empty((), device=CUDA) if fused else 1.0
         optimizer.state[p] = {"step": step, "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
-    names = ("grad_norm", "grad_max", "weight_norm", "nonfinite", "adam_rms", "update_ratio")
-    recorder = Recorder(layers, MemorySink(), signals=names, optimizer=optimizer)
+    recorder = Recorder(layers, MemorySink(), signals=SIX, optimizer=optimizer)
     found = recorder.measure(grad_scale=torch.empty((), device=CUDA))
     assert found.values.device == found.measured.device == CUDA
     assert found.values.shape[1] == 3
+
+
+class CountedCalls(TorchDispatchMode):
+    """Counts operations. A list of tensors in one operation counts as one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "aten"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("signals", "most"), [(SIX[:2], 30), (SIX, 90)])
+@pytest.mark.parametrize("on_device", [True, False])
+def test_the_number_of_calls_does_not_grow_with_the_model(
+    signals: tuple[str, ...], most: int, on_device: bool, monkeypatch: pytest.MonkeyPatch, fake: FakeTensorMode
+) -> None:
+    """On a GPU a call costs more than its kernels: one for each of 152 tensors made six signals cost as much as a step
+    of ViT-Tiny. ``on_device``: whether the optimizer counts its steps there."""
+    monkeypatch.setattr(measurement, "_PLAIN", (FakeTensor,))
+    monkeypatch.setattr(measurement, "_entries", list)
+    counts = []
+    for depth in (5, 50):
+        modules = [nn.Linear(8, 8, device=CUDA) for _ in range(depth)]
+        layers = [Layer(f"layer{i}", i, tuple(with_gradients(module))) for i, module in enumerate(modules)]
+        optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters])
+        for p in optimizer.param_groups[0]["params"]:
+            step = torch.empty((), device=CUDA) if on_device else 1.0  # a fake tensor on the CPU has no value
+            optimizer.state[p] = {"step": step, "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
+        recorder = Recorder(layers, MemorySink(), signals=signals, optimizer=optimizer)
+        for iteration in range(3):  # what is constant is made first
+            with CountedCalls() as calls:
+                recorder.step(iteration)
+        counts.append(calls.count)
+    assert counts[0] == counts[1] < most, counts
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
