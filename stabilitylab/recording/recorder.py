@@ -181,7 +181,6 @@ class Recorder:
         return self._index.select(p.requires_grad and (updated is None or p in updated) for p in self._index.parameters)
 
     @torch.no_grad()
-    @torch.no_grad()
     def settle(self) -> bool:
         """Complete the last row with what is known only after the update. Returns whether there was such a row."""
         unsettled, self._unsettled = self._unsettled, False
