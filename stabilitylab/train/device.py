@@ -46,11 +46,14 @@ def prepare_convolutions(method: Method, device: torch.device) -> None:
 
 def use_deterministic_kernels(device: torch.device) -> None:
     """Make a run repeat to the last bit on CUDA, where many kernels add in an order that varies. Call it before the
-    first operation on the device. It applies to the whole process. An operation without such a kernel warns."""
+    first operation on the device. It applies to the whole process. An operation without such a kernel warns; fused
+    attention, which would, is replaced by plain matrix products."""
     if device.type != "cuda":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    for kernels in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{kernels}_sdp")(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -90,9 +90,10 @@ def test_six_signals_over_ten_updates(options: str, tmp_path: Path) -> None:
     plain = {"amsgrad": True} if options == "amsgrad" else {}
     expected = trained(torch.device("cpu"), torch.float64, plain, tmp_path / "cpu")
     found = trained(DEVICE, torch.float64, OPTIMIZERS[options], tmp_path / "cuda")
+    rtol = 1e-4 if options == "capturable" else 1e-5  # its bias corrections are float32
     for name in SIX:
         assert np.isfinite(expected[name]).any(), name
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(found[name], expected[name], rtol=rtol, atol=1e-9, err_msg=name)
 
 
 def test_a_step_with_every_signal_of_gradients_never_waits(no_waits: Any) -> None:

@@ -40,6 +40,8 @@ def settings_of_torch() -> Iterator[None]:
     yield
     torch.backends.cudnn.benchmark = before
     torch.use_deterministic_algorithms(False)
+    for kernels in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{kernels}_sdp")(True)
     torch.cuda.set_sync_debug_mode("default")
 
 

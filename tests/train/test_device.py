@@ -17,14 +17,22 @@ from stabilitylab.train import device
 from stabilitylab.train.device import prepare_convolutions
 
 CUDA = torch.device("cuda")
+FUSED = ("flash", "mem_efficient", "cudnn")
 
 
 @pytest.fixture(autouse=True)
-def benchmark() -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
+def settings() -> Iterator[None]:
+    """torch's settings of the process, which each test leaves as they are."""
+    backends, filled = torch.backends, torch.utils.deterministic.fill_uninitialized_memory
+    before = backends.cudnn.benchmark
+    fused = {name: getattr(backends.cuda, f"{name}_sdp_enabled")() for name in FUSED}
+    backends.cudnn.benchmark = False
     yield
-    torch.backends.cudnn.benchmark = before
+    backends.cudnn.benchmark = before
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    for name, enabled in fused.items():
+        getattr(backends.cuda, f"enable_{name}_sdp")(enabled)
 
 
 def method(arch: str) -> Method:
@@ -59,6 +67,18 @@ def test_other_encoders_and_devices_are_left_as_they_are(arch: str, device: torc
     prepare_convolutions(left, device)
     assert not torch.backends.cudnn.benchmark
     assert all(p.is_contiguous() for p in left.parameters())
+
+
+def test_deterministic_kernels_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    device.use_deterministic_kernels(torch.device("cpu"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    device.use_deterministic_kernels(CUDA)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    assert not any(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in FUSED)
+    prepare_convolutions(method("resnet18"), CUDA)
+    assert not torch.backends.cudnn.benchmark  # its choice may differ between two starts
 
 
 @pytest.mark.parametrize(
