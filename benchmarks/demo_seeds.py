@@ -1,14 +1,16 @@
-"""The demo's learned runs on ten seeds: what the report concludes from each, and from three seeds together.
+"""The demo's runs on ten seeds: what the report concludes from each, and from three seeds together.
 
     for capability in default avx2 avx512; do
         ATEN_CPU_CAPABILITY=$capability python benchmarks/demo_seeds.py DIR --seeds 10
     done
+    python benchmarks/demo_seeds.py DIR --frozen
     python benchmarks/demo_seeds.py DIR --table
 
-Trains the runs that are missing in DIR, one after the other, with the configuration and the length of `stablab demo`
-and without the frozen runs, as DIR/CAPABILITY/seedN: about a minute per run on one core. ``--table`` only prints: for
-each seed and capability the spikes of patch_embed and of all layers, and the verdict of the report with its p; then how
-many of all choices of three seeds, which is what `stablab demo` compares, have more spikes than expected by chance.
+Trains the runs that are missing in DIR, one after the other, with the configuration and the length of `stablab demo`:
+the learned ones as DIR/CAPABILITY/seedN, with ``--frozen`` the frozen ones as DIR/CAPABILITY/frozen-seedN; about a
+minute per run on one core. ``--table`` only prints: for each seed and capability the spikes of patch_embed (if it is
+frozen, of blocks.0) and of all layers, and the verdict of the report with its p; then how many of all choices of three
+seeds, which is what `stablab demo` compares, have more spikes than expected by chance.
 """
 
 from __future__ import annotations
@@ -26,11 +28,22 @@ from stabilitylab.cli.demo import DEMO, DEMO_ITERATIONS, DEMO_SEEDS
 from stabilitylab.report.html.instability import expected_by_chance, spikes_beyond_chance
 from stabilitylab.run.loading import load_run
 
-FIRST = "patch_embed"
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 
 
-def train(folder: Path, seeds: range) -> None:
+@dataclass(frozen=True)
+class Arm:
+    """The learned or the frozen runs. ``first``: the layer that is counted alone."""
+
+    mitigation: tuple[str, ...]
+    prefix: str
+    first: str
+
+
+LEARNED, FROZEN = Arm((), "seed", "patch_embed"), Arm(("frozen-patch",), "frozen-seed", "blocks.0")
+
+
+def train(folder: Path, seeds: range, arm: Arm) -> None:
     import torch
 
     from stabilitylab.config import resolve
@@ -40,18 +53,21 @@ def train(folder: Path, seeds: range) -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     jobs = []
     for seed in seeds:
-        name = f"seed{seed}"
+        name = f"{arm.prefix}{seed}"
         if not is_complete(folder / capability / name):
-            jobs.append((name, resolve(DEMO, {"train": {"iterations": DEMO_ITERATIONS, "seed": seed}})))
+            own = {"train": {"iterations": DEMO_ITERATIONS, "seed": seed}, "mitigation": list(arm.mitigation)}
+            jobs.append((name, resolve(DEMO, own)))
     if jobs:
         train_side_by_side(jobs, folder / capability, workers=1)
 
 
 @dataclass(frozen=True)
 class Seed:
-    """The spikes of one run and those expected by chance. ``knn``: at the start and at the end."""
+    """The spikes of one run and those expected by chance. ``counted``: the layer that is counted alone. ``knn``: at
+    the start and at the end."""
 
     found: RunAnalysis
+    counted: str
     knn: tuple[float, float]
 
     @property
@@ -60,7 +76,7 @@ class Seed:
 
     @property
     def first(self) -> int:
-        return sum(spike.layer == FIRST for spike in self.spikes)
+        return sum(spike.layer == self.counted for spike in self.spikes)
 
     def cells(self) -> str:
         chance = chance_of(len(self.spikes), expected_by_chance([self.found]))
@@ -68,32 +84,31 @@ class Seed:
         return f"{self.first} | {len(self.spikes)} | {verdict}, p = {chance:.1g}"
 
 
-def load(folder: Path, seeds: range) -> dict[int, Seed]:
+def load(folder: Path, seeds: range, arm: Arm) -> dict[int, Seed]:
     found = {}
     for seed in seeds:
-        if (folder / f"seed{seed}").exists():
-            run = load_run(folder / f"seed{seed}")
+        if (folder / f"{arm.prefix}{seed}").exists():
+            run = load_run(folder / f"{arm.prefix}{seed}")
             end = run.summary.final_knn
-            found[seed] = Seed(
-                run.analysis, (run.series.evals["knn_top1"].value[0], float("nan") if end is None else end)
-            )
+            knn = (run.series.evals["knn_top1"].value[0], float("nan") if end is None else end)
+            found[seed] = Seed(run.analysis, arm.first, knn)
     return found
 
 
-def table(folder: Path, seeds: range) -> None:
-    runs = {capability: load(folder / capability, seeds) for capability in CAPABILITIES}
+def table(folder: Path, seeds: range, arm: Arm) -> None:
+    runs = {capability: load(folder / capability, seeds, arm) for capability in CAPABILITIES}
     runs = {capability: found for capability, found in runs.items() if found}
-    heads = [f"{capability}: {FIRST} | all | verdict" for capability in runs]
+    heads = [f"{capability}: {arm.first} | all | verdict" for capability in runs]
     print("| seed | " + " | ".join(heads) + " |")
     print("|---" * (1 + 3 * len(runs)) + "|")
     for seed in seeds:
         cells = [found[seed].cells() if seed in found else " | | " for found in runs.values()]
         print(f"| {seed} | " + " | ".join(cells) + " |")
     for capability, found in runs.items():
-        summarise(capability, found)
+        summarise(capability, found, arm)
 
 
-def summarise(capability: str, found: dict[int, Seed]) -> None:
+def summarise(capability: str, found: dict[int, Seed], arm: Arm) -> None:
     analyses = [one.found for one in found.values()]
     alone = sum(spikes_beyond_chance([one]) for one in analyses)
     groups = list(combinations(analyses, DEMO_SEEDS))
@@ -105,7 +120,7 @@ def summarise(capability: str, found: dict[int, Seed]) -> None:
     dips = sum(len(one.dips or ()) for one in analyses)
     print(
         f"\n{capability}: {alone} of {len(found)} seeds alone, {together} of {len(groups)} choices of {DEMO_SEEDS}. "
-        f"{first} spikes of {FIRST} (by chance {by_chance / len(analyses[0].layers):.1f}), {len(spikes)} in all "
+        f"{first} spikes of {arm.first} (by chance {by_chance / len(analyses[0].layers):.1f}), {len(spikes)} in all "
         f"({by_chance:.1f}), up to {max((spike.ratio for spike in spikes), default=0):.0f}x. kNN {min(starts):.0f} to "
         f"{max(starts):.0f}% at the start, {min(ends):.0f} to {max(ends):.0f}% at the end; {dips} dips."
     )
@@ -116,9 +131,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--frozen", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     chosen = range(given.first, given.first + given.seeds)
+    side = FROZEN if given.frozen else LEARNED
     if not given.table:
-        train(given.folder, chosen)
-    table(given.folder, chosen)
+        train(given.folder, chosen, side)
+    table(given.folder, chosen, side)
