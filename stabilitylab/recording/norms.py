@@ -219,12 +219,12 @@ def count_nonfinite(tensors: Sequence[Tensor], kind: Kind) -> Tensor:
     # 0 * x is 0 for finite x and NaN otherwise; NaN is not zero.
     if tensors[0].is_cuda:  # two calls, since each takes longer than its kernels
         filled = _filled(tensors)
-        zeros = (torch._foreach_mul(filled[among], 0.0) for among in _portions([t.numel() for t in filled]))
+        zeros = (torch._foreach_mul(filled[among], 0.0) for among in portions([t.numel() for t in filled]))
         return torch.cat([torch.stack(torch._foreach_norm(z, 0, dtype=torch.float64)) for z in zeros]).float()[None]
     return torch.stack([(t * 0.0).count_nonzero() for t in tensors]).float()[None]
 
 
-def _portions(sizes: Sequence[int]) -> Iterator[slice]:
+def portions(sizes: Sequence[int]) -> Iterator[slice]:
     """Consecutive portions of at most `_COPIED` entries each, or of one tensor."""
     start = entries = 0
     for i, size in enumerate(sizes):

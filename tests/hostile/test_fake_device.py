@@ -90,7 +90,7 @@ class CountedCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("signals", "most"), [(SIX[:2], 30), (SIX, 90)])
+@pytest.mark.parametrize(("signals", "most"), [(SIX[:2], 30), (SIX, 90), (("grad_cosine",), 60)])
 @pytest.mark.parametrize("on_device", [True, False])
 def test_the_number_of_calls_does_not_grow_with_the_model(
     signals: tuple[str, ...], most: int, on_device: bool, monkeypatch: pytest.MonkeyPatch, fake: FakeTensorMode

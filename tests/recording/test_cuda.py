@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import stabilitylab
 from stabilitylab.recording.norms import Kinds, count_nonfinite, l2_and_largest
 from stabilitylab.recording.recorder import Recorder
-from stabilitylab.signals import SIGNALS
 from tests.recording.test_recorder import MemorySink
 from tests.recording.test_signals import layers_of
 
@@ -72,7 +71,7 @@ def trained(device: torch.device, dtype: torch.dtype, options: dict[str, Any], f
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, **options)
     generator = torch.Generator().manual_seed(1)
     with stabilitylab.record(
-        model, optimizer, run="run", runs_dir=folder, signals=SIX, measure="step", granularity="param"
+        model, optimizer, run="run", runs_dir=folder, signals=(*SIX, "grad_cosine"), measure="step", granularity="param"
     ) as rec:
         for _ in range(10):
             x = torch.randn(64, 40, generator=generator, dtype=torch.float64).to(device, dtype)
@@ -82,7 +81,7 @@ def trained(device: torch.device, dtype: torch.dtype, options: dict[str, Any], f
             optimizer.step()
             optimizer.zero_grad()
     run = stabilitylab.open_run(folder / "run")
-    return {name: run.signal(name).to_numpy() for name in SIX}
+    return {name: run.signal(name).to_numpy() for name in (*SIX, "grad_cosine")}
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS)
@@ -91,7 +90,7 @@ def test_six_signals_over_ten_updates(options: str, tmp_path: Path) -> None:
     expected = trained(torch.device("cpu"), torch.float64, plain, tmp_path / "cpu")
     found = trained(DEVICE, torch.float64, OPTIMIZERS[options], tmp_path / "cuda")
     rtol = 1e-4 if options == "capturable" else 1e-5  # its bias corrections are float32
-    for name in SIX:
+    for name in (*SIX, "grad_cosine"):
         assert np.isfinite(expected[name]).any(), name
         np.testing.assert_allclose(found[name], expected[name], rtol=rtol, atol=1e-9, err_msg=name)
 
@@ -99,7 +98,7 @@ def test_six_signals_over_ten_updates(options: str, tmp_path: Path) -> None:
 def test_a_step_with_every_signal_of_gradients_never_waits(no_waits: Any) -> None:
     model = net().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    names = tuple(name for name in (*SIX, "grad_cosine") if name in SIGNALS)
+    names = (*SIX, "grad_cosine")
     recorder = Recorder(
         layers_of(*[[p] for p in model.parameters()]), MemorySink(), model=model, signals=names, optimizer=optimizer
     )

@@ -12,12 +12,25 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 import stabilitylab
+from stabilitylab.recording import direction
 from stabilitylab.store.reader import open_run
 
 
 def series(root: Path, signal: str) -> dict[int, np.ndarray]:
     with open_run(root / "r") as reader:
         return {layer: value for layer, (_, value) in reader.layer_series(signal).items()}
+
+
+def test_inner_products_in_few_calls() -> None:
+    """What a GPU computes, in double precision: for equal, opposite, independent and zero gradients."""
+    torch.manual_seed(0)
+    base = [torch.randn(n, dtype=torch.float64) for n in (1, 5, 1000, 30_000)]
+    now = [*base, *base, *base, torch.zeros(7, dtype=torch.float64)]
+    last = [*(3 * t for t in base), *(-t for t in base), *(torch.randn_like(t) for t in base), torch.ones(7).double()]
+    own, other = (torch.stack([t.norm() for t in ts]).clamp(min=1e-38) for ts in (now, last))
+    exact = [float((a / m) @ (b / n)) for a, b, m, n in zip(now, last, own, other, strict=True)]
+    found = direction._in_few_calls(now, last, own.float(), other.float())
+    np.testing.assert_allclose(found, exact, atol=3e-7)
 
 
 def test_the_cosine_to_the_previous_gradient(tmp_path: Path) -> None:
