@@ -184,3 +184,8 @@ def read_summary(folder: Path) -> list[dict[str, Any]]:
 def verdicts(study: Study, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
     """Judge the claims of the study from its rows."""
     return [judge(claim, rows, study.looks) for claim in study.claims]
+
+
+def is_open(study: Study, verdict: Verdict) -> bool:
+    """Whether a claim is undecided and the study was stopped before all seeds of its sequential rule were used."""
+    return bool(study.looks) and verdict.verdict == "inconclusive" and verdict.num_seeds < study.looks[-1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from stabilitylab.comparison.decisions import LEVEL
 from stabilitylab.report.writing import write_atomically
-from stabilitylab.studies.collect import LAGS, PROVENANCE, verdicts
+from stabilitylab.studies.collect import LAGS, PROVENANCE, is_open, verdicts
 from stabilitylab.studies.study import Study, look_up
 
 PAGE = "README.md"
@@ -60,7 +60,7 @@ def write_page(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) ->
             seen,
             f"{claim.smallest:g}",
             str(decided.num_seeds),
-            f"**{decided.verdict}**",
+            "**open**: seeds are left" if is_open(study, decided) else f"**{decided.verdict}**",
         )
         lines.append(f"| {' | '.join(cells)} |")
     write_atomically(folder / PAGE, "\n".join([*lines, *_lags(folder), ""]).encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 from stabilitylab.comparison.claims import Verdict
 from stabilitylab.comparison.decisions import LEVEL
 from stabilitylab.errors import ConfigError
-from stabilitylab.studies.collect import read_summary, verdicts
+from stabilitylab.studies.collect import is_open, read_summary, verdicts
 from stabilitylab.studies.search import Objective
 from stabilitylab.studies.search_table import PER, TABLE, met, read_table
 from stabilitylab.studies.study import Study, load_study
@@ -16,7 +16,7 @@ from stabilitylab.studies.study import Study, load_study
 _POINTS = ("final_knn", "best_knn", "max_dip_depth")
 """Metrics that are fractions of images, shown in percentage points."""
 
-_WORDS = ("reproduced", "contradicted", "inconclusive", "dead", "not run")
+_WORDS = ("reproduced", "contradicted", "inconclusive", "open", "dead", "not run")
 
 FINDINGS = "findings.md"
 """A file next to the summaries with the main findings, shown at the top of the page."""
@@ -36,7 +36,8 @@ dead) have been withdrawn; the history of the repository has them.
 A claim is **reproduced** if the interval of the difference over seeds is on the claimed side of 0 and reaches the
 smallest effect of interest, **contradicted** if the interval excludes such an effect, and otherwise **inconclusive**. A
 claim that there is no effect is reproduced if the interval excludes an effect of this size, and contradicted if the
-whole interval is at least that large. A claim is **dead** if more than a fifth of the runs of a group end below the kNN
+whole interval is at least that large. It is **open** if it is inconclusive but its study was stopped before all seeds
+of its sequential rule were used: the same command continues. A claim is **dead** if more than a fifth of the runs of a group end below the kNN
 accuracy of their untrained encoder (57 to 80%, depending on seed and width): training that does not work says nothing
 about instability. Intervals have a level of 95%, or the stated higher level if seeds were added until the claim was
 decided. Differences in accuracy and depth are in points, areas in fractions x iterations. There is no correction for
@@ -57,9 +58,7 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     judged from ``reports/<study>/runs.csv``."""
     summaries = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in summaries]
-    counts = [
-        _word(verdict, len(rows) == len(study.runs)) for study, rows, all_of_it in judged for verdict in all_of_it
-    ]
+    counts = [_word(study, verdict, rows) for study, rows, all_of_it in judged for verdict in all_of_it]
     tally = ", ".join(f"{counts.count(kind)} {kind}" for kind in _WORDS)
     runs = len({row["run"] for _, rows in summaries for row in rows})
     findings = reports / FINDINGS
@@ -74,7 +73,7 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
         if 0 < len(rows) < len(study.runs):
             where += f", {len(rows)} of {len(study.runs)} runs"
         for verdict in judgements:
-            lines.append(f"| {where} | {_row(verdict)} | **{_word(verdict, len(rows) == len(study.runs))}** |")
+            lines.append(f"| {where} | {_row(verdict)} | **{_word(study, verdict, rows)}** |")
             where = ""
     return "\n".join(lines) + "\n"
 
@@ -109,9 +108,12 @@ def _searches(reports: Path) -> list[str]:
     return ["\n".join(lines) + "\n"]
 
 
-def _word(verdict: Verdict, whole: bool) -> str:
-    """The verdict, or "not run" if a claim has no pair of runs and its study is incomplete."""
-    return verdict.verdict if whole or verdict.num_seeds else "not run"
+def _word(study: Study, verdict: Verdict, rows: Sequence[object]) -> str:
+    """The verdict, "open" if a sequential study has seeds left, or "not run" if a claim has no pair of runs and its
+    study is incomplete."""
+    if not verdict.num_seeds and len(rows) < len(study.runs):
+        return "not run"
+    return "open" if is_open(study, verdict) else verdict.verdict
 
 
 def _row(verdict: Verdict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,23 @@ def place(tmp_path: Path) -> Path:
 
 def test_the_table_says_what_was_planted(place: Path) -> None:
     table = claims_table(find_studies(place / "studies"), place / "reports")
-    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 0 inconclusive, 0 dead, 1 not run." in table
+    assert "2 claims, 12 runs: 1 reproduced, 0 contradicted, 0 inconclusive, 0 open, 0 dead, 1 not run." in table
     half = 4.302653 * 1 / 3**0.5  # Student's, n = 3, sd 1 point
     interval = f"[{6 - half:.3g}, {6 + half:.3g}]"
     row = f"frozen \\| ends higher | +1.7 points | final_knn +6 {interval}, n = 3 | 1 | **reproduced** |"
     assert f"| [frozen](frozen/) | {row}" in table
     assert "| never | frozen \\| ends higher | +1.7 points | no value, n = 0 | 1 | **not run** |" in table
+
+
+@pytest.mark.parametrize(("most", "word"), [(5, "open"), (3, "inconclusive")])
+def test_a_claim_is_open_while_a_sequential_study_has_seeds_left(most: int, word: str, place: Path) -> None:
+    """Without any difference at 0.1, three seeds decide nothing; the rule then asks for two more, or there are none."""
+    undecided = STUDY.replace("where = { base_lr = 0.2 }", "where = { base_lr = 0.1 }")
+    rule = f"[sequential]\nfirst = 3\nstep = 2\nmost = {most}\n\n[grid]\n"
+    (place / "studies" / "frozen.toml").write_text(re.sub(r"\[grid\]\nseed = .*\n", rule, undecided))
+    table = claims_table(find_studies(place / "studies"), place / "reports")
+    assert f"n = 3 | 1 | **{word}** |" in table
+    assert f"1 {word}, " in table
 
 
 def test_a_dead_group_is_named_and_what_was_learned_comes_first(place: Path) -> None:
@@ -72,7 +84,7 @@ def test_a_dead_group_is_named_and_what_was_learned_comes_first(place: Path) -> 
         )
     (place / "reports" / "findings.md").write_text("## What was learned\n\nRuns die.\n")
     table = claims_table(find_studies(place / "studies"), place / "reports")
-    assert "2 claims, 12 runs: 0 reproduced, 0 contradicted, 0 inconclusive, 1 dead, 1 not run." in table
+    assert "2 claims, 12 runs: 0 reproduced, 0 contradicted, 0 inconclusive, 0 open, 1 dead, 1 not run." in table
     assert "n = 3 | 1 | **dead** |" in table
     assert table.index("# The paper's claims") < table.index("Runs die.") < table.index("A claim is **reproduced**")
 
