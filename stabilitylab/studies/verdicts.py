@@ -37,11 +37,11 @@ A claim is **reproduced** if the interval of the difference over seeds is on the
 smallest effect of interest, **contradicted** if the interval excludes such an effect, and otherwise **inconclusive**. A
 claim that there is no effect is reproduced if the interval excludes an effect of this size, and contradicted if the
 whole interval is at least that large. It is **open** if it is inconclusive but its study was stopped before all seeds
-of its sequential rule were used: the same command continues. A claim is **dead** if more than a fifth of the runs of a group end below the kNN
-accuracy of their untrained encoder (57 to 80%, depending on seed and width): training that does not work says nothing
-about instability. Intervals have a level of 95%, or the stated higher level if seeds were added until the claim was
-decided. Differences in accuracy and depth are in points, areas in fractions x iterations. There is no correction for
-the number of claims.
+of its sequential rule were used: the same command continues. A claim is **dead** if more than a fifth of the runs of a
+group end below the kNN accuracy of their untrained encoder (57 to 80%, depending on seed and width): training that does
+not work says nothing about instability. Intervals have a level of 95%, or the stated higher level if seeds were added
+until the claim was decided. Differences in accuracy and depth are in points, areas in fractions x iterations. There is
+no correction for the number of claims.
 """
 
 
