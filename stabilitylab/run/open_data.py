@@ -21,6 +21,9 @@ from stabilitylab.errors import NoDataError
 from stabilitylab.registry import check_choice
 from stabilitylab.run.frames import table
 from stabilitylab.run.view import Analysis
+from stabilitylab.store.database import connect
+from stabilitylab.store.schema import quote
+from stabilitylab.store.segments import glob_escaped
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,12 +76,12 @@ class OpenData:
     def series(self, run: str) -> DataFrame:
         """Gradient norms (L2, before any clipping), indexed by iteration: one column per layer, then ``loss`` and
         ``knn_top1``, which is NaN between evaluations. Raises NoDataError for an unknown run."""
-        import pandas as pd
-
         file = self.path / f"{run}.parquet"
         if not file.is_file() or run not in set(self.runs["run"]):
             raise NoDataError(f"no run {run!r} in {self.name}; its runs are {', '.join(self.runs['run'])}")
-        return pd.read_parquet(file).set_index("iteration")
+        with connect() as con:  # pandas would need pyarrow
+            frame: DataFrame = con.execute(f"FROM read_parquet({quote(glob_escaped(file))})").df()
+        return frame.set_index("iteration")
 
     def analyze(self, run: str) -> Analysis:
         """Spikes, episodes, lags and dips of a run, as from `Run.analyze`."""

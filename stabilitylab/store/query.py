@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import duckdb
@@ -29,15 +29,24 @@ def interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], _T]) -> _T:
     """Run a query in a thread, so that Ctrl-C ends it. DuckDB does not check for signals while it runs a query."""
     if threading.current_thread() is not threading.main_thread():
         return work()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
+    future: Future[_T] = Future()
+
+    def answer() -> None:
         try:
-            return future.result()
-        except KeyboardInterrupt:
-            while not future.done():
-                con.interrupt()  # has no effect before the query has started
-                wait([future], timeout=0.1)
-            raise
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    # No executor: it would wait for the query for ever if Ctrl-C came while it starts its thread.
+    thread = threading.Thread(target=answer, daemon=True)
+    try:
+        thread.start()
+        return future.result()
+    except KeyboardInterrupt:
+        while thread.is_alive() and not future.done():
+            con.interrupt()  # has no effect before the query has started
+            wait([future], timeout=0.1)
+        raise
 
 
 def require_reading(sql: str) -> None:

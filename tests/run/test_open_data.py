@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,19 @@ from stabilitylab.errors import ConfigError, NoDataError
 from stabilitylab.studies.series import rounded
 
 NAME = "first-layer-spikes"
+
+
+def test_it_loads_without_pyarrow(tmp_path: Path) -> None:
+    """With which alone pandas reads Parquet, and which the package does not require. From a folder with any name."""
+    pytest.importorskip("pyarrow")
+    data = sl.datasets.load(NAME)
+    moved = shutil.copytree(data.path, tmp_path / "it's [here]")
+    code = "import sys; sys.modules['pyarrow'] = None; from pathlib import Path; import stabilitylab as sl; "
+    code += "data = type(sl.datasets.load('first-layer-spikes'))(Path(sys.argv[1])); run = data.runs['run'][0]; "
+    code += "frame = data.series(run); frame.to_pickle(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, str(moved), str(tmp_path / "frame")], check=True)
+    expected = pd.read_parquet(data.path / f"{data.runs['run'][0]}.parquet").set_index("iteration")
+    pd.testing.assert_frame_equal(pd.read_pickle(tmp_path / "frame"), expected, check_column_type=False)
 
 
 def test_every_run_of_the_table_is_there_and_nothing_else() -> None:

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -220,7 +220,7 @@ def test_the_series_of_a_lead_are_kept_in_full(tmp_path: Path, monkeypatch: pyte
     setting, exploding = load_search(path).settings
     ended = {row["run"]: (row["stopped"], row["alive"]) for row in read_table(tmp_path / "table")}
     assert ended == {setting.name: ("", ended[setting.name][1]), exploding.name: ("stopped", "dead")}
-    table = pd.read_parquet(tmp_path / "table" / "series" / f"{setting.name}.parquet")
+    table = duckdb.read_parquet(str(tmp_path / "table" / "series" / f"{setting.name}.parquet")).df()
     assert table["iteration"].tolist() == list(range(13))  # 12 updates, and the evaluation after them
     with open_run(tmp_path / "runs" / setting.name) as reader:
         recorded = reader.layer_series("grad_norm")

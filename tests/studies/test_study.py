@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,7 @@ def test_a_preempted_job_is_submitted_again_and_resumes(tmp_path: Path, monkeypa
         assert reader.query("select max(iteration) from iterations").fetchone() == (399,)
 
 
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
 def test_without_slurm_the_refusal_is_one_line(tmp_path: Path) -> None:
     from stabilitylab.studies.slurm import run_on_cluster
 
