@@ -98,22 +98,28 @@ def _peaks(
     keep = int(share * usable)
     if keep < MIN_PEAKS:
         return None
-    quantile = high_quantile(score, keep, most)
-    if quantile is None:
+    for least in (1.0, 0.0):
+        at = np.flatnonzero(score > least)
+        high = score[at]
+        if most < np.inf:
+            at, high = at[high <= most], high[high <= most]
+        if len(high) >= keep:
+            break
+    else:
         return None
-    above = score > quantile
-    at = np.flatnonzero(above if most == np.inf else above & (score <= most))
+    quantile = float(np.partition(high, len(high) - keep)[len(high) - keep])
+    above = high > quantile
+    at, high = at[above], high[above]
     first = heads(at, gap)
     if len(first) < MIN_PEAKS:
         return None
-    return quantile, np.maximum.reduceat(score[at], first) - quantile
+    return quantile, np.maximum.reduceat(high, first) - quantile
 
 
-def high_quantile(score: np.ndarray, keep: int, most: float = np.inf) -> float | None:
-    """The ``keep``-th highest score that is not above ``most``; None unless it is positive."""
+def high_quantile(score: np.ndarray, keep: int) -> float | None:
+    """The ``keep``-th highest score; None unless it is positive."""
     for least in (1.0, 0.0):  # partitioning the few scores above 1 is much faster, and they are nearly always enough
         high = score[score > least]
-        high = high if most == np.inf else high[high <= most]
         if len(high) >= keep:
             return float(np.partition(high, len(high) - keep)[len(high) - keep])
     return None
