@@ -26,7 +26,8 @@ class GradCosine(Measurement):
 
     def measure(self, step: Step) -> Measured:
         chosen, grads = step.chosen, step.grads
-        before, self._now = self._before, (chosen, torch._foreach_add(grads, 0) if grads[0].is_cuda else _copies(grads))
+        copies = list(torch._foreach_add(grads, 0)) if grads[0].is_cuda else _copies(grads)
+        before, self._now = self._before, (chosen, copies)
         if before is None or before[0] is not chosen or any(a.shape != b.shape for a, b in zip(grads, before[1])):  # noqa: B905
             return step.nothing
         own = chosen.kinds.measure(l2_norms, grads)[0].clamp(min=_ZERO)
