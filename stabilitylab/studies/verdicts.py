@@ -64,6 +64,7 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     findings = reports / FINDINGS
     learned = [findings.read_text(encoding="utf-8")] if findings.is_file() else []
     lines = [_HEAD, *learned, *_searches(reports), _RULES, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
+    lines += _unfinished(judged)
     lines += [
         "| study | claim | the paper | here: difference [interval], seeds | smallest | verdict |",
         "|---|---|---|---|---|---|",
@@ -76,6 +77,17 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
             lines.append(f"| {where} | {_row(verdict)} | **{_word(study, verdict, rows)}** |")
             where = ""
     return "\n".join(lines) + "\n"
+
+
+def _unfinished(judged: Sequence[tuple[Study, Sequence[object], Sequence[Verdict]]]) -> list[str]:
+    """A line that names the studies with open claims."""
+    parts = []
+    for study, _, judgements in judged:
+        left = [verdict for verdict in judgements if is_open(study, verdict)]
+        if left:
+            seeds = " or ".join(map(str, sorted({verdict.num_seeds for verdict in left})))
+            parts.append(f"{study.name} ({len(left)} of {len(judgements)} claims, {seeds} of {study.looks[-1]} seeds)")
+    return [f"Unfinished studies, whose open claims decide nothing yet: {', '.join(parts)}.", ""] if parts else []
 
 
 def _searches(reports: Path) -> list[str]:

@@ -70,6 +70,9 @@ def test_a_claim_is_open_while_a_sequential_study_has_seeds_left(most: int, word
     table = claims_table(find_studies(place / "studies"), place / "reports")
     assert f"n = 3 | 1 | **{word}** |" in table
     assert f"1 {word}, " in table
+    assert ("Unfinished studies" in table) == (most > 3)
+    if most > 3:
+        assert "decide nothing yet: frozen (1 of 1 claims, 3 of 5 seeds)." in table
 
 
 def test_a_dead_group_is_named_and_what_was_learned_comes_first(place: Path) -> None:
