@@ -81,9 +81,11 @@ def compile_encoders(method: Method, device: torch.device) -> None:
     _separate_cache()
     # On a machine with the CUDA toolkit and without a GPU, the compiler would warn on standard error.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_not_about_cuda_home)
-    limit = torch._dynamo.config
-    limit.recompile_limit = max(limit.recompile_limit, _MOST_COMPILED)
-    limit.accumulated_recompile_limit = max(limit.accumulated_recompile_limit, _MOST_COMPILED)
+    limits = torch._dynamo.config
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        if not hasattr(limits, name):  # before torch 2.7
+            name = name.replace("recompile", "cache_size")
+        setattr(limits, name, max(getattr(limits, name), _MOST_COMPILED))
     encoders = [method.base_encoder]
     if method.uses_momentum_encoder:
         encoders.append(method.get_submodule("momentum_encoder"))
