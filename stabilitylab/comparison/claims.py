@@ -34,6 +34,9 @@ class Claim:
     Without a baseline, the metric itself is compared with 0, or a share such as ``diverged`` with ``smallest``.
     ``direction``: ``higher`` and ``lower`` claim a difference; ``not_higher``, ``not_lower`` and ``equal`` claim that
     there is none as large as ``smallest``, the equivalence margin.
+
+    ``follow_up``: the name of a later study that puts the same question to new seeds, for a claim that was left
+    undecided.
     """
 
     text: str
@@ -44,6 +47,7 @@ class Claim:
     baseline: Mapping[str, Any] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
+    follow_up: str = ""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Claim:
@@ -70,6 +74,11 @@ class Claim:
         if claim.is_share and (claim.direction == "equal" or claim.smallest >= 1):
             raise ValueError(f"claim {claim.text!r}: a share must be higher or lower than a limit between 0 and 1")
         return claim
+
+    def asks_the_same_as(self, other: Claim) -> bool:
+        """Whether both claims compare the same groups by the same metric. Direction and smallest effect may differ."""
+        names = ("metric", "treated", "baseline", "where")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @property
     def is_share(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stabilitylab.comparison.claims import Verdict
 from stabilitylab.comparison.decisions import LEVEL
 from stabilitylab.report.writing import write_atomically
 from stabilitylab.studies.collect import LAGS, PROVENANCE, is_open, verdicts
@@ -60,10 +61,17 @@ def write_page(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) ->
             seen,
             f"{claim.smallest:g}",
             str(decided.num_seeds),
-            "**open**: seeds are left" if is_open(study, decided) else f"**{decided.verdict}**",
+            _verdict(study, decided),
         )
         lines.append(f"| {' | '.join(cells)} |")
     write_atomically(folder / PAGE, "\n".join([*lines, *_lags(folder), ""]).encode())
+
+
+def _verdict(study: Study, decided: Verdict) -> str:
+    if is_open(study, decided):
+        return "**open**: seeds are left"
+    later = decided.claim.follow_up if decided.verdict == "inconclusive" else ""
+    return f"**{decided.verdict}**" + (f"; asked again: [{later}](../{later}/)" if later else "")
 
 
 def _regime(study: Study) -> str:

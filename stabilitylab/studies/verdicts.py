@@ -18,6 +18,8 @@ _POINTS = ("final_knn", "best_knn", "max_dip_depth")
 
 _WORDS = ("reproduced", "contradicted", "inconclusive", "open", "dead", "not run")
 
+_Judged = tuple[Study, Sequence[object], Sequence[Verdict]]
+
 FINDINGS = "findings.md"
 """A file next to the summaries with the main findings, shown at the top of the page."""
 
@@ -39,9 +41,10 @@ claim that there is no effect is reproduced if the interval excludes an effect o
 whole interval is at least that large. It is **open** if it is inconclusive but its study was stopped before all seeds
 of its sequential rule were used: the same command continues. A claim is **dead** if more than a fifth of the runs of a
 group end below the kNN accuracy of their untrained encoder (57 to 80%, depending on seed and width): training that does
-not work says nothing about instability. Intervals have a level of 95%, or the stated higher level if seeds were added
-until the claim was decided. Differences in accuracy and depth are in points, areas in fractions x iterations. There is
-no correction for the number of claims.
+not work says nothing about instability. A claim that stayed inconclusive may have been put to **new seeds** by a later
+study, which was stated before its runs and uses none of the earlier ones; its verdict is given beside the first one.
+Intervals have a level of 95%, or the stated higher level if seeds were added until the claim was decided. Differences
+in accuracy and depth are in points, areas in fractions x iterations. There is no correction for the number of claims.
 """
 
 
@@ -59,7 +62,9 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     summaries = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in summaries]
     counts = [_word(study, verdict, rows) for study, rows, all_of_it in judged for verdict in all_of_it]
-    tally = ", ".join(f"{counts.count(kind)} {kind}" for kind in _WORDS)
+    again = _asked_again(judged)
+    told = {"inconclusive": _told_again(list(again.values()))}
+    tally = ", ".join(f"{counts.count(kind)} {kind}{told.get(kind, '')}" for kind in _WORDS)
     runs = len({row["run"] for _, rows in summaries for row in rows})
     findings = reports / FINDINGS
     learned = [findings.read_text(encoding="utf-8")] if findings.is_file() else []
@@ -74,12 +79,47 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
         if 0 < len(rows) < len(study.runs):
             where += f", {len(rows)} of {len(study.runs)} runs"
         for verdict in judgements:
-            lines.append(f"| {where} | {_row(verdict)} | **{_word(study, verdict, rows)}** |")
+            later = again.get((study.name, verdict.claim.text), "")
+            link = f"[{verdict.claim.follow_up}]({verdict.claim.follow_up}/)"
+            seen = f"; on new seeds **{later}** ({link})" if later else ""
+            lines.append(f"| {where} | {_row(verdict)} | **{_word(study, verdict, rows)}**{seen} |")
             where = ""
     return "\n".join(lines) + "\n"
 
 
-def _unfinished(judged: Sequence[tuple[Study, Sequence[object], Sequence[Verdict]]]) -> list[str]:
+def _asked_again(judged: Sequence[_Judged]) -> dict[tuple[str, str], str]:
+    """What the follow-up study says about each inconclusive claim that names one, by (study, text of the claim).
+    Raises ConfigError if there is no such study or if it does not ask the question."""
+    by_name = {study.name: (study, rows, judgements) for study, rows, judgements in judged}
+    again = {}
+    for study, _, judgements in judged:
+        for verdict in judgements:
+            claim = verdict.claim
+            if not claim.follow_up:
+                continue
+            if claim.follow_up not in by_name:
+                raise ConfigError(
+                    f"{study.path}: claim {claim.text!r}: there is no study {claim.follow_up!r} beside it"
+                )
+            later, rows, answers = by_name[claim.follow_up]
+            words = [_word(later, answer, rows) for answer in answers if answer.claim.asks_the_same_as(claim)]
+            if not words:
+                raise ConfigError(
+                    f"{study.path}: claim {claim.text!r}: no claim of {claim.follow_up} compares the same groups by "
+                    f"{claim.metric}"
+                )
+            if verdict.verdict == "inconclusive" and not is_open(study, verdict):
+                again[study.name, claim.text] = words[0]
+    return again
+
+
+def _told_again(words: Sequence[str]) -> str:
+    """How many inconclusive claims new seeds decided, in parentheses; empty if none was asked again."""
+    decided = sum(word in ("reproduced", "contradicted") for word in words)
+    return f" ({len(words)} of them asked again on new seeds, {decided} decided there)" if words else ""
+
+
+def _unfinished(judged: Sequence[_Judged]) -> list[str]:
     """A line that names the studies with open claims."""
     parts = []
     for study, _, judgements in judged:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from stabilitylab.cli import cli
+from stabilitylab.errors import ConfigError
 from stabilitylab.studies.overview import draw_overview
 from stabilitylab.studies.verdicts import claims_table, find_studies
 
@@ -73,6 +74,38 @@ def test_a_claim_is_open_while_a_sequential_study_has_seeds_left(most: int, word
     assert ("Unfinished studies" in table) == (most > 3)
     if most > 3:
         assert "decide nothing yet: frozen (1 of 1 claims, 3 of 5 seeds)." in table
+
+
+def test_a_later_study_answers_an_inconclusive_claim_on_new_seeds(place: Path) -> None:
+    """The differences of the first study scatter around 1 point; those of the follow-up are 5, 6 and 7 points."""
+    studies, reports = place / "studies", place / "reports"
+    never = studies / "never.toml"
+    first = STUDY.replace("smallest = 0.01", 'smallest = 0.01\nfollow_up = "frozen"')
+    (reports / "never").mkdir()
+    with (reports / "frozen" / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (reports / "never" / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row, value in zip(rows, [0.5, 0.52, 0.5, 0.55, 0.5, 0.52, 0.5, 0.46, 0.5, 0.5, 0.5, 0.53], strict=True):
+            writer.writerow({**row, "run": f"n{row['run']}", "final_knn": value})
+    never.write_text(first)
+    table = claims_table(find_studies(studies), reports)
+    assert "| **inconclusive**; on new seeds **reproduced** ([frozen](frozen/)) |" in table
+    tally = "1 reproduced, 0 contradicted, 1 inconclusive (1 of them asked again on new seeds, 1 decided there), 0 open"
+    assert f"2 claims, 24 runs: {tally}, 0 dead, 0 not run." in table
+    for follow_up, reason in (
+        ("nowhere", "there is no study 'nowhere' beside it"),
+        ("never", "no claim of never compares the same groups by best_knn"),
+    ):
+        wrong = first.replace('"frozen"\n', f'"{follow_up}"\n')
+        if follow_up == "never":
+            (studies / "frozen.toml").write_text(wrong.replace('"final_knn"', '"best_knn"'))
+            never.write_text(STUDY)
+        else:
+            never.write_text(wrong)
+        with pytest.raises(ConfigError, match=reason):
+            claims_table(find_studies(studies), reports)
 
 
 def test_a_dead_group_is_named_and_what_was_learned_comes_first(place: Path) -> None:
