@@ -39,10 +39,10 @@ class Run:
         >>> run.analyze().spikes  # doctest: +SKIP
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._rows = recorded_rows(path)
-        self._opened: RunReader | None = open_reader(path)
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._rows = recorded_rows(self.path)
+        self._opened: RunReader | None = open_reader(self.path)
 
     @property
     def name(self) -> str:

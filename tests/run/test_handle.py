@@ -142,6 +142,14 @@ def test_what_was_not_judged_is_not_none_found(tmp_path: Path) -> None:
     assert "not judged" in a.dips._repr_html_()
 
 
+def test_paths_may_be_text(folder: Path) -> None:
+    where = str(folder / "attached")
+    with sl.Run(where) as run, sl.open_run(where) as opened:
+        assert run.name == opened.name == "attached"
+        assert run.path == opened.path
+    assert list(sl.runs(str(folder)).index) == list(sl.runs(folder).index)
+
+
 def test_runs_and_compare(folder: Path) -> None:
     listed = sl.runs(folder)
     assert sorted(listed.index) == ["attached", "imported", "live"]
