@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stabilitylab.cause.reached import require_reached
 from stabilitylab.config import Config, from_dict, read_toml
 from stabilitylab.errors import ConfigError, StabilityLabError
 from stabilitylab.run.provenance import provenance
@@ -45,8 +46,8 @@ def branch_run(
     keeps the complete branches, renames the unfinished one to ``NAME-killed-N`` and trains the rest.
 
     Raises:
-        ConfigError: there is no checkpoint, the mitigation does not fit the run, all branches exist already, or
-            another run has the name of a branch.
+        ConfigError: there is no checkpoint, the run never reached ``at``, the mitigation does not fit the run, all
+            branches exist already, or another run has the name of a branch.
     """
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.trainer import Trainer
@@ -54,6 +55,7 @@ def branch_run(
     config = from_dict(read_toml(run_dir / "config.toml"))
     state = load_checkpoint(run_dir / "checkpoints", at)
     start = state["iteration"]
+    require_reached(run_dir, at, [start])
     trained = Trainer(config).trained_names()
 
     def depart(future: Config) -> Trainer:

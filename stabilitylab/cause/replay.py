@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from stabilitylab.cause.reached import require_reached
 from stabilitylab.cause.traces import NormRecorder, Trace
 from stabilitylab.config import from_dict, read_toml
 from stabilitylab.data.batches import BatchOrder
@@ -100,10 +101,10 @@ class Replay:
         return matching[0]
 
     def require(self, at: Sequence[int], steps: int = 1) -> None:
-        """Raise ConfigError if an iteration has no checkpoint at or before it, or fewer than ``steps`` iterations after
-        it."""
+        """Raise ConfigError if an iteration has no checkpoint before or ``steps`` after it, or was not reached."""
         if not at:
             raise ConfigError("no iteration is given")
+        require_reached(self.run_dir, max(at), self.checkpoints)
         there = ", ".join(map(str, self.checkpoints))
         for iteration in at:
             if iteration < self.checkpoints[0]:
