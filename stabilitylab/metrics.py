@@ -15,7 +15,7 @@ GOALS = ("max", "min")
 SCALES = ("fraction", "percent", "log", "value")
 
 _RIGHT_OR_WRONG = {"acc", "accuracy", "top1", "top5", "acc1", "acc5", "knn", "top", "1nn"}
-_ACCURACY = _RIGHT_OR_WRONG | {"precision", "recall"}
+_ACCURACY = _RIGHT_OR_WRONG | {"precision", "recall", "macc"}
 _HIGHER = _ACCURACY | {
     "f1",
     "auc",
@@ -25,6 +25,8 @@ _HIGHER = _ACCURACY | {
     "miou",
     "iou",
     "dice",
+    "mdice",
+    "macc",
     "bleu",
     "rouge",
     "r2",
@@ -41,8 +43,25 @@ _PERPLEXITY = {"perplexity", "ppl"}
 _LOWER = (
     _ERROR_RATE
     | _PERPLEXITY
-    | {"loss", "nll", "bpc", "bpb", "bpd", "mse", "rmse", "fid", "xent", "ce", "kl", "mape", "entropy", "latency"}
+    | {
+        "loss",
+        "nll",
+        "bpc",
+        "bpb",
+        "bpd",
+        "mse",
+        "rmse",
+        "fid",
+        "xent",
+        "ce",
+        "kl",
+        "mape",
+        "entropy",
+        "latency",
+    }
 )
+_AVERAGES = re.compile(r"m?a[pr]\d*[sml]?")  # COCO: bbox/AP75, AR100, mAP50
+_COMPOUNDS = re.compile(r"mAP|mAR|mIoU|IoU|mAcc|mDice")
 _HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev", "heldout"}
 
 
@@ -52,6 +71,7 @@ def words(name: str) -> list[str]:
     >>> words("val/knn_acc1"), words("valLoss")
     (['val', 'knn', 'acc1'], ['val', 'loss'])
     """
+    name = _COMPOUNDS.sub(lambda compound: f"_{compound[0].lower()}", name)
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
 
@@ -65,7 +85,7 @@ def goal_of(name: str) -> str | None:
     parts = words(name)
     if any(part in _LOWER or part.endswith("loss") for part in parts):
         return "min"
-    if any(part in _HIGHER or part.startswith(("acc", "knn", "top")) for part in parts):
+    if any(part in _HIGHER or part.startswith(("acc", "knn", "top")) or _AVERAGES.fullmatch(part) for part in parts):
         return "max"
     return None
 

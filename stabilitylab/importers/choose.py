@@ -58,10 +58,20 @@ def choose(log: Log, options: Options) -> Chosen:
         if metric.name not in rest:
             raise LogFormatError(f"{log.path} has no series {metric.name!r} for --metric; it has {_names(log.series)}")
         chosen.metrics.append((rest.pop(metric.name), metric))
-    for name in [name for name in rest if names.is_metric(name)]:
+    for name in _metrics(rest, chosen, log):
         chosen.metrics.append((rest.pop(name), Metric(name)))
     chosen.scalars = list(rest.values())
     return chosen
+
+
+def _metrics(rest: dict[str, Series], chosen: Chosen, log: Log) -> list[str]:
+    """Names of evaluation metrics. Beside metrics that are measured less often than the loss, an accuracy or a
+    perplexity of every training row is one of the training batch, unless its name tells otherwise."""
+    found = [name for name in rest if names.is_metric(name)]
+    often = 0 if chosen.loss is None or log.axis == "epoch" else len(chosen.loss)
+    batches = [name for name in found if not names.is_evaluation(name) and len(rest[name]) > 0.9 * often > 0]
+    rare = [name for name in found if len(rest[name]) < 0.5 * often] or chosen.metrics
+    return [name for name in found if name not in batches] if rare else found
 
 
 def _drop_axes(log: Log, rest: dict[str, Series]) -> None:

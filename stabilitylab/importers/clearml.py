@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stabilitylab.errors import LogFormatError
-from stabilitylab.importers.formats import Format, Sample, whole_json
+from stabilitylab.importers.formats import Format, Sample, read_text, whole_json
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Log, Points, Refused, plain_number, whole_step, why_no_step
 
@@ -21,8 +21,8 @@ def recognises(sample: Sample) -> bool:
     if '"x"' not in sample.head or '"y"' not in sample.head:
         return False
     try:
-        return next(_curves(json.loads(sample.path.read_text(encoding="utf-8-sig"))), None) is not None
-    except (ValueError, OSError, RecursionError):
+        return next(_curves(json.loads(read_text(sample.path))), None) is not None
+    except (ValueError, OSError, EOFError, RecursionError):
         return False
 
 

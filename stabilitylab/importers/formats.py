@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import gzip
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stabilitylab.errors import LogFormatError
+from stabilitylab.importers.dialect import Dialect, dialect_of
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Log
 
@@ -26,10 +28,10 @@ class Sample:
         self.raw = b""
         if not self.is_folder:
             try:
-                with path.open("rb") as file:
+                with open_log(path) as file:
                     self.raw = file.read(_HEAD_BYTES)
-            except OSError as error:
-                raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+            except (OSError, EOFError) as error:
+                raise LogFormatError(f"cannot read {path}: {_why(error)}") from None
 
     @cached_property
     def head(self) -> str:
@@ -47,11 +49,12 @@ class Sample:
     @cached_property
     def columns(self) -> list[str]:
         """The cells of the first line if it looks like the header of a table; else empty."""
-        if not self.lines or self.lines[0].lstrip().startswith(("{", "[")):
-            return []
-        line = self.lines[0]
-        cells = next(csv.reader([line], delimiter=delimiter_of(line)), [])
-        return [cell.strip() for cell in cells]
+        return list(self.dialect.columns) if self.dialect is not None else []
+
+    @cached_property
+    def dialect(self) -> Dialect | None:
+        """The dialect of the table; None if the lines are not those of a table."""
+        return dialect_of(self.lines)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -85,17 +88,41 @@ class Format:
     marks: Sequence[str] = ()
 
 
-def delimiter_of(header: str) -> str:
-    """Comma, tab or semicolon, whichever is most frequent in the header."""
-    return max(",\t;", key=header.count)
+def open_log(path: Path) -> BinaryIO:
+    """Open a log as bytes of UTF-8. Files compressed by gzip are unpacked; UTF-16 (Excel, PowerShell) is converted."""
+    if is_gzip(path):
+        return gzip.GzipFile(path)  # type: ignore[return-value]
+    if is_utf16(path):
+        return io.BytesIO(path.read_bytes().decode("utf-16", errors="replace").encode())
+    return path.open("rb")
+
+
+def is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def is_utf16(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+
+
+def _why(error: OSError | EOFError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def read_text(path: Path) -> str:
+    """The text of a log. Raises UnicodeDecodeError if it is not UTF-8 (or UTF-16 with a byte order mark)."""
+    with open_log(path) as file:
+        return file.read().decode("utf-8-sig")
 
 
 def whole_json(path: Path) -> Any:
     """Parse a file that is a single JSON value. Raises LogFormatError if it is not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+        return json.loads(read_text(path))
+    except (OSError, EOFError) as error:
+        raise LogFormatError(f"cannot read {path}: {_why(error)}") from None
     except UnicodeDecodeError:
         raise LogFormatError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from stabilitylab.errors import LogFormatError
-from stabilitylab.importers.formats import Format, Sample
+from stabilitylab.importers.formats import Format, Sample, read_text
 from stabilitylab.importers.huggingface import history_log, is_history
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.records import Record, json_lines, log_of_records
@@ -35,8 +35,8 @@ def read(path: Path, options: Options, format: str = "jsonl") -> list[Log]:
 def _whole(path: Path) -> list[Record]:
     """The records of a file with a single JSON value: a list of objects, or lists of equal length by name."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_text(path))
+    except (OSError, EOFError, ValueError, RecursionError):
         return []
     if isinstance(value, dict):
         columns = {name: cells for name, cells in value.items() if isinstance(cells, list)}

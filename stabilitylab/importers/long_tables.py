@@ -10,6 +10,7 @@ import numpy as np
 
 from stabilitylab.errors import LogFormatError
 from stabilitylab.importers import names
+from stabilitylab.importers.epochs import Unrolled, counted_on
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.records import EPOCHS, STEPS
 from stabilitylab.importers.series import MAX_ITERATION, Log, Series, shortened
@@ -48,6 +49,7 @@ class LongColumns:
 def long_logs(table: Table, columns: LongColumns) -> list[Log]:
     """One log per run from a long table."""
     step, known = _whole_steps(table, columns.step)
+    unrolled = _across_epochs(table, columns.step, step, known)
     value, state = table.numbers(columns.value)
     table.refuse_text(columns.value, state)
     known &= state == 1
@@ -81,7 +83,7 @@ def long_logs(table: Table, columns: LongColumns) -> list[Log]:
                 log.maxima[tag] = name
             if depth is not None and np.isfinite(depth[rows[0]]):
                 log.depths[name] = int(depth[rows[0]])
-    _add_notes(table, list(logs.values()))
+    _add_notes(table, list(logs.values()), unrolled, columns.step)
     return list(logs.values())
 
 
@@ -90,7 +92,9 @@ def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> l
     step_name = _step_column(table, options, steps)
     if step_name:
         step, known = _whole_steps(table, step_name)
+        unrolled = _across_epochs(table, step_name, step, known)
     else:
+        unrolled = None
         step, known = np.arange(table.rows, dtype=np.int64), np.ones(table.rows, dtype=bool)
     run_column = next((name for name in RUNS if name in table.columns and table.looks_like_text(name)), None)
     code, runs = table.codes([run_column]) if run_column else (np.zeros(table.rows, np.int32), [("",)])
@@ -119,7 +123,7 @@ def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> l
             log.note("axis", "the log has no step, so the axis is the epoch and each row covers a whole epoch")
         if options.grads is None:
             _plain_layers(table, log)
-    _add_notes(table, logs)
+    _add_notes(table, logs, unrolled, step_name)
     return [log for log in logs if log.series]
 
 
@@ -183,6 +187,24 @@ def _optional(table: Table, column: str | None) -> np.ndarray | None:
     return np.where(state == 1, value, np.nan)
 
 
-def _add_notes(table: Table, logs: Sequence[Log]) -> None:
+def _across_epochs(table: Table, step_name: str, step: np.ndarray, known: np.ndarray) -> Unrolled | None:
+    """Change ``step`` in place to one that counts on through all epochs, if it starts again in each one."""
+    epoch_name = next((name for name in table.columns if name.lower() == "epoch"), None)
+    if epoch_name is None or step_name in (epoch_name, "_step"):
+        return None
+    epoch, state = table.numbers(epoch_name)
+    both = known & (state == 1)
+    if not both.any() or (epoch[both] != np.floor(epoch[both])).any() or epoch[both].min() < 0:
+        return None
+    unrolled = counted_on(step[both], epoch[both].astype(np.int64))
+    if unrolled is not None:
+        step[both] = unrolled.step
+    return unrolled
+
+
+def _add_notes(table: Table, logs: Sequence[Log], unrolled: Unrolled | None, step_name: str) -> None:
+    for log in logs:
+        if unrolled is not None:
+            unrolled.add_note(log, step_name)
     if logs:
         table.refused.add_note(logs[0])

@@ -11,7 +11,7 @@ import re
 _GRAD = r"grad(?:ient)?s?"
 _NORM = (
     rf"(?:{_GRAD}(?:[_-](?:l2|2(?:\.0)?))?[_\- ]?norms?|{_GRAD}[_-]l2|g_?norms?|norms?[_-](?:of[_-])?{_GRAD}"
-    rf"|l2[_-]{_GRAD}(?:[_-]?norms?)?)"
+    rf"|l2[_-]{_GRAD}(?:[_-]?norms?)?|l2[_-]norm/{_GRAD})"
 )
 _WHOLE = r"(?:global|total|overall|all|raw|unclipped|pre_?clip(?:ped|ping)?|before_?clip(?:ping)?|l2)"
 
@@ -62,8 +62,9 @@ _OPERATIONAL = re.compile(
     re.IGNORECASE,
 )
 _MEASURE = re.compile(
-    r"(?:^|[/_.\- ])(?:knn\w*|(?:[a-z]+_)?acc(?:uracy)?[@_]?\d*|top[-_@]?\d+|f1|auc|auroc|map|miou|iou|bleu|rouge\w*"
-    r"|ppl|perplexity|wer|cer|psnr|ssim|fid|exact_match)(?:$|[/_.\- ])",
+    r"(?:^|[/_.\- ])(?:knn\w*|(?:[a-z]+_)?acc(?:uracy)?[@_]?\d*|top[-_@]?\d+|f1|auc|auroc|miou|iou"
+    r"|m?ap[@_]?[\d\-]*[sml]?|m?ar[@_]?[\d\-]*[sml]?"
+    r"|bleu|rouge\w*|ppl|perplexity|wer|cer|psnr|ssim|fid|exact_match|precision|recall)(?:$|[/_.\- (:])",
     re.IGNORECASE,
 )
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from stabilitylab.errors import LogFormatError
 from stabilitylab.importers import names
+from stabilitylab.importers.epochs import counted_on
+from stabilitylab.importers.formats import open_log
 from stabilitylab.importers.histograms import histogram_norm
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Log, Points, Refused, plain_number, shortened, whole_step, why_no_step
@@ -33,9 +35,12 @@ STEPS = (
     "num_updates",
     "update",
     "updates",
+    "current_steps",
     "_step",
 )
 EPOCHS = ("epoch", "Epoch")
+MOST_ITEMS = 10_000
+"""Longer lists of gradient norms are not layers."""
 _INTERNAL = ("_runtime", "_timestamp", "_wandb", "timestamp", "time", "wall_time", "datetime")
 
 
@@ -52,7 +57,7 @@ def log_of_records(
     """Named series from records.
 
     The step is ``--step``, else the first of ``STEPS`` in the records, else the epoch. Without any of these, the
-    records are numbered, provided that one of them has a gradient norm.
+    records are numbered, provided that one of them has a gradient norm or a training loss.
 
     ``stepless_is_normal``: records without a step are expected, so they are counted instead of refused.
     """
@@ -104,6 +109,8 @@ def flat(record: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         whole = f"{before}{name}"
         if isinstance(value, dict) and "_type" not in value and before.count(".") < 8:
             yield from flat(value, f"{whole}.")
+        elif isinstance(value, list) and 1 < len(value) <= MOST_ITEMS and _is_gradient(f"{whole}.0"):
+            yield from ((f"{whole}.{place}", item) for place, item in enumerate(value))
         else:
             yield whole, value
 
@@ -111,7 +118,7 @@ def flat(record: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 def json_lines(path: Path, refused: Refused) -> Iterator[Record]:
     """The objects of a JSON lines file. Invalid lines are refused."""
     try:
-        with path.open("rb") as file:
+        with open_log(path) as file:
             for line, raw in enumerate(file, 1):
                 if not raw.strip():
                     continue
@@ -126,8 +133,8 @@ def json_lines(path: Path, refused: Refused) -> Iterator[Record]:
                         yield line, record
                     else:
                         refused.add(line, "not a JSON object")
-    except OSError as error:
-        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, EOFError) as error:
+        raise LogFormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _step_key(records: Sequence[Record], options: Options, path: Path) -> str:
@@ -147,7 +154,11 @@ def _step_key(records: Sequence[Record], options: Options, path: Path) -> str:
 def _steps(records: Sequence[Record], key: str, log: Log) -> list[int | None]:
     """The step of each record; None if it has none."""
     if not key:
-        if not any(_is_gradient(name) for _, record in records[:1000] for name, _ in flat(record)):
+        if not any(
+            _is_gradient(name) or names.is_training_loss(name)
+            for _, record in records[:1000]
+            for name, _ in flat(record)
+        ):
             raise LogFormatError(
                 f"{log.path} has no step column (one of {', '.join(dict.fromkeys(STEPS))}); choose one with --step"
             )
@@ -156,6 +167,9 @@ def _steps(records: Sequence[Record], key: str, log: Log) -> list[int | None]:
     steps = [whole_step(record.get(key)) for _, record in records]
     if key == "_step":
         return steps
+    if key == "step":
+        _replace_epochs(records, steps)
+    steps = _across_epochs(records, steps, key, log)
     # W&B writes some records without the trainer's step, which lies between those of the neighbouring records.
     known = [(whole_step(record.get("_step")), step) for (_, record), step in zip(records, steps, strict=True)]
     pairs = [(own, step) for own, step in known if own is not None and step is not None]
@@ -173,6 +187,45 @@ def _steps(records: Sequence[Record], key: str, log: Log) -> list[int | None]:
         steps[i] = int(trained[min(after, len(own) - 1)])
     log.note("borrowed_steps", f"{len(holes)} records have no {key}; that of the next record with one is used")
     return steps
+
+
+def _replace_epochs(records: Sequence[Record], steps: list[int | None]) -> None:
+    """mmengine's evaluations give the epoch as ``step``, and its training records both ``iter`` and ``step``. An
+    evaluation belongs to the iteration before it."""
+    iterations = [whole_step(record.get("iter")) for _, record in records]
+    if not any(iterations) or any(i is not None and i != step for i, step in zip(iterations, steps, strict=True)):
+        return
+    last = None
+    for place, iteration in enumerate(iterations):
+        last = iteration if iteration is not None else last
+        if last is not None and steps[place] is not None:
+            steps[place] = last
+
+
+def _across_epochs(records: Sequence[Record], steps: list[int | None], key: str, log: Log) -> list[int | None]:
+    """Steps that count on through all epochs, if they start again in each one. Evaluations of mmdetection
+    (``"mode": "val"``) give the number of their own batches, and belong to the end of their epoch."""
+    epoch_key = next((name for name in EPOCHS if any(name in record for _, record in records)), None)
+    if epoch_key is None or key in EPOCHS:
+        return steps
+    epochs = [whole_step(record.get(epoch_key)) for _, record in records]
+    training = [
+        i for i, (step, epoch) in enumerate(zip(steps, epochs, strict=True))
+        if step is not None and epoch is not None and records[i][1].get("mode") != "val"
+    ]  # fmt: skip
+    if any(record.get(epoch_key) is not None and epochs[i] is None for i, (_, record) in enumerate(records)):
+        return steps  # the epoch is a fraction, so the step is not counted within it
+    unrolled = counted_on(np.array([steps[i] for i in training]), np.array([epochs[i] for i in training]))
+    if unrolled is None:
+        return steps
+    unrolled.add_note(log, key)
+    result: list[int | None] = list(steps)
+    for i, step in zip(training, unrolled.step.tolist(), strict=True):
+        result[i] = step
+    for i, epoch in enumerate(epochs):
+        if epoch is not None and records[i][1].get("mode") == "val":
+            result[i] = unrolled.end_of(epoch)
+    return result
 
 
 def _holds_numbers(record: Record) -> bool:

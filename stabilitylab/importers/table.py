@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stabilitylab.importers import names
+from stabilitylab.importers.dialect import without_units
 from stabilitylab.importers.formats import Format, Sample
 from stabilitylab.importers.long_tables import RUNS, LongColumns, long_logs, wide_logs
 from stabilitylab.importers.options import Options
@@ -23,11 +24,12 @@ def recognises(sample: Sample) -> bool:
         return False
     if sample.path.suffix.lower() in _PARQUET or sample.raw[:4] == b"PAR1":
         return True
-    columns = [column.lower() for column in sample.columns]
+    plain = without_units(sample.columns)
+    columns = [column.lower() for column in plain]
     if len(columns) < 2 or len(sample.lines) < 2:
         return False
     steps = {name.lower() for name in (*STEPS, *EPOCHS)}
-    gradients = [c for c in sample.columns if names.total_section(c) is not None or names.layer_of(c) is not None]
+    gradients = [c for c in plain if names.total_section(c) is not None or names.layer_of(c) is not None]
     return bool(steps & set(columns)) or bool(gradients)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ import duckdb
 import numpy as np
 
 from stabilitylab.errors import LogFormatError
-from stabilitylab.importers.formats import Sample, delimiter_of
+from stabilitylab.importers.dialect import BLANKS, number_sql, reads_as_number, without_units
+from stabilitylab.importers.formats import Sample, is_gzip, is_utf16, open_log
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import Refused
 from stabilitylab.store.database import one_line
 from stabilitylab.store.schema import quote
 
-_MISSING = "('', 'None', 'none', 'null', 'NULL', 'NA', 'N/A', '<NA>', '-')"
+_MISSING = "('', 'None', 'none', 'null', 'NULL', 'NA', 'N/A', '<NA>', '-', '#N/A', '#NV', '#DIV/0!')"
 _MEMORY = "400MB"
 COLUMNS_AT_A_TIME = 8
 
@@ -36,7 +38,8 @@ class Table:
         self._con.execute("SET enable_progress_bar = false")
         self._reported: set[str] = set()
         self.rows = 0
-        self.delimiter = ","
+        self.delimiter, self.decimal = ",", "."
+        self.skipped = 0  # lines before the header
 
     def numbers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Value (rows,) float64 and state (rows,) uint8 of one column."""
@@ -47,10 +50,11 @@ class Table:
         parts = []
         for place, column in enumerate(columns):
             text = self._text(column)
-            parts.append(f"coalesce(TRY_CAST({text} AS DOUBLE), 'NaN'::DOUBLE) AS v{place}")
+            number = number_sql(text, self.decimal)
+            parts.append(f"coalesce({number}, 'NaN'::DOUBLE) AS v{place}")
             parts.append(
                 f"(CASE WHEN {text} IS NULL OR {text} IN {_MISSING} THEN 0 "
-                f"WHEN TRY_CAST({text} AS DOUBLE) IS NULL THEN 2 ELSE 1 END)::UTINYINT AS s{place}"
+                f"WHEN {number} IS NULL THEN 2 ELSE 1 END)::UTINYINT AS s{place}"
             )
         cells = self._fetch(f"SELECT {', '.join(parts)} FROM {self._source}")
         return {column: (cells[f"v{i}"], cells[f"s{i}"]) for i, column in enumerate(columns)}
@@ -85,7 +89,7 @@ class Table:
     def looks_like_text(self, column: str) -> bool:
         """Whether most of the first non-empty cells of a column are not numbers."""
         cells = [cell for cell in self.texts(column, 2000) if cell and cell not in _MISSING]
-        return bool(cells) and sum(not _reads_as_number(cell) for cell in cells) > 0.5 * len(cells)
+        return bool(cells) and sum(not reads_as_number(cell) for cell in cells) > 0.5 * len(cells)
 
     def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line, row as a dictionary of text) of each row."""
@@ -115,13 +119,15 @@ class Table:
         """The line of the file on which row ``row`` (counted from 0) ends."""
         if self.path.suffix.lower() in (".parquet", ".pq"):
             return row + 1
-        with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        with open_log(self.path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as file:
             reader = csv.reader(file, delimiter=self.delimiter)
             place = -1
             try:
-                next(reader, None)
+                for _ in range(self.skipped + 1):
+                    next(reader, None)
                 for cells in reader:
-                    if len(cells) == len(self.columns) and (len(cells) > 1 or cells[0].strip()):
+                    whole = len(cells) == len(self.columns) or self.delimiter == BLANKS
+                    if whole and (len(cells) > 1 or cells[0].strip()):
                         place += 1
                     if place == row:
                         break
@@ -159,22 +165,31 @@ def open_table(path: Path, options: Options, format: str) -> Table:
         raise LogFormatError(f"{path} is empty")
     if not sample.head:
         raise LogFormatError(f"{path} is not a text file")
-    header = sample.lines[0]
-    columns = _unique(sample.columns)
-    delimiter = delimiter_of(header)
-    names = ", ".join(f"{quote(f'c{i}')}: 'VARCHAR'" for i in range(len(columns)))
-    skipped = sample.head[: sample.head.index(header)].count("\n")
+    dialect = sample.dialect
+    if dialect is None:
+        raise LogFormatError(f"{path} is not a table")
+    plain = without_units(dialect.columns, [options.step, options.loss, *(m.name for m in options.metrics)])
+    columns = _unique(plain)
+    blanks = dialect.delimiter == BLANKS
+    cells = ["c0"] if blanks else [f"c{i}" for i in range(len(columns))]
+    names = ", ".join(f"{quote(cell)}: 'VARCHAR'" for cell in cells)
+    skipped = sample.head[: sample.head.index(dialect.header)].count("\n")
+    more = ("compression='gzip', " if is_gzip(path) else "") + ("encoding='utf-16', " if is_utf16(path) else "")
 
     def source(store: str) -> str:
-        return (
+        read = (
             f"read_csv({quote(_escaped(path))}, auto_detect=false, header=true, skip={skipped}, "
-            f"delim={quote(delimiter)}, quote='\"', escape='\"', all_varchar=true, ignore_errors=true, "
-            f"max_line_size=16000000, {store}"
+            f"delim={quote(chr(1) if blanks else dialect.delimiter)}, quote='\"', escape='\"', all_varchar=true, "
+            f"ignore_errors=true, max_line_size=16000000, {more}{store}"
             f"columns={{{names}}})"
         )
+        if not blanks:
+            return read
+        words = ", ".join(f"words[{i + 1}] AS c{i}" for i in range(len(columns)))
+        return f"(SELECT {words} FROM (SELECT regexp_split_to_array(trim(c0), '\\s+') AS words FROM {read}))"
 
     table = Table(path, format, refused, columns, source(""))
-    table.delimiter = delimiter
+    table.delimiter, table.decimal, table.skipped = dialect.delimiter, dialect.decimal, skipped
     con = table._con
     try:
         # Select every column: DuckDB does not check columns that a query does not use.
@@ -238,11 +253,3 @@ def _unique(columns: Sequence[str]) -> list[str]:
 def _escaped(path: Path) -> str:
     """A path in which the glob characters of DuckDB are escaped."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
-
-
-def _reads_as_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

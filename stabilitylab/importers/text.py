@@ -4,15 +4,17 @@ with ``--pattern``."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from stabilitylab.errors import LogFormatError
 from stabilitylab.importers import names
-from stabilitylab.importers.formats import Format, Sample
+from stabilitylab.importers.epochs import EpochCounter
+from stabilitylab.importers.formats import Format, Sample, open_log
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import MAX_ITERATION, Log, Points, Refused, plain_number, whole_step, why_no_step
-from stabilitylab.importers.text_lines import parse_line
+from stabilitylab.importers.text_lines import Line, parse_below, parse_line
 
 _LEAST_LINES = 3
 _LONGEST_LINE = 20_000
@@ -21,8 +23,9 @@ _LONGEST_LINE = 20_000
 def recognises(sample: Sample) -> bool:
     if sample.is_folder or not sample.lines:
         return False
-    parsed = [parse_line(line) for line in sample.lines[:3000] if len(line) < _LONGEST_LINE]
-    stepped = [line for line in parsed if line is not None and line.step is not None]
+    lines = [(0, line) for line in sample.lines[:3000] if len(line) < _LONGEST_LINE]
+    parsed = [line for _, line in _parsed(lines)]
+    stepped = [line for line in parsed if line.step is not None]
     trained = [
         line
         for line in stepped
@@ -31,10 +34,10 @@ def recognises(sample: Sample) -> bool:
             for name in line.values
         )
     ]
-    if len(trained) >= min(_LEAST_LINES, len(sample.lines)) and len({line.step for line in trained}) > 1:
+    if len(trained) >= min(_LEAST_LINES, len(sample.lines)) and len({(line.epoch, line.step) for line in trained}) > 1:
         return True
     # The Trainer prints dictionaries without a step.
-    plain = [line for line in parsed if line is not None and line.step is None and "grad_norm" in line.values]
+    plain = [line for line in parsed if line.step is None and "grad_norm" in line.values]
     return len(plain) >= _LEAST_LINES
 
 
@@ -45,27 +48,29 @@ def read(path: Path, options: Options) -> list[Log]:
         return [_read_pattern(path, options.pattern, refused)]
     log = Log("text", path)
     points = Points()
-    step, counts, smoothed, numbered = -1, [0, 0], 0, 0
-    for line, text in _lines(path, refused):
-        parsed = parse_line(text)
-        if parsed is None:
-            continue
-        if parsed.step is None and "grad_norm" in parsed.values:
+    step, counts, smoothed, numbered, samples = -1, [0, 0], 0, 0, False
+    count_on = EpochCounter()
+    for number, line in _parsed(_lines(path, refused)):
+        at = line.step
+        if at is not None and line.epoch is not None:
+            at = count_on(line.epoch, at, line.length)
+        if at is None and "grad_norm" in line.values:
             step += 1
             numbered += 1
-        elif parsed.step is not None:
-            if parsed.step > MAX_ITERATION:
-                refused.add(line, why_no_step(parsed.step))
+        elif at is not None:
+            if at > MAX_ITERATION:
+                refused.add(number, why_no_step(at))
                 continue
-            step = parsed.step
+            step = at
         elif step < 0:
             continue
-        training = any(names.total_section(name) is not None for name in parsed.values)
+        training = any(names.total_section(name) is not None for name in line.values)
         if training:
-            counts[min(parsed.counts_from, 1)] += 1
-        smoothed += parsed.smoothed
-        points.row = line
-        for name, value in parsed.values.items():
+            counts[min(line.counts_from, 1)] += 1
+        smoothed += line.smoothed
+        samples |= line.samples
+        points.row = number
+        for name, value in line.values.items():
             points.add(name, step, value)
     log.series = points.series()
     log.counts_from = 1 if counts[1] > counts[0] else 0
@@ -74,6 +79,9 @@ def read(path: Path, options: Options) -> list[Log]:
     if smoothed:
         log.rows = "mean"
         log.note("means", f"{smoothed:,} lines contain medians or means over a window of iterations, not single values")
+    if samples:
+        log.axis = "sample"
+        log.note("axis", "the lines count samples and not iterations, so the axis is the number of samples")
     if numbered:
         log.note("row_numbers", "the lines contain no step, so those with a gradient norm are numbered from 0")
     refused.add_note(log)
@@ -126,10 +134,24 @@ def _read_pattern(path: Path, text: str, refused: Refused) -> Log:
     return log
 
 
+def _parsed(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Line]]:
+    """The numbered lines with values. Indented lines below one that only gives the step belong to that step."""
+    above: Line | None = None
+    for number, text in lines:
+        values = parse_below(text) if above is not None else {}
+        if above is not None and values:
+            yield number, replace(above, values=values)
+            continue
+        line = parse_line(text)
+        above = line if line is not None and not line.values else None
+        if line is not None and line.values:
+            yield number, line
+
+
 def _lines(path: Path, refused: Refused) -> Iterator[tuple[int, str]]:
     """The numbered lines of a file. Carriage returns of progress bars split a line into several."""
     try:
-        with path.open("rb") as file:
+        with open_log(path) as file:
             for line, raw in enumerate(file, 1):
                 if len(raw) > 50 * _LONGEST_LINE:
                     refused.add(line, f"longer than {50 * _LONGEST_LINE:,} bytes")
@@ -137,8 +159,8 @@ def _lines(path: Path, refused: Refused) -> Iterator[tuple[int, str]]:
                 for part in raw.decode("utf-8", errors="replace").replace("\r", "\n").split("\n"):
                     if part.strip() and len(part) <= _LONGEST_LINE:
                         yield line, part
-    except OSError as error:
-        raise LogFormatError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, EOFError) as error:
+        raise LogFormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 FORMAT = Format(

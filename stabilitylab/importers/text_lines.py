@@ -12,20 +12,36 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:
 _WORD = r"[A-Za-z_][\w@./\-]*"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
-# MetricLogger (DeiT, MAE, DINO), Swin, MoCo v3, timm, mmengine: the step counts within an epoch.
+# MetricLogger (DeiT, MAE, DINO), Swin, MoCo v3, timm, mmdetection, mmengine: the step counts within an epoch.
 _IN_EPOCH = re.compile(
-    r"(?P<what>\w*)(?:\(\w+\))?:?\s*\[?\s*(?P<epoch>\d+)(?:\s*/\s*\d+)?\s*\]?\s*\[\s*(?P<place>\d+)\s*/\s*(?P<length>\d+)\b"
+    r"(?P<what>\w*)(?:\((?P<mode>\w+)\))?:?\s*\[?\s*(?P<epoch>\d+)(?:\s*/\s*\d+)?\s*\]?\s*\[\s*(?P<place>\d+)\s*/\s*(?P<length>\d+)\b"
 )
+# "Epoch 1/6, Step 20/100", "Epoch 0:  20%|##  | 20/100 [00:01<00:04"
+_EPOCH_AND_STEP = re.compile(
+    r"\bepoch:?\s*\[?\s*(?P<epoch>\d+)(?:\s*/\s*\d+)?\s*\]?(?:[\s,;|:\-]+(?:step|iter(?:ation)?|batch)\s*[:=\[(]?\s*"
+    r"|:\s+\d+%\|[^|]*\|\s*)(?P<place>\d+)\s*/\s*(?P<length>\d+)(?!\d)",
+    re.IGNORECASE,
+)
+_SAMPLES = re.compile(r"train epoch:\s*\d+\s*\[\s*\d+/\d+\s+\(\s*\d+(?:\.\d*)?%\)\]", re.IGNORECASE)
+"""PyTorch's examples and OpenCLIP count samples in the brackets."""
+_METRIC_LOGGER = re.compile(r"\w+\s+\[\s*(?P<step>\d+)\s*/\s*\d+\]\s+eta:")  # DINOv2
+_LEADING = re.compile(r"^\[\s*(?P<step>\d+)\s*(?:/\s*\d+\s*)?\]")  # "[00020] loss=1.2"
 _STEP = re.compile(
-    r"(?:^|[^\w.])(?:global[_ ]step|train[_ ]step|iteration|iter|num_updates|update|step|s)"
+    r"(?:^|[^\w.])(?:global[_ ]step|train[_ ]step|iteration|iter|num_updates|update|steps?|batch|s)"
     r"(?:\(train\))?\s*[:=\[]?\s*(?P<step>\d+)(?![\d.])(?:\s*/\s*\d+)?",
+    re.IGNORECASE,
+)
+# Megatron, llm.c, torchtitan, fairseq, mmengine: the first update is step 1.
+_ONE_BASED = re.compile(
+    r"iteration\s+\d+\s*/|^step\s+\d+/\d+|\bstep:\s*\d+\s+loss:|\bnum_updates\W|\bIter(?:\(train\))?\s+\[|^\[batch=\d+/",
     re.IGNORECASE,
 )
 _AT_ITERATION = re.compile(
     r"(?P<what>validation|test|eval\w*) loss at (?:the end of training|iteration (?P<step>\d+))", re.I
 )
 _PAIR = re.compile(
-    rf"(?P<name>{_WORD}(?: {_WORD}){{0,3}}?)(?: \(ms\))?\s*[:=]\s*\[?(?P<value>{_NUMBER})(?![\w:/])", re.I
+    rf"(?<![\w./@])(?P<name>{_WORD}(?: {_WORD}){{0,3}}?)(?: \(ms\))?\s*[:=]\s*\[?(?P<value>{_NUMBER})(?![\w:/])",
+    re.I,
 )
 _LOOSE = re.compile(
     rf"(?<![\w:=./])(?P<name>(?:(?:val|valid|validation|train|test|eval|lm|mlm|grad|total)[ _])?"
@@ -42,20 +58,28 @@ _RENAMED = {
 }
 _NO_SERIES = re.compile(
     r"(?:.*[ _])?(?:step|s|iter|iteration|eta|time|data|mem|memory|epoch|rank|consumed samples|consumed tokens"
-    r"|elapsed time per iteration|num_updates|max mem|train_time|step_avg|tok/s|tps|mfu|seed|pid|gpu)",
+    r"|.*\.py|elapsed time per iteration|num_updates|max mem|train_time|step_avg|tok/s|tps|mfu|seed|pid|gpu)",
     re.IGNORECASE,
 )
 
 
+_SMOOTHED = re.compile(rf"{_NUMBER}\s+\(\s*{_NUMBER}", re.IGNORECASE)  # "loss: 1.2 (1.3)"
+
+
 @dataclass(frozen=True)
 class Line:
-    """A parsed line. ``step``: None if the line has none. ``counts_from``: the step that the trainer assigns to the
-    first update. ``smoothed``: whether the numbers are medians or means over a window."""
+    """A parsed line. ``step``: None if the line has none. ``epoch``, ``length``: number of the epoch and its steps, if
+    ``step`` counts within an epoch. ``counts_from``: the step that the trainer assigns to the first update.
+    ``smoothed``: whether the numbers are medians or means over a window. ``samples``: whether ``step`` counts
+    samples. A line with a step and no values announces the lines below it."""
 
     step: int | None
     values: dict[str, float]
     counts_from: int = 0
     smoothed: bool = False
+    epoch: int | None = None
+    length: int = 0
+    samples: bool = False
 
 
 def parse_line(text: str) -> Line | None:
@@ -72,22 +96,33 @@ def parse_line(text: str) -> Line | None:
     if at is not None:
         values = {f"{at['what'].lower()} {k.removesuffix(' value')}": v for k, v in _pairs(text[at.end() :]).items()}
         return Line(int(at["step"]) if at["step"] else None, values, counts_from=1) if values else None
-    epoch = _IN_EPOCH.search(text)
+    epoch = _IN_EPOCH.search(text) or _EPOCH_AND_STEP.search(text)
     if epoch is not None and int(epoch["length"]) > 0:
-        if epoch["what"].lower() in ("test", "val", "validate", "eval"):
+        what = [epoch.groupdict().get(part) or "" for part in ("what", "mode")]
+        if any(part.lower() in ("test", "val", "validate", "eval") for part in what):
             return None
         values = _values(text[epoch.end() :])
-        step = int(epoch["epoch"]) * int(epoch["length"]) + int(epoch["place"])
-        return Line(step, values, smoothed="(" in text) if values else None
-    match = _STEP.search(text)
+        counted = {"epoch": int(epoch["epoch"]), "length": int(epoch["length"])}
+        smoothed = _SMOOTHED.search(text, epoch.end()) is not None
+        samples = _SAMPLES.search(text) is not None
+        return Line(int(epoch["place"]), values, smoothed=smoothed, samples=samples, **counted) if values else None
+    match = _METRIC_LOGGER.search(text) or _STEP.search(text) or _LEADING.search(text)
     values = _values(text if match is None else text[: match.start()] + " " + text[match.end() :])
+    if match is not None and not values:
+        return Line(int(match["step"]), {}, counts_from=1)
     if not values:
         return None
     if match is None:
         shown = {k if re.match("val|test|eval", k, re.I) else f"val_{k}": v for k, v in values.items()}
         return Line(None, shown) if _EVALUATED.search(text) else None
-    one_based = re.search(r"iteration\s+\d+\s*/|^step\s+\d+/\d+", text, re.IGNORECASE) is not None
-    return Line(int(match["step"]), values, counts_from=1 if one_based else 0)
+    smoothed = match.re is _METRIC_LOGGER
+    return Line(int(match["step"]), values, counts_from=1 if _ONE_BASED.search(text) else 0, smoothed=smoothed)
+
+
+def parse_below(text: str) -> dict[str, float]:
+    """The numbers of an indented line below a line that only gives the step, as OLMo and Composer write them."""
+    text = _ANSI.sub("", text)
+    return _pairs(text.strip()) if text[:1].isspace() else {}
 
 
 def _values(text: str) -> dict[str, float]:

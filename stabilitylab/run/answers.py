@@ -97,9 +97,11 @@ def answer_run(
             kept = _Kept(analysis, summarize(series, analysis, reader.config))
             if keep and (analysis.layers or not need_gradients):
                 _save(file, rows, kept)
-        analysis = (
-            kept.analysis if kept.analysis.layers or not need_gradients else _without(kept.analysis, reader.status)
-        )
+        analysis = kept.analysis
+        if not analysis.layers:
+            if need_gradients:
+                _must_have_a_metric(analysis, reader.status)
+            analysis = _without_gradients(analysis)
         return Answer(analysis, kept.summary, reader.config, reader.status, problems)
 
 
@@ -120,12 +122,17 @@ def _signal(reader: RunReader, series: RunSeries) -> tuple[str, tuple[LayerSerie
     return EARLY_SIGNAL, tuple(layers)
 
 
-def _without(analysis: RunAnalysis, status: str) -> RunAnalysis:
-    """The analysis of a run without gradients: only its metric. Raises NoDataError if no metric was judged."""
+def _without_gradients(analysis: RunAnalysis) -> RunAnalysis:
+    """The analysis of a run without gradients: its metric and its loss. What the gradients would show is None."""
+    note = "no gradient norms were recorded: spikes, their lag and drift are not judged"
+    kept = replace(analysis.only(spikes=False, lag=False, dips=True), loss_spikes=analysis.loss_spikes)
+    return replace(kept, notes=(note, *analysis.notes))
+
+
+def _must_have_a_metric(analysis: RunAnalysis, status: str) -> None:
+    """Raise NoDataError for a run without gradients, unless its metric was judged."""
     if analysis.metric is not None and analysis.metric.judged:
-        note = "no gradient norms were recorded: spikes, their lag and drift are not judged"
-        kept = replace(analysis.only(spikes=False, lag=False, dips=True), drifts=None)
-        return replace(kept, notes=(note, *analysis.notes))
+        return
     if status == "running":
         raise NoDataError(
             f"run {analysis.run} is still running and has no gradients recorded yet; "
