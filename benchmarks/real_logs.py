@@ -74,8 +74,7 @@ def _count(number: int, what: str) -> str:
 def in_words(found: RunAnalysis) -> str:
     """The analysis of a run in one line."""
     parts = []
-    unjudged = [note for note in found.notes if "to detect spikes" in note]
-    if unjudged:
+    if found.spikes_unjudged:
         parts.append("spikes not judged: too few values")
     else:
         spikes = found.spikes or ()

@@ -50,6 +50,14 @@ def short_notes(layers: Sequence[LayerSeries], settings: SpikeSettings, shared: 
     ]
 
 
+def spikes_reason(layers: Sequence[LayerSeries], settings: SpikeSettings) -> str:
+    """Why spikes are judged in no layer; empty if they are judged in at least one, or if there are no layers."""
+    reasons = [_why_not(layer, settings) for layer in layers]
+    if not reasons or not all(reasons):
+        return ""
+    return reasons[0].removeprefix("not enough data for spikes: ").removeprefix("not enough data: ")
+
+
 def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
     norm = np.asarray(layer.grad_norm, dtype=np.float64)
     finite = norm[np.isfinite(norm)]

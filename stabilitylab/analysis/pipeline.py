@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from stabilitylab.analysis.episodes import find_episodes, join_gap
 from stabilitylab.analysis.lag import Reach, measure_lag, propagation
 from stabilitylab.analysis.loss_spikes import find_loss_spikes
 from stabilitylab.analysis.metrics import Metric, choose_metric
-from stabilitylab.analysis.notes import layer_notes, short_notes
+from stabilitylab.analysis.notes import layer_notes, short_notes, spikes_reason
 from stabilitylab.analysis.resolution import resolution_of
 from stabilitylab.analysis.results import Dip, DipLink, JudgedMetric, RunAnalysis
 from stabilitylab.analysis.series import EvalCurve, LayerSeries, RunSeries, without_duplicates
@@ -70,6 +71,7 @@ def analyze_run(
     notes += short_notes(clean, settings, shared is not None)
     all_spikes = sorted((spike for one in detections for spike in one.spikes), key=lambda spike: spike.onset)
 
+    unjudged = spikes_reason(clean, settings)
     measured = travels = None
     ends = find_ends(clean, series, first=first, last=last)
     if lag and ends is not None:
@@ -88,6 +90,8 @@ def analyze_run(
             cross=cross.get(target.name) if len(on_path) > 1 else None,
             timelines=(timelines[source.name], timelines[target.name]),
         )
+        if unjudged and len(on_path) > 1:
+            measured = replace(measured, reason=f"spikes are not judged: {unjudged}")
         names = [(layer.name, layer.depth) for layer in on_path]
         travels = propagation(
             all_spikes, names, source=source.name, num_iterations=series.iterations, cross=cross, timelines=timelines
@@ -132,6 +136,7 @@ def analyze_run(
         iterations=series.iterations,
         layers=tuple((layer.name, layer.depth) for layer in series.layers),
         spikes=tuple(all_spikes) if spikes else None,
+        spikes_reason=unjudged,
         false_alarms=chance_level(clean, detections, settings) if spikes else None,
         episodes=find_episodes(all_spikes, num_layers=len(clean), gap=gap, step=resolution.mostly) if spikes else None,
         lag=measured,

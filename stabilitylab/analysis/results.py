@@ -137,7 +137,8 @@ class RunAnalysis:
     """The analysis of one run. Parts that were not requested are None; ``notes`` lists what lacked data.
 
     ``metric``: the metric in which dips were detected. If none could be judged, its name is empty, ``chosen`` says why,
-    and ``dips`` is None (not judged) instead of empty (no dips detected).
+    and ``dips`` is None (not judged) instead of empty (no dips detected). ``spikes_reason``: why spikes are judged in no
+    layer, such as too few values; ``spikes`` then contains at most non-finite gradients.
     """
 
     run: str
@@ -159,11 +160,17 @@ class RunAnalysis:
     collapse: Collapse | None = None
     loss_spikes: LossSpikes | None = None
     early_warnings: tuple[EarlyWarning, ...] | None = None
+    spikes_reason: str = ""
 
     @property
     def certain_drifts(self) -> tuple[Drift, ...]:
         """The drifts whose slope differs from 0; empty if drift was not judged."""
         return tuple(drift for drift in self.drifts or () if drift.certain)
+
+    @property
+    def spikes_unjudged(self) -> bool:
+        """Whether spikes were asked for, but could not be judged, and no gradient was non-finite."""
+        return self.spikes == () and bool(self.spikes_reason)
 
     def only(self, *, spikes: bool, lag: bool, dips: bool) -> RunAnalysis:
         """A copy with only the requested parts; the others are None."""
@@ -188,6 +195,7 @@ class RunAnalysis:
         out["layers"] = [{"name": name, "depth": depth} for name, depth in self.layers]
         if self.spikes is not None:
             out["spikes"] = [asdict(spike) for spike in self.spikes]
+            out["spikes_reason"] = self.spikes_reason
         if self.false_alarms is not None:
             out["false_alarms"] = asdict(self.false_alarms)
         if self.episodes is not None:

@@ -49,6 +49,9 @@ def print_text(analysis: RunAnalysis, status: str, explanations: Sequence[Explan
 def _print_spikes(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
     spikes = analysis.spikes or ()
     rule = analysis.settings.rule if analysis.settings is not None else "stablab"
+    if analysis.spikes_unjudged:
+        say(f"\nspikes: not judged ({analysis.spikes_reason})")
+        return
     say(f"\nspikes: {len(spikes)}" + ("" if rule == "stablab" else f" (rule {rule})"))
     if analysis.false_alarms is not None:
         alarms = analysis.false_alarms

@@ -31,7 +31,7 @@ from stabilitylab.unfinished import remove_unfinished
 from stabilitylab.version import __version__
 
 FOLDER = "analysis"
-VERSION = 19
+VERSION = 20
 """Version of the cached results. Increase it when the same rows give different numbers, to invalidate the cache."""
 
 

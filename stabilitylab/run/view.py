@@ -100,6 +100,15 @@ class Analysis:
         """The same content as the JSON of ``stablab analyze --format json``."""
         return self.result.to_dict()
 
+    def _lacks(self, name: str) -> str:
+        """Why a table could not be judged; empty if it could."""
+        if getattr(self.result, name) is None:
+            return self._why(name)
+        if name in ("spikes", "episodes") and self.result.spikes_unjudged:
+            return self.result.spikes_reason
+        few = [note for note in self.notes if note.startswith("not enough data for drift in every layer")]
+        return few[0] if name == "drifts" and few else ""
+
     def _why(self, name: str) -> str:
         """The reason why a result is missing, from the notes."""
         words = name.rstrip("s").replace("_", " ")
@@ -110,16 +119,16 @@ class Analysis:
         return Result(value, title, sentence if value is not None else f"not judged: {self._why(name)}")
 
     def _table(self, name: str, kind: type) -> DataFrame:
-        rows = getattr(self.result, name)
-        return table(rows, kind, name) if rows is not None else not_judged(name, self._why(name), kind)
+        why = self._lacks(name)
+        return not_judged(name, why, kind) if why else table(getattr(self.result, name), kind, name)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("iterations", f"{self.result.iterations}{', still running' if self.status == 'running' else ''}")]
         for name in ("spikes", "episodes", "dips", "drifts"):
             value = getattr(self.result, name)
             number = sentences.drift_count(self.result) if name == "drifts" else str(len(value or ()))
-            rows.append((name, "not judged" if value is None else number))
-        if self.result.false_alarms is not None:
+            rows.append((name, "not judged" if self._lacks(name) else number))
+        if self.result.false_alarms is not None and not self.result.spikes_unjudged:
             rows.append(("spikes expected by chance", f"{self.result.false_alarms.expected:.1f}"))
         if self.result.lag is not None:
             rows.append(("lag", sentences.lag_sentence(self.result)))

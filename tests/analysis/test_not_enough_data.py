@@ -9,6 +9,10 @@ import pytest
 
 from stabilitylab.analysis.pipeline import analyze_run
 from stabilitylab.analysis.results import EvalCurve, LayerSeries, RunAnalysis, RunSeries
+from stabilitylab.comparison.arms import Arm
+from stabilitylab.report.html.verdict import answers, headline
+from stabilitylab.report.html.wording import summary
+from stabilitylab.run.view import Analysis
 from tests.synthetic import LAYERS, layer_series, noise, planted_run
 
 N = 1200
@@ -105,3 +109,25 @@ def test_a_run_recorded_every_fifth_iteration_keeps_its_lag() -> None:
     assert found.lag.cross is not None
     assert found.lag.cross.lag == pytest.approx(40, abs=5)
     assert len(found.propagation or ()) == len(LAYERS)
+
+
+def test_a_run_too_short_for_spikes_says_so_everywhere() -> None:
+    layers = [layer_series(noise(40, seed=i, sd=0.1), f"blocks.{i}", i) for i in range(3)]
+    series = RunSeries("short", 40, tuple(layers))
+    found = analyze_run(series)
+    assert (found.spikes, found.spikes_unjudged) == ((), True)
+    assert found.spikes_reason == "40 usable values; more than 50 are needed to detect spikes"
+    assert found.lag is not None
+    assert found.lag.reason.startswith("spikes are not judged: 40 usable values")
+    view = Analysis(found, "finished")
+    for table in (view.spikes, view.episodes, view.drifts):
+        assert table.attrs["judged"] is False
+    rows = dict(view._rows())
+    assert [rows[name] for name in ("spikes", "episodes", "drifts")] == ["not judged"] * 3
+    assert headline([(series, found)], None).startswith("Gradient spikes not judged: 40 usable values")
+    assert "not judged" in summary(series, found, "finished")
+    said = dict(answers([(series, found)], ["none"], [Arm("none", 0, (0,))], None))
+    assert said["Was it unstable?"][0].startswith("Unknown: spikes not judged (40 usable values")
+    assert said["Where did it start?"][0].startswith("Not judged")
+    longer = analyze_run(RunSeries("longer", N, (GOOD, layers[1])))
+    assert (longer.spikes_reason, longer.spikes_unjudged) == ("", False)

@@ -69,8 +69,8 @@ def key_numbers(series: RunSeries, analysis: RunAnalysis) -> list[tuple[str, str
         rows.append((f"best {metric.short}", metric.value(metric.best(values))))
     if analysis.spikes is not None:
         spikes = [s for s in analysis.spikes if s.kind == "spike"]
-        rows.append(("spikes", str(len(spikes))))
-        if analysis.false_alarms is not None:
+        rows.append(("spikes", "not judged" if analysis.spikes_unjudged else str(len(spikes))))
+        if analysis.false_alarms is not None and not analysis.spikes_unjudged:
             rows.append(("by chance", f"{analysis.false_alarms.expected:.2g}"))
         top = largest(spikes)
         if top is not None:
@@ -98,7 +98,7 @@ def layer_rows(series: RunSeries, analysis: RunAnalysis) -> list[dict[str, str]]
         rows.append(
             {
                 "layer": layer.name,
-                "spikes": str(len(spikes)) if layer.trainable else "frozen",
+                "spikes": "frozen" if not layer.trainable else "" if analysis.spikes_unjudged else str(len(spikes)),
                 "first": str(spikes[0].onset) if spikes else "",
                 "largest": f"{top.ratio:.1f}x at {top.peak}" if top else "",
                 "lag": f"{lag.median_lag:g}" if lag and lag.median_lag is not None else "",

@@ -56,6 +56,8 @@ def _seen_without(runs: Sequence[Run], comparison: Comparison) -> str:
     analyses = [analysis for series, analysis in runs if series.run in names]
     arm = "without a mitigation" if comparison.baseline == "none" else f"with {comparison.baseline}"
     shaky = sum(map(unstable, analyses))
+    if not shaky and analyses and all(analysis.spikes_unjudged for analysis in analyses):
+        return f"Gradient spikes not judged {arm}: {analyses[0].spikes_reason}"
     lasting = states(analyses)
     if not shaky and doubtful(analyses):
         return f"No spikes or dips beyond chance {arm}, but {', '.join(lasting)}"
@@ -73,6 +75,8 @@ def _headline_of_one(series: RunSeries, analysis: RunAnalysis) -> str:
     lasting = ", ".join(states([analysis]))
     if not unstable(analysis) and doubtful([analysis]):
         return f"No spikes or dips beyond chance, but {lasting}"
+    if not unstable(analysis) and analysis.spikes_unjudged:
+        return f"Gradient spikes not judged: {analysis.spikes_reason}" + (f"; {lasting}" if lasting else "")
     if not unstable(analysis):
         return ("No instability beyond chance" if analysis.spikes else "No instability found") + (
             f"; {lasting}" if lasting else ""
@@ -157,7 +161,8 @@ def _curves(series: Sequence[RunSeries], metric: MetricText) -> list[np.ndarray]
 
 def _how_unstable(analyses: Sequence[RunAnalysis]) -> str:
     if len(analyses) == 1:
-        return ("Yes: " if unstable(analyses[0]) else "No: ") + _signs(analyses) + "."
+        answer = "Yes" if unstable(analyses[0]) else "Unknown" if analyses[0].spikes_unjudged else "No"
+        return f"{answer}: {_signs(analyses)}."
     return f"{sum(map(unstable, analyses))} of {len(analyses)} runs: {_signs(analyses)}."
 
 
@@ -171,6 +176,8 @@ def _signs(analyses: Sequence[RunAnalysis]) -> str:
     others += states(analyses)
     if all(analysis.spikes is None or not analysis.layers for analysis in analyses):
         return ", ".join(["no gradients recorded", *others])
+    if all(analysis.spikes_unjudged for analysis in analyses):
+        return ", ".join([f"spikes not judged ({analyses[0].spikes_reason})", *others])
     spikes = count(sum(spike.kind == "spike" for a in analyses for spike in a.spikes or ()), "spike")
     chance = f"{expected_by_chance(analyses):.2g}"
     if spikes_beyond_chance(analyses) or spikes == "0 spikes":
@@ -181,6 +188,8 @@ def _signs(analyses: Sequence[RunAnalysis]) -> str:
 def _where(analyses: Sequence[RunAnalysis]) -> str:
     if not any(a.layers for a in analyses):
         return "Unknown: no gradients were recorded."
+    if all(a.spikes_unjudged for a in analyses):
+        return f"Not judged: {analyses[0].spikes_reason}."
     if not any(a.spikes for a in analyses):
         return "No spikes were detected."
     leaders = Counter(e.leader for a in analyses for e in a.episodes or () if len(e.order) > 1)

@@ -19,6 +19,8 @@ def summary(series: RunSeries, analysis: RunAnalysis, status: str) -> str:
         parts.append(f"Gradients were not finite from iteration {min(s.onset for s in broken)} on.")
     if not any(len(layer.iteration) for layer in series.layers):
         parts.append("No gradients were recorded.")
+    elif analysis.spikes_unjudged:
+        parts.append(f"Gradient spikes were not judged: {analysis.spikes_reason}.")
     elif not spikes:
         parts.append("No gradient spikes.")
     else:

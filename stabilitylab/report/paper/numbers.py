@@ -67,8 +67,10 @@ def _runs(runs: Sequence[AnalysedRun]) -> str:
                 run.series.run,
                 metric.number(float(finite[-1])) if len(finite) else "",
                 metric.number(metric.best(finite)) if len(finite) else "",
-                str(len(analysis.spikes or ())),
-                f"{analysis.false_alarms.expected:.2g}" if analysis.false_alarms else "",
+                "not judged" if analysis.spikes_unjudged else str(len(analysis.spikes or ())),
+                f"{analysis.false_alarms.expected:.2g}"
+                if analysis.false_alarms and not analysis.spikes_unjudged
+                else "",
                 f"{lag.median_iterations:g} ({lag.ci95[0]:g} to {lag.ci95[1]:g})"
                 if lag is not None and lag.ci95 is not None and timed
                 else "inconclusive",
