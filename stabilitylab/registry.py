@@ -20,8 +20,25 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    raise ConfigError(f"unknown {kind} {name!r}; did you mean {' or '.join(near[:8])}? Known: {', '.join(known)}")
+    near = nearest(name, known)
+    if not near:
+        raise ConfigError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    raise ConfigError(f"unknown {kind} {name!r}; did you mean {' or '.join(near)}? Known: {', '.join(known)}")
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.5) -> list[str]:
+    """Up to ``n`` of the ``known`` names that are similar to ``name`` or contain it, the most similar first."""
+    names = list(known)
+    similar = difflib.get_close_matches(name, names, n=n, cutoff=cutoff)
+    containing = [other for other in names if len(name) > 1 and name in other and other not in similar]
+    return [*similar, *containing][:n]
+
+
+def hint(name: str, known: Iterable[str], n: int = 3) -> str:
+    """The end of a message about an unknown name: the nearest known names, or all of them if none is near."""
+    names = list(known)
+    near = nearest(name, names, n, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
 
 
 def located(entry: Any) -> Any:

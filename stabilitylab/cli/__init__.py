@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import warnings
@@ -11,6 +10,7 @@ from importlib import import_module
 import click
 
 from stabilitylab import __version__
+from stabilitylab.cli.groups import Group
 
 # command -> module that defines it, under the same name with dashes as underscores
 COMMANDS = {
@@ -34,7 +34,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -43,14 +43,6 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = import_module(f"stabilitylab.cli.{COMMANDS[name]}").command
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=2) or list(COMMANDS)
-            raise click.UsageError(f"unknown command {args[0]!r}; did you mean {' or '.join(near)}?")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -75,11 +67,16 @@ def main() -> None:
     protect()
     warnings.showwarning = lambda message, *_, **__: click.echo(f"stablab: warning: {message}", err=True)
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="stablab", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
-        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        fail(error.format_message() + where)
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # a group without a command
+            click.echo(error.format_message(), err=True)
+            sys.exit(2)
+        message = _usage(error)
+        if error.ctx is not None:
+            message += f"{' See' if message.endswith('?') else '; see'} {error.ctx.command_path} --help"
+        fail(message)
     except click.ClickException as error:
         fail(error.format_message())
     except StabilityLabError as error:
@@ -98,6 +95,15 @@ def main() -> None:
     except MemoryError:
         fail("there is not enough memory for this")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: click.UsageError) -> str:
+    """The message of a usage error as one clause: lower case, without a full stop."""
+    if isinstance(error, click.NoSuchOption):
+        near = [name for name in error.possibilities or () if name != "--help"]
+        return f"unknown option {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    message = error.format_message().removeprefix("Got ").rstrip(".")
+    return message[:1].lower() + message[1:]
 
 
 def fail(message: str, code: int = 2) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from stabilitylab.cli.options import runs_dir
@@ -49,6 +51,7 @@ def command(
     """
     from stabilitylab.cause.branch import branch_run
     from stabilitylab.cli.progress import TrainingProgress
+    from stabilitylab.report.writing import check_output
     from stabilitylab.store.location import find_run, runs_root
     from stabilitylab.train.mitigations import parse_mitigations
 
@@ -56,6 +59,8 @@ def command(
         raise ConfigError("--mitigation none: a branch without a mitigation is always trained; choose another")
     if output is not None and not output.endswith((".png", ".svg")):
         raise ConfigError(f"cannot draw {output}: the file name must end in .png or .svg")
+    if output is not None:
+        check_output(Path(output), Path(output).suffix[1:])
     root = runs_root(runs_dir)
     with TrainingProgress() as progress:
         paths = branch_run(

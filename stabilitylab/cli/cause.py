@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stabilitylab.cli.branch import command as branch
+from stabilitylab.cli.groups import Group
 from stabilitylab.cli.options import runs_dir
 from stabilitylab.errors import ConfigError
 
@@ -40,7 +41,7 @@ class Iterations(click.ParamType):
         return sorted(set(values))
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Causal experiments on a run.
 

@@ -56,6 +56,7 @@ def command(iterations: int, seed: int, seeds: int, output: str | None, runs_dir
     from stabilitylab.cli.progress import TrainingProgress
     from stabilitylab.cli.report import build_report
     from stabilitylab.config import resolve
+    from stabilitylab.report.writing import check_output
     from stabilitylab.store.location import runs_root
     from stabilitylab.studies import train_side_by_side
 
@@ -64,8 +65,8 @@ def command(iterations: int, seed: int, seeds: int, output: str | None, runs_dir
     all_seeds = range(seed, seed + seeds)
     names = _free_names(root, all_seeds)
     learned, report = names[0], Path(output) if output else root / f"{names[0].replace('learned', 'report')}.html"
-    if output and not report.parent.is_dir():
-        raise click.ClickException(f"{report.parent} is not a folder; create it, or choose another location with -o")
+    if output:
+        check_output(report, "html")
     jobs = []
     for number, name in enumerate(names):
         own = {"train": {"iterations": iterations, "seed": all_seeds[number // 2]}}

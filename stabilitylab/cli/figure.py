@@ -45,11 +45,11 @@ def command(
         raise ConfigError("--latex writes a table; remove --format")
     if output is None and not latex:
         raise ConfigError("a figure needs an output file; use -o FILE")
-    if output is not None:
-        check_output(Path(output))
     ending = Path(output or "").suffix.lstrip(".").lower()
     if not latex and form is None and ending not in FORMATS:
         raise ConfigError(f"unknown format of {output}; use the extension .pdf, .svg or .png, or set --format")
+    if output is not None:
+        check_output(Path(output), "tex" if latex else form or ending)
     root = runs_root(runs_dir)
     shown = load_runs([find_run(root, run) for run in dict.fromkeys(runs)])
     comparison = compare(shown) if len(shown) > 1 else None

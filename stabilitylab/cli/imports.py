@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stabilitylab.cli.groups import Group
 from stabilitylab.cli.options import runs_dir
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MOST_NOTES = 30
 
 
-@click.group(name="import")
+@click.group(name="import", cls=Group)
 def command() -> None:
     """Import the logs of another tool as a run. `auto` detects the format of a file or folder."""
 

@@ -32,7 +32,7 @@ def build_report(run_dirs: Sequence[Path], output: Path) -> None:
     """Analyse the runs, compare them if there are several, and write the report."""
     from stabilitylab.report.writing import check_output, write_report
 
-    check_output(output)
+    check_output(output, "html")
     runs = load_runs(run_dirs)
     write_report(runs, compare(runs) if len(runs) > 1 else None, output)
 

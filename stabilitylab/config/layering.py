@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from stabilitylab.config.sections import RESNETS, Config
 from stabilitylab.datasets import DATASETS
 from stabilitylab.errors import ConfigError
+from stabilitylab.registry import hint
 
 _ARCH = re.compile(r"(?P<family>.+?)(?:_patch(?P<patch>\d+)(?:_(?P<img>\d+))?)?")
 
@@ -167,7 +167,6 @@ def _explain(item: Any) -> str:
         section = Config.model_fields.get(str(item["loc"][0]))
         in_section = section is not None and len(item["loc"]) > 1
         known = section.annotation.model_fields if in_section else Config.model_fields  # type: ignore[union-attr]
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2) or sorted(known)
-        return f"unknown key {field}; did you mean {' or '.join(near)}?"
+        return f"unknown key {field}; {hint(str(item['loc'][-1]), sorted(known), n=2)}"
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{field} = {item['input']!r}: {message}"

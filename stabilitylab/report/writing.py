@@ -16,17 +16,41 @@ if TYPE_CHECKING:
     from stabilitylab.run.analysed import AnalysedRun
 
 
-def check_output(output: Path) -> None:
-    """Raise ConfigError if the output cannot be written. Call it before a long analysis, not after."""
+_KINDS = {
+    "html": ("an HTML page", (b"<!doctype html", b"<html")),
+    "pdf": ("a PDF file", (b"%PDF",)),
+    "png": ("a PNG image", (b"\x89PNG",)),
+    "svg": ("an SVG image", (b"<?xml", b"<svg")),
+    "tex": ("a LaTeX table", (b"\\begin{table}", b"% \\usepackage{booktabs}")),
+}
+"""What commands write: a description, and how such files begin."""
+
+
+def check_output(output: Path, kind: str) -> None:
+    """Raise ConfigError if the output cannot be written, or if it would replace a file that is not of the same kind,
+    such as the database of a run. Call it before a long analysis, not after.
+
+    ``kind``: html, pdf, png, svg or tex. An earlier output may be replaced.
+    """
     if output.is_dir() or not output.parent.is_dir():
         raise ConfigError(f"cannot write {output}: choose a file in an existing folder")
+    if not output.is_file():
+        return
+    what, starts = _KINDS[kind]
+    try:
+        with output.open("rb") as file:
+            head = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+    if head and not head.startswith(tuple(start.lower() for start in starts)):
+        raise ConfigError(f"{output} exists and is not {what}; choose another file")
 
 
 def write_report(runs: Sequence[AnalysedRun], comparison: Comparison | None, output: Path) -> Path:
     """Write the HTML report of ``runs``, with their comparison if there are several. Returns ``output``."""
     from stabilitylab.report.html.page import render_report
 
-    check_output(output)
+    check_output(output, "html")
     write_file(output, render_report(runs, comparison).encode())
     return output
 

@@ -13,7 +13,6 @@ actual learning rate: base_lr = lr * 256 / batch_size.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from stabilitylab.config import Config, resolve, set_key
 from stabilitylab.errors import ConfigError
+from stabilitylab.registry import hint
 from stabilitylab.studies.study import AXES, config_keys, mitigations
 
 LR = "lr"
@@ -88,8 +88,7 @@ def _full(where: str, key: str) -> str:
     name = key if key == LR else AXES.get(key, key)
     known = [LR, *AXES.values(), *config_keys()]
     if name not in known:
-        near = difflib.get_close_matches(key, [*known, *AXES], n=3, cutoff=0.5) or known[:8]
-        raise ConfigError(f"{where}: unknown key {key!r} in the space; did you mean {' or '.join(near)}?")
+        raise ConfigError(f"{where}: unknown key {key!r} in the space; {hint(key, [*known, *AXES])}")
     return name
 
 

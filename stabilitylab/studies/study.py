@@ -14,7 +14,6 @@ configuration, so studies that share a run train it only once.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -29,6 +28,7 @@ from stabilitylab.comparison.decisions import MIN_SEEDS
 from stabilitylab.comparison.results import RunSummary
 from stabilitylab.config import Config, check_choice, read_toml, resolve, set_key
 from stabilitylab.errors import ConfigError
+from stabilitylab.registry import hint
 
 NO_METRICS = ("run", "mitigation", "seed", "base_lr", "metric", "goal", "scale")
 COUNTS = (
@@ -161,8 +161,7 @@ def planned_runs(
 
 def _known(path: Path, where: str, key: str, keys: Sequence[str]) -> None:
     if key not in keys:
-        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5) or list(keys)[:8]
-        raise ConfigError(f"{path}: unknown key {key!r} in {where}; did you mean {' or '.join(near)}?")
+        raise ConfigError(f"{path}: unknown key {key!r} in {where}; {hint(key, keys)}")
 
 
 def read_base(path: Path, given: Any) -> Mapping[str, Any]:

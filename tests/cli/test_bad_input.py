@@ -16,6 +16,15 @@ Refusal = Callable[..., str]
     ("args", "message"),
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["xyzzy"], "unknown command 'xyzzy'; known: train, analyze, "),
+        (["cause", "swp"], "unknown command 'swp'; did you mean swap?"),
+        (["import", "/dev/null"], "unknown command '/dev/null'; did you mean stablab import auto /dev/null?"),
+        (["train", "--lr", "3"], "unknown option --lr; did you mean --base-lr or --plan? See stablab train --help"),
+        (["analyze"], "missing argument 'RUN'; see stablab analyze --help"),
+        (["train", "more"], "unexpected extra argument (more); see stablab train --help"),
+        (["train", "--method", "xyzzy"], "unknown method 'xyzzy'; known: byol, dino, mocov2"),
+        (["train", "--set", "optim.lr=1"], "unknown key optim.lr; did you mean base_lr?"),
+        (["train", "--set", "optim.xyzzy=1"], "unknown key optim.xyzzy; known: base_lr, beta1"),
         (["train", "--method", "mocov4"], "unknown method 'mocov4'; did you mean mocov3"),
         (["train", "--arch", "vit_smal"], "model.arch: unknown arch 'vit_smal'; did you mean vit_small"),
         (["train", "--data", "digit"], "unknown data 'digit'; did you mean digits?"),
@@ -26,7 +35,7 @@ Refusal = Callable[..., str]
         (["train", "--set", "optim.name=adam"], "optim.name: unknown optimizer 'adam'; did you mean adamw"),
         (["train", "--batch-size", "5000"], "batch_size 5000 is larger than the data set (1400 images)"),
         (["train", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
-        (["train", "--batch-size", "many"], "Invalid value for '--batch-size': 'many' is not a valid integer"),
+        (["train", "--batch-size", "many"], "invalid value for '--batch-size': 'many' is not a valid integer; see"),
         (["train", "--skip-list", "absent.txt"], "cannot read the skip list absent.txt: No such file or directory"),
         (["train", "--config", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
         (["study", "absent.toml"], "cannot read configuration absent.toml: No such file or directory"),
@@ -94,7 +103,38 @@ def test_a_bad_csv(refusal: Refusal, tmp_path: Path) -> None:
 
 
 def test_a_demo_that_cannot_be_is_refused_before_it_trains(refusal: Callable[..., str]) -> None:
-    assert refusal("demo", "-o", "no/such/report.html").startswith("no/such is not a folder; create it")
+    assert refusal("demo", "-o", "no/such/report.html").startswith("cannot write no/such/report.html: choose a file")
+
+
+@pytest.mark.parametrize("group", [[], ["cause"], ["import"]])
+def test_a_group_without_a_command_prints_its_help(stablab: Stablab, group: list[str]) -> None:
+    done = stablab(*group, code=2)
+    assert done.stderr.startswith("Usage: ")
+    assert "\nCommands:\n" in done.stderr
+
+
+def test_outputs_replace_only_files_of_their_kind(stablab: Stablab, refusal: Refusal, tmp_path: Path) -> None:
+    stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0")
+    database = tmp_path / "runs" / "run_001" / "run.duckdb"
+    (tmp_path / "notes.html").write_text("my notes")
+    (tmp_path / "a.png").write_text("no picture")
+    before = {path: path.read_bytes() for path in (database, tmp_path / "notes.html", tmp_path / "a.png")}
+    report = ["report", "run_001", "-o"]
+    for command in (
+        [*report, str(database)],
+        [*report, "notes.html"],
+        ["figure", "run_001", "--kind", "spikes", "-o", "a.png"],
+        ["figure", "run_001", "--kind", "spikes", "--format", "png", "-o", str(database)],
+        ["figure", "run_001", "--kind", "spikes", "--latex", "-o", "notes.html"],
+        ["branch", "run_001", "--at", "1", "--mitigation", "zclip", "-o", "a.png"],
+        ["demo", "-o", "notes.html"],
+    ):
+        assert "exists and is not " in refusal(*command)
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):  # an earlier output is replaced
+        stablab(*report, "report.html")
+        stablab("figure", "run_001", "--kind", "spikes", "-o", "figure.svg")
+        stablab("figure", "run_001", "--kind", "spikes", "--latex", "-o", "table.tex")
 
 
 def test_a_source_tree_that_is_not_installed_trains(monkeypatch: pytest.MonkeyPatch) -> None:

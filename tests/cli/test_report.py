@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("runs", [("zero",), ("odd",), ("zero", "odd")])
 def test_odd_runs_have_a_report_that_says_so(root: Path, tmp_path: Path, runs: tuple[str, ...]) -> None:
     target = tmp_path / "report.html"
-    target.write_text("an older report")
+    target.write_text("<!doctype html>an older report")
     done = CliRunner().invoke(
         cli, ["report", *runs, "-o", str(target), "--runs-dir", str(root)], catch_exceptions=False
     )
