@@ -128,7 +128,7 @@ assert "did you mean mean-teacher" in stablab("train", "--method", "mean-techer"
 
 warning, error = stablab("train", "--method", "broken", code=2).stderr.splitlines()
 assert "skipped the method 'broken' of the package broken_package: ModuleNotFoundError" in warning
-assert error.startswith("stablab: unknown method 'broken'; did you mean")
-assert "broken" not in error.partition("Known: ")[2]
+assert error.startswith("stablab: unknown method 'broken'; ")
+assert "broken" not in error.partition("nown: ")[2]
 """
     python(package, tmp_path, script)

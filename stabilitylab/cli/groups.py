@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import click
 
@@ -15,7 +15,7 @@ class Group(click.Group):
         if args and args[0] not in names and not args[0].startswith("-"):
             from stabilitylab.registry import hint
 
-            if "auto" in names and os.path.exists(args[0]):
+            if "auto" in names and Path(args[0]).exists():
                 raise click.UsageError(f"unknown command {args[0]!r}; did you mean {ctx.command_path} auto {args[0]}?")
             raise click.UsageError(f"unknown command {args[0]!r}; {hint(args[0], names, n=2)}")
         return super().resolve_command(ctx, args)
