@@ -137,8 +137,8 @@ class RunAnalysis:
     """The analysis of one run. Parts that were not requested are None; ``notes`` lists what lacked data.
 
     ``metric``: the metric in which dips were detected. If none could be judged, its name is empty, ``chosen`` says why,
-    and ``dips`` is None (not judged) instead of empty (no dips detected). ``spikes_reason``: why spikes could not be judged
-    in any layer, such as too few values; ``spikes`` then contains at most non-finite gradients.
+    and ``dips`` is None (not judged) instead of empty (no dips detected). ``spikes_reason``: why spikes were not
+    judged in any layer, such as too few values; ``spikes`` then contains at most non-finite gradients.
     """
 
     run: str
