@@ -20,6 +20,7 @@ from stabilitylab.attach.features import RecordsFeatures
 from stabilitylab.attach.live import OnSpike, SpikeSink
 from stabilitylab.attach.ordering import Ordering
 from stabilitylab.attach.processes import LossMean, refuse_fsdp1
+from stabilitylab.attach.request import replaced_since
 from stabilitylab.attach.start import Start, open_run_for, writes
 from stabilitylab.attach.timing import Timing
 from stabilitylab.errors import ConfigError, RecordError
@@ -55,6 +56,8 @@ class LoopRecorder(RecordsFeatures):
         self.path: Path | None = None
         self._layers = start.layers
         self._parameters = list(model.parameters())
+        self._model = weakref.ref(model)
+        self._complete = False  # whether the first step has shown that the model is still the one given
         self._writer = None
         self._sharded = any(hasattr(p, "to_local") for layer in start.layers for p in layer.parameters)
         # With full gradients, only the process that writes measures them; shards are measured in every process.
@@ -130,8 +133,14 @@ class LoopRecorder(RecordsFeatures):
         stats = self._given(norms) if norms is not None else self._timing.take(at, grad_scale, optimizer)
         if stats is None and recorder.log_grads and not self.has_gradient():
             raise RecordError(
-                "rec.step() found no gradient: call it after loss.backward() and before optimizer.zero_grad()"
+                replaced_since(self._model(), self._parameters)
+                or "rec.step() found no gradient: call it after loss.backward() and before optimizer.zero_grad()"
             )
+        if not self._complete:
+            self._complete = True
+            if text := replaced_since(self._model(), self._parameters):
+                self._recorder.event(at, "model-changed", text)
+                warnings.warn(text, stacklevel=2)
         self.iteration = at
         self._ordering.step(self.iteration, recorder.sink, loss)
         if "loss" in numbers:

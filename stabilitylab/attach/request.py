@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stabilitylab.attach.timing import MEASURES
@@ -74,6 +74,18 @@ def chosen_layers(
     if not any(layer.trainable for layer in layers):
         raise RecordError("the model has no trainable parameter to record; unfreeze one, or widen include=")
     return [replace(layer, depth=depth) for depth, layer in enumerate(layers)]
+
+
+def replaced_since(model: nn.Module | None, parameters: Sequence[Tensor]) -> str:
+    """A message about trainable parameters that ``model`` has got since ``parameters`` were all it had; else empty."""
+    known = set(map(id, parameters))
+    new = [] if model is None else [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if not new:
+        return ""
+    return (
+        f"{len(new)} parameters of the model are not recorded (the first is {new[0]}), because they were created or "
+        "replaced after record(); call record() when the model is complete"
+    )
 
 
 def in_order(layers: list[Layer], names: list[str]) -> list[Layer]:

@@ -99,8 +99,10 @@ def _on_the_stack() -> Any:
     for _ in range(12):
         if frame is None:
             return None
-        owner = frame.f_locals.get("self")
-        if frame.f_code.co_name in ("step", "_maybe_opt_step") and isinstance(owner, torch.amp.GradScaler):
-            return owner if owner.is_enabled() else None
+        # Before Python 3.13, reading `f_locals` keeps every local of a frame alive, so a user's frame is left alone.
+        if frame.f_code.co_name in ("step", "_maybe_opt_step"):
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, torch.amp.GradScaler):
+                return owner if owner.is_enabled() else None
         frame = frame.f_back
     return None

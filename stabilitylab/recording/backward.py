@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,8 @@ class BackwardEnd:
     ) -> None:
         self._recorder, self.enabled, self._scale = recorder, enabled, scale
         self._measured: Measured | None = None
-        self._queued = False
+        # The callback of the current pass. Autograd drops it if the pass raises an error, and so shows that it ended.
+        self._queued: weakref.ref[_AtTheEnd] | None = None
         self._freed: bool | None = None  # whether gradients are freed before the pass ends; None: not known yet
         self._arrived: dict[Tensor, Tensor] = {}  # (2,): norm and largest absolute entry of each gradient so far
         parameters = [p for p in recorder.parameters if p.requires_grad]
@@ -54,7 +56,7 @@ class BackwardEnd:
 
     def reset(self) -> None:
         """Discard the state of a backward pass that raised an error."""
-        self._queued = False
+        self._queued = None
         self._arrived.clear()
 
     def remove(self) -> None:
@@ -74,13 +76,15 @@ class BackwardEnd:
         self._queue()
 
     def _queue(self) -> None:
-        if not self._queued and self.enabled():
-            self._queued = True
-            # DDP also queues its averaging for the end of the pass, after this callback; queue again to run after it.
-            _at_the_end(lambda: _at_the_end(self._end))
+        if self._queued is not None and self._queued() is None:
+            self.reset()
+        if self._queued is None and self.enabled():
+            callback = _AtTheEnd(self)
+            self._queued = weakref.ref(callback)
+            torch.autograd.Variable._execution_engine.queue_callback(callback)
 
-    def _end(self) -> None:
-        self._queued = False
+    def end(self) -> None:
+        self._queued = None
         arrived, self._arrived = self._arrived, {}
         gone = [p for p in arrived if p.grad is None]
         if self._freed is None and arrived:
@@ -111,6 +115,16 @@ class _Arrival:
         return self
 
 
-def _at_the_end(call: Callable[[], None]) -> None:
-    """Run ``call`` when the current backward pass ends."""
-    torch.autograd.Variable._execution_engine.queue_callback(call)
+class _AtTheEnd:
+    """Ends a backward pass. DDP also queues its averaging for the end of the pass, after this callback, so the first
+    call queues a second one, which runs after DDP's."""
+
+    def __init__(self, owner: BackwardEnd) -> None:
+        self._owner, self._again = owner, False
+
+    def __call__(self) -> None:
+        if self._again:
+            self._owner.end()
+        else:
+            self._again = True
+            torch.autograd.Variable._execution_engine.queue_callback(self)

@@ -53,6 +53,14 @@ def with_gradients(old: Measured, new: Measured, signals: Sequence[Signal]) -> M
     return Measured(values, measured)
 
 
+def global_max(stats: Measured, signals: Sequence[Signal]) -> float:
+    """The largest entry of the gradient over all layers; 0 if ``grad_max`` is not measured. Waits for the device."""
+    for i, signal in enumerate(signals):
+        if signal.name == "grad_max":
+            return float(torch.where(stats.measured[i], stats.values[i].double(), 0.0).amax())
+    return 0.0
+
+
 def global_norm(stats: Measured, signals: Sequence[Signal]) -> float:
     """The L2 norm of the gradient over all layers; 0 if ``grad_norm`` is not measured. Waits for the device."""
     for i, signal in enumerate(signals):

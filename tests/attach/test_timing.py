@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,33 @@ def clips_before(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
     loss.backward()
     clip(model)
     rec.step(loss=loss)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def clips_values_before(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    loss.backward()
+    nn.utils.clip_grad_value_(model.parameters(), 0.001)
+    rec.step(loss=loss)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def another_loss_after_the_update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    """The discriminator of a GAN: the generator's loss reaches it after its own update."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    (7 * loss_of(model, 99)).backward()
+    rec.step(loss=loss)
+
+
+def warms_up(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    """Records from the fifth iteration on, before the update."""
+    loss.backward()
+    count = model.__dict__["count"] = model.__dict__.get("count", 0) + 1
+    if count > 4:
+        rec.step(loss=loss, iteration=count - 1)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -114,18 +142,31 @@ def train(loop: Loop, tmp_path: Path, steps: int = STEPS, **options: Any) -> tup
     with open_run(rec.path) as reader:
         assert reader.verify() == []
         series = reader.layer_series()
-        return np.stack([series[i][1] for i in sorted(series)], 1), np.array(true), [e.kind for e in reader.events()]
+        norms = np.stack([series[i][1] for i in sorted(series)], 1)
+        return norms, np.array(true)[series[0][0]], [e.kind for e in reader.events()]
 
 
 @pytest.mark.parametrize(
     "loop",
-    [ordinary, averages, clips_before, steps_before, zeroes_before, frees_before, native_scaler, in_backward],
+    [
+        ordinary,
+        averages,
+        clips_before,
+        clips_values_before,
+        steps_before,
+        zeroes_before,
+        frees_before,
+        native_scaler,
+        in_backward,
+        another_loss_after_the_update,
+        warms_up,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_the_norms_are_those_of_the_gradient_in_every_iteration(loop: Loop, tmp_path: Path) -> None:
     recorded, true, events = train(loop, tmp_path)
     np.testing.assert_allclose(recorded, true, rtol=1e-4)
-    quiet = loop in (ordinary, averages)
+    quiet = loop in (ordinary, averages, warms_up)
     assert ("measured-in-backward" in events) is not quiet
 
 
@@ -200,3 +241,65 @@ def test_no_hook_stays(tmp_path: Path) -> None:
         ordinary(model, optimizer, loss_of(model, 0), rec)
     assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
     assert not optimizer._optimizer_step_pre_hooks
+
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Tensor:  # type: ignore[override]
+        raise RuntimeError("out of memory")
+
+
+def test_a_backward_pass_that_failed_does_not_end_the_recording(tmp_path: Path) -> None:
+    """A loop that skips batches for which memory does not suffice, and records after the update."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    true = []
+    with stabilitylab.record(model, optimizer, run="r", runs_dir=tmp_path) as rec:
+        for i in range(12):
+            if i % 5 == 3:
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    model[2](Fails.apply(model[:2](torch.ones(1, 4)))).sum().backward()  # after model[2]'s gradient
+                optimizer.zero_grad()
+            loss = loss_of(model, i)
+            loss.backward()
+            true.append(float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+            optimizer.step()
+            optimizer.zero_grad()
+            rec.step(loss=loss)
+    assert rec.path is not None
+    with open_run(rec.path) as reader:
+        np.testing.assert_allclose(reader.table("iterations")["grad_norm"], true, rtol=1e-5)
+
+
+def test_recording_keeps_no_variable_of_the_loop_alive(tmp_path: Path) -> None:
+    """The search for a loss scaler on the call stack must not hold the user's batch."""
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with stabilitylab.record(model, optimizer, run="r", runs_dir=tmp_path) as rec:
+        loss = loss_of(model, 0)
+        alive = weakref.ref(loss)
+        loss.backward()
+        rec.step()
+        optimizer.step()
+        del loss
+        assert alive() is None
+
+
+def test_parameters_that_were_replaced_after_record_are_told(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    text = r"2 parameters of the model are not recorded \(the first is 2\.weight\).*call record\(\) when the model is"
+    with stabilitylab.record(model, run="r", runs_dir=tmp_path) as rec:
+        model[2] = nn.Linear(8, 2)
+        loss_of(model, 0).backward()
+        with pytest.warns(UserWarning, match=text):
+            rec.step()
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    with stabilitylab.record(model, run="s", runs_dir=tmp_path) as rec:
+        model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+        loss_of(model, 0).backward()
+        with pytest.raises(RecordError, match="4 parameters of the model are not recorded"):
+            rec.step()
