@@ -63,7 +63,7 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     judged = [(study, rows, verdicts(study, rows)) for study, rows in summaries]
     counts = [_word(study, verdict, rows) for study, rows, all_of_it in judged for verdict in all_of_it]
     again = _asked_again(judged)
-    told = {"inconclusive": _told_again(list(again.values()))}
+    told = {"inconclusive": _told_again(list(again.values()), counts.count("inconclusive"))}
     tally = ", ".join(f"{counts.count(kind)} {kind}{told.get(kind, '')}" for kind in _WORDS)
     runs = len({row["run"] for _, rows in summaries for row in rows})
     findings = reports / FINDINGS
@@ -113,10 +113,10 @@ def _asked_again(judged: Sequence[_Judged]) -> dict[tuple[str, str], str]:
     return again
 
 
-def _told_again(words: Sequence[str]) -> str:
-    """How many inconclusive claims new seeds decided, in parentheses; empty if none was asked again."""
+def _told_again(words: Sequence[str], inconclusive: int) -> str:
+    """How many inconclusive claims a later study decided, in parentheses; empty if none was asked again."""
     decided = sum(word in ("reproduced", "contradicted") for word in words)
-    return f" ({len(words)} of them asked again on new seeds, {decided} decided there)" if words else ""
+    return f" ({decided} of them decided on new seeds, {inconclusive - decided} undecided)" if words else ""
 
 
 def _unfinished(judged: Sequence[_Judged]) -> list[str]:

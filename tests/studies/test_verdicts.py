@@ -92,7 +92,7 @@ def test_a_later_study_answers_an_inconclusive_claim_on_new_seeds(place: Path) -
     never.write_text(first)
     table = claims_table(find_studies(studies), reports)
     assert "| **inconclusive**; on new seeds **reproduced** ([frozen](frozen/)) |" in table
-    tally = "1 reproduced, 0 contradicted, 1 inconclusive (1 of them asked again on new seeds, 1 decided there), 0 open"
+    tally = "1 reproduced, 0 contradicted, 1 inconclusive (1 of them decided on new seeds, 0 undecided), 0 open"
     assert f"2 claims, 24 runs: {tally}, 0 dead, 0 not run." in table
     for follow_up, reason in (
         ("nowhere", "there is no study 'nowhere' beside it"),
