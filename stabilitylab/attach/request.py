@@ -63,6 +63,8 @@ def chosen_layers(
     """The layers to record, ordered from input to output as far as their names show."""
     if granularity not in ("block", "module", "param"):
         raise RecordError(f"granularity must be block, module or param, not {granularity!r}")
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        raise RecordError("the model has lazy modules without parameters; run one batch through it before record()")
     wanted = [include] if isinstance(include, str) else list(include)
     unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
     layers = [

@@ -79,7 +79,7 @@ class Partition:
     def _opens(self, name: str, child: nn.Module, holder: nn.Module) -> bool:
         """Whether ``child`` contains several layers; otherwise it is one layer."""
         parts = self._parametric(child)
-        if not parts:
+        if not parts or isinstance(child, nn.MultiheadAttention):
             return False
         numbered = _NUMBERED.fullmatch(name) is not None
         item = numbered and _is_container(holder)

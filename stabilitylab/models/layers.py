@@ -108,8 +108,12 @@ def _assigned(model: nn.Module, granularity: str) -> Iterator[tuple[str, nn.Para
             yield name, parameter, name, ""
         elif name in recurrent:
             yield name, parameter, recurrent[name], ""
+        elif leaf is not None and isinstance(leaves[leaf], nn.ParameterList | nn.ParameterDict):
+            yield name, parameter, name, ""
         elif leaf is not None:
             yield name, parameter, leaf, leaf
+        elif "" in leaves and type(model).__module__.startswith("torch.nn."):  # the model is a Linear or the like
+            yield name, parameter, type(model).__name__.lower(), ""
         elif "" in leaves:  # the model is one layer
             yield name, parameter, owner or parts[0], owner
         elif _TOKENS.fullmatch(parts[-1]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from stabilitylab.models.layers import Layer, is_tokens
@@ -41,7 +42,7 @@ class ExecutionOrder:
         self._starts = {
             path: StartHook(module, partial(self._start, path))
             for path, module in model.named_modules()
-            if path in self._below and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+            if path in self._below and not isinstance(module, nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule)
         }
         self._grads = [
             p.register_post_accumulate_grad_hook(self._ready)
@@ -140,8 +141,13 @@ class ExecutionOrder:
         return path
 
     def _is_raw(self, i: int) -> bool:
-        """Whether all parameters of a layer are owned directly by modules that contain other layers."""
-        return all(len(self._below.get(self._homes.get(id(p), [""])[0], ())) > 1 for p in self._layers[i].parameters)
+        """Whether no module of a layer shows when it is used: its parameters are owned directly by modules that contain
+        other layers, or are read without a call of their module (the queries of DETR)."""
+        homes = [self._homes.get(id(p), [""]) for p in self._layers[i].parameters]
+        if all(len(self._below.get(paths[0], ())) > 1 for paths in homes):
+            return True
+        called = any(path in self._started for paths in homes for path in paths)
+        return self.ran and not called and not self._compiled and self._reached(i) >= 0
 
     def _reached(self, i: int) -> int:
         """When the backward pass finished a layer; -1 if it did not reach it."""

@@ -161,3 +161,56 @@ def test_ends_that_cannot_be(options: dict[str, str], message: str, tmp_path: Pa
 def test_the_ends_that_the_user_names_are_kept(tmp_path: Path) -> None:
     path = train(Probed(), tmp_path, first="body", last="head")
     assert (events_of(path, "first-layer"), events_of(path, "last-layer")) == (["body"], ["head"])
+
+
+class Matrices(nn.Module):
+    """A network of bare matrices, applied from the last to the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.ParameterList([nn.Parameter(torch.randn(3, 3)) for _ in range(4)])
+        self.ends = nn.ParameterDict({"scale": nn.Parameter(torch.ones(3)), "shift": nn.Parameter(torch.zeros(3))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for w in reversed(list(self.w)):
+            x = torch.tanh(x @ w)
+        return x * self.ends["scale"] + self.ends["shift"]
+
+
+def test_each_parameter_of_a_list_is_a_layer(tmp_path: Path) -> None:
+    assert layers_of(train(Matrices(), tmp_path)) == ["w.3", "w.2", "w.1", "w.0", "ends.scale", "ends.shift"]
+
+
+class Queries(nn.Module):
+    """Reads weights of modules that it never calls, as DETR does, and as tied heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Embedding(5, 4)
+        self.output = nn.Linear(4, 2)
+        self.inputs = nn.Linear(3, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(self.inputs(x).tanh()).tanh()[None] + self.queries.weight
+        return nn.functional.linear(self.attention(x, x, x)[0], self.output.weight, self.output.bias)
+
+
+def test_a_weight_that_is_read_without_a_call_stands_where_it_is_used(tmp_path: Path) -> None:
+    assert layers_of(train(Queries(), tmp_path)) == ["inputs", "hidden", "queries", "attention", "output"]
+
+
+def test_a_model_of_one_module_is_one_layer(tmp_path: Path) -> None:
+    assert layers_of(train(nn.Linear(3, 2), tmp_path)) == ["linear"]
+
+
+def test_a_scripted_model_is_recorded_in_the_order_of_registration(tmp_path: Path) -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.warns(UserWarning, match="no layer ran while recording"):
+        assert layers_of(train(model, tmp_path)) == ["0", "2"]
+
+
+def test_lazy_modules_must_have_their_parameters(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="run one batch through it before record"):
+        stabilitylab.record(nn.LazyLinear(4), run="r", runs_dir=tmp_path)
