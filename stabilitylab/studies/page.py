@@ -42,8 +42,7 @@ def write_page(study: Study, rows: Sequence[Mapping[str, Any]], folder: Path) ->
         f"`{about['command']}`: {len(rows)} runs, {about['training_hours']:g} hours of training steps on "
         f"{', '.join(machines)}; trained at {commits}.{rule}",
         "",
-        f"The paper: {study.paper}",
-        "",
+        *([f"The paper: {study.paper}", ""] if study.paper else []),
         f"Regime: {_regime(study)}. What varies: {_varied(study)}.",
         "",
         "| claim | metric | difference [interval] | smallest | seeds | verdict |",

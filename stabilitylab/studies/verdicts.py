@@ -23,26 +23,23 @@ _Judged = tuple[Study, Sequence[object], Sequence[Verdict]]
 FINDINGS = "findings.md"
 """A file next to the summaries with the main findings, shown at the top of the page."""
 
-_HEAD = """# The paper's claims, put to the test
+SCOPE = "scope.md"
+"""A file next to the summaries with the scope of the studies, shown above the rules."""
+
+_HEAD = """# Claims, put to the test
 """
 
-_RULES = """## The claims
-
-The studies are small: scikit-learn's digits, and Fashion-MNIST, at 8 x 8 or 12 x 12, a ViT of width 16 or 32 and depth
-4, 600 to 6,000 iterations (`experiments/recipes/`). The results apply to this scale, not to ImageNet; the studies in
-`experiments/paper/` have not been run. `stablab claims` rebuilds this page from the `runs.csv` files in this folder.
-The study files state each claim with its metric, direction and smallest effect of interest. These were fixed before
-the study was run; where that is not so, the file says it. Studies whose runs did not train (29 of their 38 claims were
-dead) have been withdrawn; the history of the repository has them.
+_RULES = """`stablab claims` rebuilds this page from the `runs.csv` files in this folder. The study files state each claim with its
+metric, direction and smallest effect of interest.
 
 A claim is **reproduced** if the interval of the difference over seeds is on the claimed side of 0 and reaches the
 smallest effect of interest, **contradicted** if the interval excludes such an effect, and otherwise **inconclusive**. A
 claim that there is no effect is reproduced if the interval excludes an effect of this size, and contradicted if the
 whole interval is at least that large. It is **open** if it is inconclusive but its study was stopped before all seeds
-of its sequential rule were used: the same command continues. A claim is **dead** if more than a fifth of the runs of a
-group end below the kNN accuracy of their untrained encoder (57 to 80%, depending on seed and width): training that does
-not work says nothing about instability. A claim that stayed inconclusive may have been put to **new seeds** by a later
-study, which was stated before its runs and uses none of the earlier ones; its verdict is given beside the first one.
+of its sequential rule were used: rerun the same command to continue. A claim is **dead** if more than a fifth of the
+runs of a group end below the kNN accuracy of their untrained encoder: training that does not work says nothing about
+instability. A claim that stayed inconclusive may have been put to **new seeds** by a later study, which was stated
+before its runs and uses none of the earlier ones; its verdict is given beside the first one.
 Intervals have a level of 95%, or the stated higher level if seeds were added until the claim was decided. Differences
 in accuracy and depth are in points, areas in fractions x iterations. There is no correction for the number of claims.
 """
@@ -57,7 +54,8 @@ def find_studies(folder: Path | str) -> list[Study]:
 
 
 def claims_table(studies: Sequence[Study], reports: Path) -> str:
-    """The page in Markdown: the findings (``reports/findings.md``, if it exists), then every claim of ``studies``,
+    """The page in Markdown: the findings and the scope (``findings.md`` and ``scope.md`` in ``reports``, if they exist), the
+    rules, then every claim of ``studies``,
     judged from ``reports/<study>/runs.csv``."""
     summaries = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in summaries]
@@ -68,7 +66,10 @@ def claims_table(studies: Sequence[Study], reports: Path) -> str:
     runs = len({row["run"] for _, rows in summaries for row in rows})
     findings = reports / FINDINGS
     learned = [findings.read_text(encoding="utf-8")] if findings.is_file() else []
-    lines = [_HEAD, *learned, *_searches(reports), _RULES, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
+    scope = reports / SCOPE
+    about = [scope.read_text(encoding="utf-8")] if scope.is_file() else []
+    rules = ["## The claims\n", *about, _RULES]
+    lines = [_HEAD, *learned, *_searches(reports), *rules, f"{len(counts)} claims, {runs} runs: {tally}.", ""]
     lines += _unfinished(judged)
     lines += [
         "| study | claim | the paper | here: difference [interval], seeds | smallest | verdict |",
