@@ -64,16 +64,22 @@ class Collapse:
     signs: tuple[Sign, ...] = ()
 
 
-def find_collapse(series: RunSeries, accuracy: tuple[str, EvalCurve] | None = None) -> Collapse:
+def find_collapse(
+    series: RunSeries,
+    accuracy: tuple[str, EvalCurve] | None = None,
+    *,
+    why: str = "the judged metric is not an accuracy",
+) -> Collapse:
     """Judge a run by every sign that was measured.
 
-    ``accuracy``: name and curve of the judged metric if it is a share for which higher is better; else None.
+    ``accuracy``: name and curve of the judged metric if it is a share for which higher is better; else None, and
+    ``why`` says why it is not judged.
     """
     signs = (
         _spread(series),
         _rank(series),
         _loss(series),
-        _accuracy(accuracy),
+        _accuracy(accuracy, why),
     )
     judged = [sign for sign in signs if sign.state != "not judged"]
     if not judged:
@@ -176,9 +182,9 @@ def _loss(series: RunSeries) -> Sign:
     return Sign("loss", "healthy" if since is None else "gone", since, float(medians[-1]), chance)
 
 
-def _accuracy(judged: tuple[str, EvalCurve] | None) -> Sign:
+def _accuracy(judged: tuple[str, EvalCurve] | None, why_not: str) -> Sign:
     if judged is None:
-        return Sign("accuracy", "not judged", reason="the judged metric is not an accuracy")
+        return Sign("accuracy", "not judged", reason=why_not)
     name, curve = judged
     values, iteration, why = _usable((curve.iteration, curve.value))
     if why:

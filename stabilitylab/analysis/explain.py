@@ -91,11 +91,12 @@ def _spread(episode: Episode, analysis: RunAnalysis) -> str:
         return "No other layer took part" + (", so this may be a false alarm." if by_chance else ".")
     followers = episode.order[1:]
     named = [f"{layer} {_after(onset - episode.start)}" for layer, onset in followers[:3]]
+    named[0] = named[0].replace(" ", " spiked ", 1)
     last_layer, last = followers[-1]
     rest = len(followers) - 3
     end = f"; {rest} more followed, the last ({last_layer}) {_after(last - episode.start)}" if rest > 0 else ""
     share = f"{len(episode.order)} of {round(len(episode.order) / episode.reach)} trained layers took part"
-    return f"Then followed {', '.join(named)}{end}; {share}."
+    return f"{', '.join(named)}{end}; {share}."
 
 
 def _after(iterations: int) -> str:

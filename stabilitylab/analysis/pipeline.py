@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stabilitylab.analysis.collapse import find_collapse
+from stabilitylab.analysis.collapse import Collapse, find_collapse
 from stabilitylab.analysis.crosscorr import cross_lags
 from stabilitylab.analysis.detection.spikes import SpikeSettings, chance_level, detect, shared_by
 from stabilitylab.analysis.dips import find_dips, link_dips
@@ -150,7 +150,7 @@ def analyze_run(
         notes=tuple(notes),
         resolution=resolution,
         drifts=drifts if spikes else None,
-        collapse=find_collapse(series, _accuracy(chosen)) if dips else None,
+        collapse=_collapse(series, chosen) if dips else None,
         loss_spikes=find_loss_spikes(series, all_spikes, [layer.name for layer in clean], settings, timelines)
         if spikes
         else None,
@@ -167,6 +167,12 @@ def _reuse_freed_memory() -> None:
     sixth of the processor time of the analysis is spent on page faults. Other allocators are not affected.
     """
     np.empty(LARGEST_HEAP_BLOCK, dtype=np.uint8)
+
+
+def _collapse(series: RunSeries, chosen: Metric | None) -> Collapse:
+    if chosen is None:
+        return find_collapse(series, why="no metric has enough evaluations")
+    return find_collapse(series, _accuracy(chosen))
 
 
 def _accuracy(chosen: Metric | None) -> tuple[str, EvalCurve] | None:

@@ -65,6 +65,15 @@ def link_sentence(analysis: RunAnalysis) -> str:
     )
 
 
+def collapse_words(analysis: RunAnalysis) -> str:
+    """The verdict on collapse as words: ``collapsed at iteration 440``, ``not collapsed``, ``not judged``."""
+    collapse = analysis.collapse
+    if collapse is None:
+        return ""
+    verdict = {"not": "not collapsed", "partly": "partly collapsed"}.get(collapse.verdict, collapse.verdict)
+    return verdict + ("" if collapse.iteration is None else f" at iteration {collapse.iteration}")
+
+
 def collapse_sentence(analysis: RunAnalysis) -> str:
     """Whether the features collapsed, since when, and by which signs."""
     collapse = analysis.collapse

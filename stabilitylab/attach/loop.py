@@ -14,6 +14,7 @@ from stabilitylab.attach.ordering import check_ends
 from stabilitylab.attach.recorder import LoopRecorder
 from stabilitylab.attach.request import check_options, check_signals, chosen_layers, in_order
 from stabilitylab.attach.start import Start
+from stabilitylab.errors import RecordError
 from stabilitylab.signals import DEFAULT
 
 __all__ = ["LoopRecorder", "record"]
@@ -72,6 +73,10 @@ def record(
         RunExists: a run with this name exists and ``resume`` is False.
         RecordError: an option is invalid.
     """
+    if not isinstance(model, nn.Module):
+        raise RecordError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise RecordError(f"optimizer must be a torch optimizer or None, not {type(optimizer).__name__}")
     check_signals(signals, optimizer)
     check_options(
         every=every,

@@ -196,7 +196,7 @@ class LoopRecorder(RecordsFeatures):
         names and values. Metrics with different goals need separate calls.
         """
         self._must_be_open()
-        values = {name: float(value) for name, value in {**(metrics or {}), **more}.items()}
+        values = {name: float(_number(name, value)) for name, value in {**(metrics or {}), **more}.items()}
         for name in values:
             try:
                 check_goal(name, goal, scale)
@@ -246,6 +246,9 @@ class LoopRecorder(RecordsFeatures):
         if self._closed:
             raise RecordError(f"the recorder of {self.run} is closed; call record(..., resume=True) to continue")
 
+    def __repr__(self) -> str:
+        return f"<LoopRecorder of run {self.run or 'of another process'}, {self.iteration} iterations>"
+
     def __enter__(self) -> LoopRecorder:
         return self
 
@@ -268,7 +271,10 @@ class LoopRecorder(RecordsFeatures):
 def _number(name: str, value: float | Tensor) -> float | Tensor:
     """The current value. A tensor on a device is copied there, which does not block."""
     if not isinstance(value, Tensor):
-        return float(value)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise RecordError(f"{name} must be a number, not {value!r}") from None
     if value.numel() != 1:
         raise RecordError(f"{name} must be one number, not a tensor of shape {tuple(value.shape)}; take its mean()")
     value = value.detach().reshape(())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stabilitylab.cause.reached import require_reached
-from stabilitylab.config import Config, from_dict, read_toml
+from stabilitylab.config import Config, from_dict, read_run_config
 from stabilitylab.errors import ConfigError, StabilityLabError
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.location import claim_run
@@ -52,7 +52,7 @@ def branch_run(
     from stabilitylab.train.checkpoint import load_checkpoint
     from stabilitylab.train.trainer import Trainer
 
-    config = from_dict(read_toml(run_dir / "config.toml"))
+    config = from_dict(read_run_config(run_dir))
     state = load_checkpoint(run_dir / "checkpoints", at)
     start = state["iteration"]
     require_reached(run_dir, at, [start])
@@ -96,7 +96,7 @@ def _is_complete(path: Path, future: Config, parent: str, start: int, stop: int)
     try:
         with open_run(path) as reader:
             same = (reader.meta.get("branched_from"), reader.meta.get("branched_at")) == (parent, str(start))
-            same = same and from_dict(read_toml(path / "config.toml")) == future
+            same = same and from_dict(read_run_config(path)) == future
             status, iterations = reader.status, reader.num_iterations
     except (StabilityLabError, OSError):
         same = False

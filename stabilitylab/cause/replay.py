@@ -114,8 +114,8 @@ class Replay:
                 )
             if iteration + steps > self.trainer.total:
                 raise ConfigError(
-                    f"run {self.run_dir.name} has {self.trainer.total} iterations, so {steps} from iteration "
-                    f"{iteration} on are too many; choose an earlier iteration or fewer iterations"
+                    f"run {self.run_dir.name} has {self.trainer.total} iterations, but the experiment needs {steps} "
+                    f"from iteration {iteration} on; choose an earlier or a shorter one"
                 )
 
     def distance(self, at: int) -> int:

@@ -146,8 +146,9 @@ def swap_run(
     spike = find_spike(replay, at, layer)
     if spike.height < np.log(SMALLEST):
         raise ConfigError(
-            f"iteration {at} of run {replay.run_dir.name} is not a spike: within {WINDOW} iterations, {spike.layer} "
-            f"rises to {np.exp(spike.height):.2f} times its usual norm, less than {SMALLEST:g}; choose a spike"
+            f"iteration {at} of run {replay.run_dir.name} is not a spike: within {WINDOW} iterations, the gradient "
+            f"norm of {spike.layer} rises to {np.exp(spike.height):.2f} times its usual level, less than "
+            f"{SMALLEST:g}; choose an iteration that `stablab analyze` lists"
         )
     check = replay.check(plan.state_at)
     column = replay.names.index(spike.layer)

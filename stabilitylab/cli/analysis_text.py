@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 
-def print_text(analysis: RunAnalysis, status: str, explanations: Sequence[Explanation] = ()) -> None:
+def print_text(analysis: RunAnalysis, status: str, explanations: Sequence[Explanation] | None = None) -> None:
     """Print all requested parts; parts that are None are skipped."""
     from stabilitylab.cli.terminal import console
 
@@ -37,13 +37,19 @@ def print_text(analysis: RunAnalysis, status: str, explanations: Sequence[Explan
         _print_warning(analysis, say)
     if analysis.early_warnings:
         _print_warning_table(analysis, say)
-    if explanations:
-        say("\nepisodes explained")
-    for explanation in explanations:
-        say(f"  {explanation.text}")
-        say(f"  next: {explanation.next}\n")
+    if explanations is not None:
+        say("\nepisodes explained" if explanations else "\nepisodes explained: there are none")
+        _print_explanations(explanations, say)
     for note in analysis.notes:
         say(f"note: {note}")
+
+
+def _print_explanations(explanations: Sequence[Explanation], say: Callable[[str], None]) -> None:
+    """The advice is printed once for successive episodes that share it."""
+    for place, explanation in enumerate(explanations, 1):
+        say(f"  {explanation.text}")
+        if place == len(explanations) or explanations[place].next != explanation.next:
+            say(f"  next: {explanation.next}\n")
 
 
 def _print_spikes(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
@@ -162,10 +168,11 @@ def _print_drifts(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
 
 
 def _print_collapse(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
+    from stabilitylab.analysis.sentences import collapse_words
+
     collapse = analysis.collapse
     assert collapse is not None
-    since = "" if collapse.iteration is None else f" at iteration {collapse.iteration}"
-    say(f"\ncollapse: {collapse.verdict}{since}" + (f" ({collapse.reason})" if collapse.reason else ""))
+    say(f"\ncollapse: {collapse_words(analysis)}" + (f" ({collapse.reason})" if collapse.reason else ""))
 
 
 def _print_loss_spikes(analysis: RunAnalysis, say: Callable[[str], None]) -> None:

@@ -91,13 +91,13 @@ def command(
     has_checkpoints = any((run_dir / "checkpoints").glob("*"))
     ours = "optim" in answer.config
     explanations = (
-        explain_episodes(answer.analysis, answer.config, ours=ours, checkpoints=has_checkpoints) if explain else ()
+        explain_episodes(answer.analysis, answer.config, ours=ours, checkpoints=has_checkpoints) if explain else None
     )
     analysis = answer.analysis
     if spikes or lag or dips:
         analysis = analysis.only(spikes=spikes, lag=lag, dips=dips)
     if form == "json":
-        whole = analysis.to_dict() | ({"explain": [one.to_dict() for one in explanations]} if explain else {})
+        whole = analysis.to_dict() | ({"explain": [one.to_dict() for one in explanations or ()]} if explain else {})
         click.echo(json.dumps(whole, indent=2, allow_nan=False))
     elif form == "csv":
         _print_csv(analysis)

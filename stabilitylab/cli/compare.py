@@ -13,6 +13,7 @@ import click
 
 from stabilitylab.cli.options import goal, metric, runs_dir
 from stabilitylab.errors import ConfigError
+from stabilitylab.registry import hint
 
 if TYPE_CHECKING:
     from stabilitylab.comparison.pooled import PooledLag
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 POWER_SEEDS = (3, 5, 8, 10, 15, 20)
 POWER_SIZES = (0.5, 1.0, 1.5, 2.0)
 _UNNAMED = ("train.seed", "optim.base_lr", "mitigation")
+_HARMLESS = ("record.", "analysis.", "train.checkpoint_", "train.keep_before_spikes", "train.micro_batch")
+"""Keys that do not change how a run trains."""
 
 
 @click.command()
@@ -64,10 +67,11 @@ def command(
         baseline = "none" if by == "mitigation" and "none" in groups else groups[0]
     elif baseline not in groups:
         raise ConfigError(f"--baseline: no run has {by} {baseline!r}; available: {', '.join(groups)}")
-    comparison = compare_runs(summaries, baseline)
+    comparison = compare_runs(summaries, baseline, by=by)
     judged = [answer.analysis for answer in answers.values()]
     comparison = replace(comparison, lags=by_mitigation(zip([s.mitigation for s in summaries], judged, strict=True)))
-    comparison = replace(comparison, notes=(*comparison.notes, *_other_differences(list(answers.values()), by)))
+    differences = _other_differences(list(answers.values()), by, effects=bool(comparison.effects))
+    comparison = replace(comparison, notes=(*comparison.notes, *differences))
     if form == "json":
         from stabilitylab.analysis.results import SCHEMA_VERSION, plain
 
@@ -101,21 +105,22 @@ def _grouped(answer: Answer, by: str) -> RunSummary:
         return answer.summary
     flat = _flat(answer.config)
     if by not in flat:
-        known = ", ".join(sorted(flat)) or "none, because it was not trained with stablab train"
-        raise ConfigError(f"--by: run {answer.summary.run} has no configuration key {by!r}; it has {known}")
+        known = hint(by, sorted(flat)) if flat else "it has no configuration, because stablab train did not train it"
+        raise ConfigError(f"--by: run {answer.summary.run} has no configuration key {by!r}; {known}")
     label = f"{flat[by]}"
     if by == "optim.base_lr":  # groups would share no learning rate, so nothing could be paired
         return replace(answer.summary, mitigation=label, base_lr=float("nan"))
     return replace(answer.summary, mitigation=label)
 
 
-def _other_differences(answers: Sequence[Answer], by: str) -> list[str]:
+def _other_differences(answers: Sequence[Answer], by: str, effects: bool) -> list[str]:
     flat = [_flat(answer.config) for answer in answers]
-    keys = sorted({key for config in flat for key in config} - {by, *_UNNAMED})
+    keys = sorted({key for config in flat for key in config if not key.startswith(_HARMLESS)} - {by, *_UNNAMED})
     apart = [key for key in keys if len({str(config.get(key)) for config in flat}) > 1]
     if by != "mitigation" and len({str(config.get("mitigation")) for config in flat}) > 1:
         apart.append("mitigation")
-    return [f"the runs also differ in {', '.join(apart)}, which confounds the effects"] if apart else []
+    confounds = ", which confounds the effects" if effects else ""
+    return [f"the runs also differ in {', '.join(apart)}{confounds}"] if apart else []
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -148,7 +153,8 @@ def _print_text(comparison: Comparison, by: str) -> None:
 
     say = console(highlight=False, markup=False, soft_wrap=True).print
     count = len(comparison.runs)
-    say(f"{count} runs by {by}, compared with {comparison.baseline}; paired by seed and base learning rate")
+    pairs = "seed" if by == "optim.base_lr" else "seed and base learning rate"
+    say(f"{count} runs by {by}, compared with {comparison.baseline}; paired by {pairs}")
     _print_runs(comparison, say)
     for mitigation in dict.fromkeys(effect.mitigation for effect in comparison.effects):
         _print_effects(comparison, mitigation, say)

@@ -81,12 +81,12 @@ def auto(path: str, name: str | None, runs_dir: str | None, **options: Any) -> N
 def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | None) -> None:
     """Import gradient norms, and optionally scalars, from CSV files. Any invalid row is an error; `auto` reads more
     kinds of CSV files and skips invalid rows."""
-    from stabilitylab.importers.csv import import_csv
+    from stabilitylab.importers.csv import write_csv
     from stabilitylab.store.location import runs_root
 
-    path = import_csv(runs_root(runs_dir), Path(grads), Path(scalars) if scalars else None, name)
-    click.echo(f"imported as {path.name}")
-    _next(path.name, runs_dir)
+    run = write_csv(runs_root(runs_dir), Path(grads), Path(scalars) if scalars else None, name)
+    _print_imported(run)
+    _next(run.path.name, runs_dir)
 
 
 @command.command("tensorboard")

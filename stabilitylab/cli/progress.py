@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stabilitylab.train.trainer import Progress as State
 
 _PLAIN_EVERY = 15.0  # seconds between plain lines
+_SHORTEST = 1.0  # seconds from which a rate is shown: reports that arrive together say nothing about the speed
 
 
 class TrainingProgress:
@@ -54,18 +55,21 @@ class TrainingProgress:
         first, at = self._started.setdefault(run, (now, state.iteration))
         if state.loss is not None:
             self._loss[run] = state.loss
-        rate = (state.iteration - at) / (now - first) if now > first else 0.0
+        rate = (state.iteration - at) / (now - first) if now - first >= _SHORTEST else 0.0
         parts = []
         if run in self._loss:
             parts.append(f"loss {self._loss[run]:.3f}")
         if state.knn_top1 is not None:
             parts.append(f"kNN {state.knn_top1:.3f}")
-        parts.append(f"{rate:.1f} it/s")
+        if rate:
+            parts.append(f"{rate:.1f} it/s")
         if self._live:
             if run not in self._tasks:
                 self._tasks[run] = self._bars.add_task(run, total=state.total, numbers="")
             self._bars.update(self._tasks[run], completed=state.iteration, numbers="  ".join(parts))
         elif now - self._printed.get(run, first) >= _PLAIN_EVERY or state.iteration == state.total:
             self._printed[run] = now
-            left = (state.total - state.iteration) / rate if rate else 0.0
-            self.say(f"{run} {state.iteration}/{state.total}  {'  '.join(parts)}  {left:.0f} s left")
+            if rate and state.iteration < state.total:
+                left = (state.total - state.iteration) / rate
+                parts.append(f"{left:.0f} s left" if left < 120 else f"{left / 60:.0f} min left")
+            self.say(f"{run} {state.iteration}/{state.total}  {'  '.join(parts)}")

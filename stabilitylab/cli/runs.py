@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from stabilitylab.cli.options import runs_dir
+
+if TYPE_CHECKING:
+    from stabilitylab.store.location import RunInfo
+
+
+def _mitigation(run: RunInfo) -> str:
+    """Empty for a run that was recorded or imported without a configuration: its mitigation is not known."""
+    return ", ".join(run.mitigation) or ("none" if run.method else "")
 
 
 @click.command()
@@ -42,10 +51,11 @@ def command(form: str, runs_dir: str | None) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     if not listed:
-        click.echo(f"no runs in {root}; start one with: stablab train --log-grads")
+        missing = "" if root.is_dir() else ", which does not exist"
+        click.echo(f"no runs in {root}{missing}; start one with: stablab train --log-grads")
         return
     cells = [
-        (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, ", ".join(run.mitigation) or "none",
+        (run.name, run.status, str(run.iterations), run.method, run.arch, run.data, _mitigation(run),
          metric, "" if value is None else f"{value:.3f}")
         for run, (metric, value) in zip(listed, judged, strict=True)
     ]  # fmt: skip

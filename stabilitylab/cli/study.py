@@ -154,13 +154,15 @@ def describe(verdict: Verdict) -> str:
 
 def _plan(study: Study, todo: list[PlannedRun], jobs: int) -> None:
     from stabilitylab.studies.cost import estimate_seconds
+    from stabilitylab.studies.plan import duration
 
     for run in study.runs:
         click.echo(f"  {'train' if run in todo else 'keep '} {run.name}")
     for claim in study.claims:
         click.echo(f"  claim: {claim.text} ({claim.metric}, {claim.direction}, at least {claim.smallest:g})")
     seconds = estimate_seconds([run.config for run in todo])
-    click.echo(f"cost: {seconds / 3600:.2f} hours of one process, {seconds / 3600 / jobs:.2f} with --jobs {jobs}")
+    parallel = f", {duration(seconds / jobs)} with --jobs {jobs}" if jobs > 1 else ""
+    click.echo(f"cost: {duration(seconds)} of one process{parallel}")
 
 
 def _train(todo: list[PlannedRun], root: Path, jobs: int, cluster: dict[str, Any] | None) -> dict[str, str]:

@@ -100,8 +100,9 @@ def global_norm(series: RunSeries) -> np.ndarray:
     return np.asarray(np.sqrt(total))
 
 
-def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Comparison:
-    """Compare every mitigation with ``baseline``, per metric. Holm's correction covers the mitigations of a metric."""
+def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none", *, by: str = "mitigation") -> Comparison:
+    """Compare every mitigation with ``baseline``, per metric. Holm's correction covers the mitigations of a metric.
+    ``by``: the name of what ``mitigation`` holds, for the notes."""
     runs = tuple(summaries)
     names = list(dict.fromkeys(run.mitigation for run in runs))
     metric, goal = _shared_metric(runs)
@@ -114,11 +115,11 @@ def compare_runs(summaries: Sequence[RunSummary], baseline: str = "none") -> Com
     if baseline not in names:
         known = ", ".join(names) or "no run"
         return Comparison(
-            runs, (), baseline, (*notes, f"no run has mitigation {baseline!r} to compare with; available: {known}")
+            runs, (), baseline, (*notes, f"no run has {by} {baseline!r} to compare with; available: {known}")
         )
     others = [name for name in names if name != baseline]
     if not others:
-        notes.append(f"all runs have mitigation {baseline!r}, so there is nothing to compare")
+        notes.append(f"all runs have {by} {baseline!r}, so there is nothing to compare")
     effects: list[Effect] = []
     for column in columns_of(metric):
         of_metric = [_effect(runs, name, baseline, column, goal) for name in others]

@@ -3,7 +3,15 @@
 A configuration is merged from layers: the recipe of the data set, then a file, then flags. See `resolve`.
 """
 
-from stabilitylab.config.layering import from_dict, parse_override, read_toml, recipes, resolve, set_key
+from stabilitylab.config.layering import (
+    from_dict,
+    parse_override,
+    read_run_config,
+    read_toml,
+    recipes,
+    resolve,
+    set_key,
+)
 from stabilitylab.config.sections import (
     OPTIMIZERS,
     VIT_SIZES,
@@ -32,6 +40,7 @@ __all__ = [
     "check_choice",
     "from_dict",
     "parse_override",
+    "read_run_config",
     "read_toml",
     "recipes",
     "resolve",

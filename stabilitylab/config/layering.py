@@ -31,6 +31,13 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
+def read_run_config(run_dir: Path) -> dict[str, Any]:
+    """Read the configuration of a run that `stablab train` trained. Raises ConfigError if it was recorded otherwise."""
+    if not (run_dir / "config.toml").is_file():
+        raise ConfigError(f"run {run_dir.name} was not trained by `stablab train`, so it has no configuration")
+    return read_toml(run_dir / "config.toml")
+
+
 def recipes() -> dict[str, Path]:
     """Name of a data set -> the file with its default values. Adding a file adds a recipe."""
     folder = Path(str(resources.files("stabilitylab"))) / "recipes"

@@ -19,7 +19,7 @@ from stabilitylab.importers.long_tables import LongColumns, long_logs
 from stabilitylab.importers.options import Options
 from stabilitylab.importers.series import MAX_ITERATION, Log, Series
 from stabilitylab.importers.tables import open_table
-from stabilitylab.importers.write import write_logs
+from stabilitylab.importers.write import Imported, write_logs
 
 
 @dataclass
@@ -102,7 +102,12 @@ def read_scalars(path: Path) -> list[Scalar]:
 
 
 def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: str | None = None) -> Path:
-    """Write the files as a finished run below ``runs_dir`` and return its folder.
+    """As `write_csv`, but returns the folder of the run."""
+    return write_csv(runs_dir, grads, scalars, name).path
+
+
+def write_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: str | None = None) -> Imported:
+    """Write the files as a finished run below ``runs_dir``.
 
     The depth of a layer comes from the column ``depth``, else from the order of first appearance.
 
@@ -115,7 +120,7 @@ def import_csv(runs_dir: Path, grads: Path, scalars: Path | None = None, name: s
     if scalars is not None:
         curves = _scalars(scalars)
         log.series.update({tag if tag not in log.series else f"{tag} (scalar)": one for tag, one in curves.items()})
-    return write_logs(runs_dir, [log], Options(), name)[0].path
+    return write_logs(runs_dir, [log], Options(), name)[0]
 
 
 def _grads_log(path: Path) -> Log:

@@ -115,7 +115,8 @@ def wide_logs(table: Table, options: Options, steps: Sequence[str] = STEPS) -> l
                     log.series[name] = Series(name, step[rows], value[rows], rows)
     for log in logs:
         if skipped:
-            log.note("skipped", f"{len(skipped)} non-numeric columns were skipped ({shortened(skipped)})")
+            columns = "1 non-numeric column was" if len(skipped) == 1 else f"{len(skipped)} non-numeric columns were"
+            log.note("skipped", f"{columns} skipped ({shortened(skipped)})")
         if not step_name:
             log.note("row_numbers", "the table has no step column, so its rows are numbered from 0")
         if step_name in EPOCHS:

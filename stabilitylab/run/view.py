@@ -86,7 +86,8 @@ class Analysis:
     def collapse(self) -> Result:
         """Whether the features collapsed: ``verdict``, ``reason`` and the evidence."""
         collapse = self.result.collapse
-        words = "" if collapse is None else collapse.verdict + (f": {collapse.reason}" if collapse.reason else "")
+        words = sentences.collapse_words(self.result)
+        words += f": {collapse.reason}" if collapse is not None and collapse.reason else ""
         return self._result("collapse", "Collapse", words)
 
     @property
@@ -133,9 +134,7 @@ class Analysis:
         if self.result.lag is not None:
             rows.append(("lag", sentences.lag_sentence(self.result)))
         if self.result.collapse is not None:
-            collapse = self.result.collapse
-            since = "" if collapse.iteration is None else f" at iteration {collapse.iteration}"
-            rows.append(("collapse", collapse.verdict + since))
+            rows.append(("collapse", sentences.collapse_words(self.result)))
         early = sentences.early_sentence(self.result)
         return rows + ([("early warning", early)] if early else []) + [("note", note) for note in self.notes]
 

@@ -38,7 +38,7 @@ def export_run(run_dir: Path, folder: Path, form: str = "parquet") -> list[Path]
         raise StoreError(f"no export format {form!r}; use {' or '.join(EXPORT_FORMATS)}")
     with open_run(run_dir) as reader:  # merges segments left by a crash
         if reader.status == "running":
-            raise RunBusy(f"{run_dir.name} is still being written; export it after it has ended")
+            raise RunBusy(f"run {run_dir.name} is still being written; export it after it has ended")
     if (run_dir / SEGMENTS / MANIFEST).exists():
         raise StoreError(f"{run_dir} has unmerged rows; make it writable, free disk space and try again")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stabilitylab.config import from_dict, read_toml
+from stabilitylab.config import from_dict, read_run_config
 from stabilitylab.errors import ConfigError
 from stabilitylab.run.provenance import provenance
 from stabilitylab.store.location import claim_run
@@ -59,7 +59,7 @@ def to_timm_file(source: Path, out: Path, encoder: str = "base_encoder") -> int:
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another file")
     if source.is_dir():
-        config = from_dict(read_toml(source / "config.toml"))
+        config = from_dict(read_run_config(source))
         weights = load_checkpoint(source / "checkpoints")["method"]
         if config.mitigation and any(".parametrizations." in name for name in weights):
             raise ConfigError(f"run {source.name} has a weight-normalised projection, which timm does not support")

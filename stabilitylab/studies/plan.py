@@ -170,10 +170,17 @@ def lines(plan: Plan) -> list[str]:
         f"length       {plan.iterations:,} iterations, {plan.warmup:,} of warmup",
         f"speed        {plan.images_per_second:,.0f} images/s, {plan.seconds_per_step * 1000:,.0f} ms per step "
         f"({STEPS} steps measured); {plan.evaluation_seconds:.2f} s per evaluation",
-        f"time         {plan.hours:.2g} hours",
+        f"time         {duration(3600 * plan.hours)}",
         f"disk         {plan.rows:,} rows of gradients, about {size(plan.rows_bytes)}; checkpoints "
         f"{size(plan.checkpoints_bytes)} ({size(plan.checkpoint)} each)",
     ]
+
+
+def duration(seconds: float) -> str:
+    """Format a time in the unit that suits its length: ``40 s``, ``11 minutes``, ``2.5 hours``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
 
 
 def size(count: float) -> str:

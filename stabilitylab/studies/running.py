@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stabilitylab.config import Config, from_dict, read_toml
-from stabilitylab.errors import ConfigError, StoreError
+from stabilitylab.config import Config, from_dict, read_run_config
+from stabilitylab.errors import ConfigError, RunBusy, StoreError
 from stabilitylab.run.provenance import provenance
+from stabilitylab.store.compaction import SEGMENTS
 from stabilitylab.store.location import claim_run, unclaim
+from stabilitylab.store.locks import WRITER_LOCK, is_held
 from stabilitylab.store.reader import open_run
 from stabilitylab.store.writer import LayerRow, RunWriter
 
@@ -100,7 +102,9 @@ def resume_run(
     from stabilitylab.train.trainer import Trainer
 
     world = describe()
-    config = from_dict(read_toml(run_dir / "config.toml"))
+    config = from_dict(read_run_config(run_dir))
+    if world.main and is_held(run_dir / SEGMENTS / WRITER_LOCK):
+        raise RunBusy(f"run {run_dir.name} is still training; resume it after it has ended")
     state = load_checkpoint(run_dir / "checkpoints")
     trainer = Trainer(config, world)
     if state["iteration"] >= trainer.total:
@@ -139,7 +143,7 @@ def probe_run(
     with open_run(run_dir) as reader:
         if reader.status == "running":
             raise ConfigError(f"run {run_dir.name} is still training; probe it after it has ended")
-    config = configured(from_dict(read_toml(run_dir / "config.toml")))
+    config = configured(from_dict(read_run_config(run_dir)))
     state = load_checkpoint(run_dir / "checkpoints")
     world = describe()
     at = pick_device(device, world.local_rank)

@@ -29,7 +29,8 @@ SCOPE = "scope.md"
 _HEAD = """# Claims, put to the test
 """
 
-_RULES = """`stablab claims` rebuilds this page from the `runs.csv` files in this folder. The study files state each claim with its
+_RULES = """\
+`stablab claims` rebuilds this page from the `runs.csv` files in this folder. The study files state each claim with its
 metric, direction and smallest effect of interest.
 
 A claim is **reproduced** if the interval of the difference over seeds is on the claimed side of 0 and reaches the
@@ -54,9 +55,8 @@ def find_studies(folder: Path | str) -> list[Study]:
 
 
 def claims_table(studies: Sequence[Study], reports: Path) -> str:
-    """The page in Markdown: the findings and the scope (``findings.md`` and ``scope.md`` in ``reports``, if they exist), the
-    rules, then every claim of ``studies``,
-    judged from ``reports/<study>/runs.csv``."""
+    """The page in Markdown: the findings and the scope (``findings.md`` and ``scope.md`` in ``reports``, if they
+    exist), the rules, then every claim of ``studies``, judged from ``reports/<study>/runs.csv``."""
     summaries = [(study, read_summary(reports / study.name)) for study in studies]
     judged = [(study, rows, verdicts(study, rows)) for study, rows in summaries]
     counts = [_word(study, verdict, rows) for study, rows, all_of_it in judged for verdict in all_of_it]

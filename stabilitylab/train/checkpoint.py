@@ -170,8 +170,8 @@ def load_checkpoint(folder: Path, at: int | None = None) -> Checkpoint:
         else:
             return state
     if candidates or at is None:
-        what = "none of them can be read" if candidates else "there is none"
-        raise ConfigError(f"no checkpoint in {folder}: {what}; start the run again")
+        what = "no readable checkpoint" if candidates else "no checkpoint"
+        raise ConfigError(f"{what} in {folder}; start the run again")
     there = ", ".join(str(iteration_of(path)) for path in reversed(checkpoints(folder))) or "none"
     raise ConfigError(
         f"no checkpoint at or before iteration {at} in {folder} (available: {there}); train with --keep-before-spikes "

@@ -25,7 +25,7 @@ def test_the_whole_story_of_a_wave() -> None:
     first, alone, again = explain_episodes(FOUND)
     assert first.text == (
         "Episode 1, iterations 181 to 240. patch_embed spiked first, at 181, and reached 21.0 times its usual norm "
-        "(14 noise sd) at 183, the largest rise of any layer. Then followed blocks.0 after 9 iterations, predictor "
+        "(14 noise sd) at 183, the largest rise of any layer. blocks.0 spiked after 9 iterations, predictor "
         "after 57 iterations; 3 of 3 trained layers took part. kNN accuracy fell by 12.3 points from 250 (lowest at "
         "262) and recovered by 300. This is episode 1 of 2 that patch_embed led."
     )
@@ -45,7 +45,7 @@ def test_a_fall_that_came_first_is_not_blamed_on_the_episode() -> None:
 def test_a_layer_can_spike_at_the_same_iteration_as_the_leader() -> None:
     together = replace(WAVE, order=(("patch_embed", 181), ("blocks.0", 181), ("predictor", 182)))
     (account,) = explain_episodes(replace(FOUND, episodes=(together,)))
-    assert "Then followed blocks.0 at the same iteration, predictor after 1 iteration; 3 of 3" in account.text
+    assert "blocks.0 spiked at the same iteration, predictor after 1 iteration; 3 of 3" in account.text
 
 
 def test_the_advice_depends_on_who_led_and_what_was_done() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import stabilitylab
-from stabilitylab import RecordError
+from stabilitylab import RecordError, record
 from stabilitylab.errors import RunExists
 from stabilitylab.signals import BUILT_IN
 from stabilitylab.store.reader import open_run
@@ -434,3 +434,21 @@ def test_the_default_device_of_the_loop_is_not_ours(measure: str, tmp_path: Path
         run = stabilitylab.open_run(tmp_path / device)
         found.append(np.concatenate([run.signal(name).to_numpy().ravel() for name in BUILT_IN]))
     np.testing.assert_array_equal(*found)
+
+
+def test_arguments_of_the_wrong_type_are_named(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RecordError, match=r"model must be a torch\.nn\.Module, not SGD"):
+        record(optimizer, model, runs_dir=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(RecordError, match="optimizer must be a torch optimizer or None, not Linear"):
+        record(model, model, runs_dir=tmp_path)  # type: ignore[arg-type]
+    with record(model, optimizer, run="r", runs_dir=tmp_path) as rec:
+        model(torch.ones(1, 3)).sum().backward()
+        for wrong in ("high", [1, 2]):
+            with pytest.raises(RecordError, match="loss must be a number, not "):
+                rec.step(loss=wrong)  # type: ignore[arg-type]
+            with pytest.raises(RecordError, match="acc must be a number, not "):
+                rec.log(acc=wrong)  # type: ignore[arg-type]
+        rec.step(loss=1.0)
+        assert repr(rec) == "<LoopRecorder of run r, 1 iterations>"

@@ -168,3 +168,34 @@ def test_a_skip_list_is_read_line_by_line(stablab: Stablab, refusal: Refusal, tm
     assert refusal("train", "--skip-list", "skip.txt", "--resume", "run_001").startswith(
         "--resume uses the configuration of the run"
     )
+
+
+def test_a_run_that_stablab_did_not_train_has_no_configuration(
+    stablab: Stablab, refusal: Refusal, tmp_path: Path
+) -> None:
+    rows = "".join(f"{t},a,1.0\n" for t in range(5))
+    (tmp_path / "grads.csv").write_text(f"iteration,layer,grad_norm\n{rows}")
+    said = stablab("import", "csv", "--grads", "grads.csv", "--name", "seen").stdout
+    assert "  1 layer (a), 5 rows, 5 iterations\n" in said
+    for command in (
+        ["train", "--resume", "seen"],
+        ["probe", "seen"],
+        ["convert", "seen", "-o", "x.pth"],
+        ["branch", "seen", "--at", "1", "--mitigation", "zclip"],
+    ):
+        assert refusal(*command) == "run seen was not trained by `stablab train`, so it has no configuration"
+    assert "none" not in stablab("runs").stdout  # its mitigation is unknown
+    assert "nowhere, which does not exist" in stablab("runs", "--runs-dir", "nowhere").stdout
+
+
+def test_by_without_such_a_key_gets_the_nearest_keys(stablab: Stablab, refusal: Refusal) -> None:
+    for name in ("a", "b"):
+        stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0", "--name", name)
+    assert refusal("compare", "a", "b", "--by", "optim.lr").endswith(
+        "configuration key 'optim.lr'; did you mean optim.base_lr or optim.name or optim.schedule?"
+    )
+    said = stablab("compare", "a", "b", "--by", "optim.base_lr").stdout
+    assert "paired by seed\n" in said
+    assert "note: all runs have optim.base_lr '0.004', so there is nothing to compare" in said
+    stablab("train", "--log-grads", "--iterations", "2", "--set", "train.checkpoint_every=1", "--name", "c")
+    assert "note: the runs also differ in eval.knn_every\n" in stablab("compare", "a", "c").stdout

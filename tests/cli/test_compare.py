@@ -102,6 +102,8 @@ def test_compare_by_another_key(stablab_in: Callable[..., str], study: tuple[Pat
     assert (final["mitigation"], final["num_seeds"]) == ("0.3", 3)
     assert final["difference"] == pytest.approx(-0.04, abs=1e-6)
     mixed = stablab_in("compare", plain[0], "x_0_0.1", "x_1_0.1", "--by", "train.seed")
+    assert "the runs also differ in mitigation\n" in mixed  # without pairs there are no effects to confound
+    mixed = stablab_in("compare", plain[0], "x_0_0.3", "--by", "optim.base_lr")
     assert "the runs also differ in mitigation, which confounds the effects" in mixed
 
 
@@ -111,7 +113,7 @@ def test_compare_by_another_key(stablab_in: Callable[..., str], study: tuple[Pat
         (["none_0_0.1"], "compare needs at least two runs"),
         (["none_0_0.1", "none_0_0.1"], "compare needs at least two runs"),
         (["none_0_0.1", "x_0_0.1", "--baseline", "y"], r"no run has mitigation 'y'; available: none, x"),
-        (["none_0_0.1", "x_0_0.1", "--by", "optim.bse_lr"], r"no configuration key 'optim.bse_lr'; it has .*base_lr"),
+        (["none_0_0.1", "x_0_0.1", "--by", "optim.bse_lr"], r"key 'optim.bse_lr'; did you mean optim.base_lr"),
     ],
 )
 def test_what_cannot_be_compared(study: tuple[Path, list[str]], args: list[str], message: str) -> None:

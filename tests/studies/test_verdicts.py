@@ -122,7 +122,9 @@ def test_a_dead_group_is_named_and_what_was_learned_comes_first(place: Path) -> 
     table = claims_table(find_studies(place / "studies"), place / "reports")
     assert "2 claims, 12 runs: 0 reproduced, 0 contradicted, 0 inconclusive, 0 open, 1 dead, 1 not run." in table
     assert "n = 3 | 1 | **dead** |" in table
-    assert table.index("# Claims, put to the test") < table.index("Runs die.") < table.index("A claim is **reproduced**")
+    assert (
+        table.index("# Claims, put to the test") < table.index("Runs die.") < table.index("A claim is **reproduced**")
+    )
 
 
 def test_the_command_writes_checks_and_notices_a_change(place: Path) -> None:
