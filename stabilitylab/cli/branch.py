@@ -10,7 +10,7 @@ from stabilitylab.cli.options import runs_dir
 from stabilitylab.errors import ConfigError
 
 
-@click.command()
+@click.command(short_help="Continue a run with and without a mitigation.")
 @click.argument("run")
 @click.option(
     "--at",

@@ -61,7 +61,7 @@ def command() -> None:
 command.add_command(branch, "branch")
 
 
-@command.command()
+@command.command(short_help="Perturb one layer: does instability travel?")
 @click.argument("run")
 @click.option("--layer", "layers", required=True, metavar="NAME,...", help="The layers to kick.")
 @click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="The iterations before which to kick.")
@@ -111,7 +111,7 @@ def impulse(
     _show(save_impulse(replay.run_dir, impulse_run(replay, progress=cost.progress, **settings), settings), cost)
 
 
-@command.command()
+@command.command(short_help="Does a spike come from the batch or the state?")
 @click.argument("run")
 @click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration of the spike.")
 @click.option("--layer", metavar="NAME", help="The layer of the spike. Default: the one that leads.")
@@ -135,7 +135,7 @@ def swap(run: str, at: int, layer: str | None, repeats: int, lead: int | None, s
     _show(save_swap(replay.run_dir, result, settings), cost)
 
 
-@command.command()
+@command.command(short_help="Rank the images of a batch.")
 @click.argument("run")
 @click.option("--at", required=True, type=click.IntRange(0), metavar="ITER", help="The iteration whose batch it is.")
 @click.option("--layer", metavar="NAME", help="Whose gradient is shared out. Default: the layer that leads.")
@@ -189,7 +189,7 @@ def blame(
     _show(save_blame(replay.run_dir, result, {"at": at, "layer": layer, "how": how, "by": by, "top": top}), cost)
 
 
-@command.command()
+@command.command(short_help="Compare the curvature with the learning rate.")
 @click.argument("run")
 @click.option("--at", required=True, type=Iterations(), metavar="ITER,...", help="E.g. 400,600 or 400:600:50.")
 @click.option("--steps", default=24, show_default=True, type=click.IntRange(2), help="Lanczos steps.")
@@ -221,7 +221,7 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
     _show(save_sharpness(replay.run_dir, result, {"at": at, "steps": steps, "whole": whole}), cost)
 
 
-@command.command()
+@command.command(short_help="Kick the runs of a grid and test claims.")
 @click.argument("file", metavar="FILE.toml")
 @click.option("--collect", is_flag=True, help="Run nothing; only summarise finished runs.")
 @click.option("-o", "--output", metavar="DIR", help="Folder of the summary. Default: reports/<study>.")

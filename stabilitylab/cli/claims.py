@@ -9,7 +9,7 @@ import click
 from stabilitylab.errors import ConfigError
 
 
-@click.command()
+@click.command(short_help="Rebuild the table of all claims and verdicts.")
 @click.argument("studies", default="experiments/small", metavar="[DIR]")
 @click.option("--reports", default="reports", show_default=True, metavar="DIR", help="Folder of the study summaries.")
 @click.option("--check", is_flag=True, help="Write nothing; exit with code 1 if the table is out of date.")

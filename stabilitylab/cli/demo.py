@@ -33,7 +33,7 @@ DEMO_ITERATIONS = 3000
 DEMO_SEEDS = 3
 
 
-@click.command()
+@click.command(short_help="Train, analyse and compare runs on digits.")
 @click.option(
     "--iterations",
     default=DEMO_ITERATIONS,

@@ -11,7 +11,7 @@ from stabilitylab.errors import ConfigError
 from stabilitylab.report.paper import FIGURES, FORMATS, WIDTHS
 
 
-@click.command()
+@click.command(short_help="Draw a figure of runs for a paper.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--kind", type=click.Choice(list(FIGURES)), required=True,

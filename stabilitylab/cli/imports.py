@@ -71,7 +71,7 @@ def auto(path: str, name: str | None, runs_dir: str | None, **options: Any) -> N
     _import(Path(path), None, name, runs_dir, options)
 
 
-@command.command("csv")
+@command.command("csv", short_help="Import gradient norms from CSV files.")
 @click.option("--grads", required=True, metavar="FILE", help="iteration,layer,grad_norm[,grad_max][,depth]")
 @click.option(
     "--scalars", metavar="FILE", help="iteration,name,value[,num_samples]; knn_top1 and loss are known names."
@@ -89,7 +89,7 @@ def from_csv(grads: str, scalars: str | None, name: str | None, runs_dir: str | 
     _next(run.path.name, runs_dir)
 
 
-@command.command("tensorboard")
+@command.command("tensorboard", short_help="Import TensorBoard event files.")
 @click.argument("folder", metavar="DIR")
 @_grads
 @_name
@@ -102,7 +102,7 @@ def from_tensorboard(folder: str, name: str | None, runs_dir: str | None, **opti
     _import(Path(folder), "tensorboard", name, runs_dir, options)
 
 
-@command.command("wandb")
+@command.command("wandb", short_help="Import from Weights & Biases.")
 @click.argument("file", metavar="FILE")
 @_grads
 @_name

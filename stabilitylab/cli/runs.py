@@ -18,7 +18,7 @@ def _mitigation(run: RunInfo) -> str:
     return ", ".join(run.mitigation) or ("none" if run.method else "")
 
 
-@click.command()
+@click.command(short_help="List the runs.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @runs_dir
 def command(form: str, runs_dir: str | None) -> None:

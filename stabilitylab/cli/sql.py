@@ -13,7 +13,7 @@ import click
 from stabilitylab.cli.options import runs_dir
 
 
-@click.command()
+@click.command(short_help="Query RUN's tables (read-only).")
 @click.argument("run")
 @click.argument("query")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)

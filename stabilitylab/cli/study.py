@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SAY_EVERY = 30.0  # seconds between plain lines of progress
 
 
-@click.command()
+@click.command(short_help="Train a grid of runs and test its claims.")
 @click.argument("file", metavar="FILE.toml")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs to train in parallel.")
 @click.option(

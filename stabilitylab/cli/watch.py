@@ -25,7 +25,7 @@ _LAYERS = 8
 _SPIKES = 6
 
 
-@click.command()
+@click.command(short_help="Watch RUN while it trains.")
 @click.argument("run")
 @click.option("--once", is_flag=True, help="Show the current state and exit.")
 @click.option(

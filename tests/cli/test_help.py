@@ -42,6 +42,13 @@ def test_the_first_help_page_lists_every_command() -> None:
         assert f"\n  {name} " in page
 
 
+@pytest.mark.parametrize("group", [[], ["cause"], ["import"]])
+def test_no_summary_of_a_command_is_cut_off(group: list[str]) -> None:
+    listed = CliRunner().invoke(cli, [*group, "--help"], terminal_width=80).output.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_readme_shows_every_command(name: str) -> None:
     assert f"stablab {name}" in README.read_text(encoding="utf-8")
