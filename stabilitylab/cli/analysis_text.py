@@ -126,7 +126,8 @@ def _print_dips(analysis: RunAnalysis, say: Callable[[str], None]) -> None:
     better = "higher" if metric.goal == "max" else "lower"
     say(f"\n{'dips' if metric.goal == 'max' else 'rises'} of {metric_label(metric.name)}: {len(dips)}")
     if metric.name != "knn_top1":
-        why = "" if metric.chosen == "asked for" else f", chosen as {metric.chosen}"
+        reason = "because" if metric.chosen.startswith("no ") else "as"
+        why = "" if metric.chosen == "asked for" else f", chosen {reason} {metric.chosen}"
         say(f"  judged by {metric_label(metric.name)} ({better} is better{why}); --metric NAME judges another")
     if dips:
         step = analysis.resolution.eval_step if analysis.resolution is not None else None

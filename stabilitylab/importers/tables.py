@@ -201,8 +201,8 @@ def open_table(path: Path, options: Options, format: str) -> Table:
     table.rows = int(count[0])
     if any(kind == "INVALID ENCODING" for _, kind in lines):
         # Every query must skip the same rows, so every query reads all cells.
-        cells = ", ".join(f"c{i}" for i in range(len(columns)))
-        table.keep(f"hash({cells}) IS NOT NULL")
+        every = ", ".join(f"c{i}" for i in range(len(columns)))
+        table.keep(f"hash({every}) IS NOT NULL")
     if lines:
         why = {"MISSING COLUMNS": "too few cells", "TOO MANY COLUMNS": "too many cells"}
         why["INVALID ENCODING"] = "not UTF-8 text"

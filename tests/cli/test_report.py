@@ -61,3 +61,17 @@ def test_odd_runs_have_figures(root: Path, tmp_path: Path, kind: str) -> None:
     )
     assert done.exit_code == 0, done.output
     assert target.read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_judged_by_its_training_loss_shows_it_once(tmp_path: Path) -> None:
+    layers = [LayerRow(0, "a", 0, 1)]
+    with RunWriter.create(tmp_path / "r", config={}, meta={}, layers=layers) as writer:
+        iteration = np.arange(60)
+        writer.append("layer_stats", {"iteration": iteration, "layer_id": 0 * iteration, "grad_norm": np.ones(60)})
+        writer.append("iterations", {"iteration": iteration, "loss": np.exp(-iteration / 30)})
+    target = tmp_path / "r.html"
+    done = CliRunner().invoke(cli, ["report", "r", "-o", str(target), "--runs-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    page = target.read_text(encoding="utf-8")
+    assert "<h2>Training loss</h2>" in page
+    assert "<h2>Loss</h2>" not in page

@@ -69,9 +69,14 @@ def first_answer(page: str) -> str:
 @pytest.mark.parametrize(
     ("spikes", "dips", "expected", "said"),
     [
-        (1, 0, 1.1, "No: 0 accuracy dips; 1 spike, not more than expected by chance (1.1)."),
-        (1, 2, 1.1, "Yes: 2 accuracy dips; 1 spike, not more than expected by chance (1.1)."),
-        (4, 0, 1.1, "No: 0 accuracy dips; 4 spikes, not more than expected by chance (1.1)."),  # Poisson: p = 0.026
+        (1, 0, 1.1, "No: 0 accuracy dips; 1 spike, not significantly more than the 1.1 expected by chance."),
+        (1, 2, 1.1, "Yes: 2 accuracy dips; 1 spike, not significantly more than the 1.1 expected by chance."),
+        (
+            4,
+            0,
+            1.1,
+            "No: 0 accuracy dips; 4 spikes, not significantly more than the 1.1 expected by chance.",
+        ),  # Poisson: p = 0.026
         (5, 1, 1.1, "Yes: 5 spikes (by chance: 1.1), 1 accuracy dip."),  # p = 0.0054
         (0, 1, 1.1, "Yes: 0 spikes (by chance: 1.1), 1 accuracy dip."),
     ],

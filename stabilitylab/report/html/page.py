@@ -57,7 +57,7 @@ def render_report(runs: Sequence[AnalysedRun], comparison: Comparison | None) ->
             pairs, [run.named.mitigation if run.trained_here else "" for run in runs], groups, comparison
         ),
         knn=_knn(runs, groups, charts),
-        loss=_loss(runs, groups, charts),
+        loss=None if metric.metric.name == "loss" else _loss(runs, groups, charts),  # it is the judged metric
         rates=tables.rate_rows(summaries, metric) if comparison and rated else None,
         rate_chart=charts.add("rates", charted.lr_sensitivity(comparison)) if comparison and rated else None,
         metric=metric,

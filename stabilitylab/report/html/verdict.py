@@ -182,7 +182,7 @@ def _signs(analyses: Sequence[RunAnalysis]) -> str:
     chance = f"{expected_by_chance(analyses):.2g}"
     if spikes_beyond_chance(analyses) or spikes == "0 spikes":
         return ", ".join([f"{spikes} (by chance: {chance})", *others])
-    return f"{', '.join(others)}; {spikes}, not more than expected by chance ({chance})"
+    return f"{', '.join(others)}; {spikes}, not significantly more than the {chance} expected by chance"
 
 
 def _where(analyses: Sequence[RunAnalysis]) -> str:
