@@ -75,8 +75,9 @@ class Recording:
         if not self._silent:
             self._silent = True
             text = (
-                "an optimizer step is not recorded, because its gradients were freed before they could be measured. If "
-                "your engine computes gradient norms, pass them with rec.step(norms={...})"
+                "an optimizer step is not recorded, because it had no gradient: there was no backward pass, or "
+                "gradients were freed before they could be measured. If your engine computes gradient norms, pass them "
+                "with rec.step(norms={...})"
             )
             self.recorder.event("no-gradient", text)
             warnings.warn(text, stacklevel=3)

@@ -131,7 +131,8 @@ class LoopRecorder(RecordsFeatures):
         if grad_scale is None and norms is None:
             grad_scale = self._timing.scale_at_call(at, optimizer)
         stats = self._given(norms) if norms is not None else self._timing.take(at, grad_scale, optimizer)
-        if stats is None and recorder.log_grads and not self.has_gradient():
+        due = recorder.log_grads and at % recorder.every == 0
+        if stats is None and due and not self.has_gradient():
             raise RecordError(
                 replaced_since(self._model(), self._parameters)
                 or "rec.step() found no gradient: call it after loss.backward() and before optimizer.zero_grad()"

@@ -42,6 +42,7 @@ class Timing:
         self._updated = False  # whether the optimizer has stepped since the last backward pass
         self._at_update: Measured | None = None  # the backward pass before the last update, if no step recorded it
         self._updates = 0  # since the last step
+        self._recorded = False  # whether a step has recorded the gradient of the next update
         self._follows: bool | None = None  # whether ``rec.step`` follows the update; None: not known yet
         self._hooks: list[Any] = []
         self._applied = AppliedGradient(recorder, optimizer if self._auto else None)
@@ -69,6 +70,7 @@ class Timing:
         """Gradient statistics of this step; None if they should be measured at the call."""
         self._applied.recording(iteration)
         before, follows = self._last_pass()
+        self._recorded = not follows
         updated, self._updated = self._updated or follows, False
         if before is None:
             self._late_clipping(iteration)
@@ -162,8 +164,12 @@ class Timing:
         self._updated = True
         self._updates += 1
         closure = any(callable(value) for value in (*args[1:], *kwargs.values()))  # SAM's applies another gradient
-        if self._backward is not None and self._backward.pending and not closure:
-            self._at_update = self._backward.take()
+        recorded, self._recorded = self._recorded, False
+        if self._backward is not None and not closure:
+            if self._backward.pending:
+                self._at_update = self._backward.take()
+            elif not recorded and self._complete() and self._recorder.has_gradient():  # set by hand
+                self._at_update = self._recorder.measure()
         if self.mode != "auto":
             return
         if self._scaling.stepping() and self._changed:  # what was measured in backward was scaled

@@ -121,6 +121,7 @@ def _gradients(
                 if len(series) <= len(norms[layer]):
                     continue
             norms[layer] = series
+    norms = _without_ending(norms)
     if statistics:
         log.note(
             "statistics",
@@ -131,6 +132,14 @@ def _gradients(
             "twice", f"{len(twice)} layers were logged under two names; the longer series is used ({shortened(twice)})"
         )
     return norms, maxima, _split_totals(totals, norms)
+
+
+def _without_ending(norms: dict[str, Series]) -> dict[str, Series]:
+    """``grads/LAYER/norm`` gives ``LAYER``, if the names of all layers end like this."""
+    for ending in ("/norm", "/l2", "/l2_norm"):
+        if len(norms) > 1 and all(layer.endswith(ending) and layer != ending for layer in norms):
+            return {layer.removesuffix(ending): series for layer, series in norms.items()}
+    return norms
 
 
 def _split_totals(totals: list[tuple[str, Series]], norms: dict[str, Series]) -> list[Series]:
@@ -211,7 +220,7 @@ def _loss(rest: dict[str, Series], options: Options) -> Series | None:
         if options.loss not in rest:
             raise LogFormatError(f"no series {options.loss!r} for --loss; available: {_names(rest)}")
         return rest.pop(options.loss)
-    known = [name for wanted in names.LOSSES for name in rest if name.lower() == wanted]
+    known = [name for wanted in names.LOSSES for name in rest if names.without_unit(name).lower() == wanted]
     if known:
         # The first by name, unless another has far more values.
         densest = max(known, key=lambda name: len(rest[name]))

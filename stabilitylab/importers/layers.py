@@ -18,7 +18,9 @@ _PARAMETERS = re.compile(
     r"|pos(ition)?_embed(ding)?s?|layer_scale\w*|alpha|(weight|bias)_(ih|hh)_l\d+\w*",
     re.IGNORECASE,
 )
-_WRAPPERS = ("base_encoder", "module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_WRAPPERS = (
+    "base_encoder", "module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"
+)  # fmt: skip
 _BLOCKS = re.compile(r"\w*(?:blocks?|layers?|stages?|levels?|cells?)\d*|h", re.IGNORECASE)
 _INPUTS = frozenset(
     ("patch_embed", "patch_embedding", "conv1", "stem", "embed", "embedding", "embeddings", "embed_tokens", "wte",

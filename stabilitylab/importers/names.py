@@ -42,6 +42,7 @@ _LAYER_FIRST = re.compile(rf"(?P<layer>.+)[/._:]{_NORM}(?:_step)?", re.IGNORECAS
 _MAX = re.compile(
     rf"(?:.*/)?{_GRAD}[_-](?:max|abs_?max|inf(?:inity)?(?:[_-]norm)?|linf)[/.:_](?P<layer>.+)", re.IGNORECASE
 )
+_REMARK = re.compile(r"\s+[(\[](?!\d+[)\]])[^()\[\]]*[)\]]$")
 _AXIS = re.compile(r".*[ _]vs[ _](?:samples?|tokens?|time|examples?|epochs?|flops?|seconds?|hours?)", re.IGNORECASE)
 _SECTIONS = frozenset(
     ("train", "training", "optim", "optimizer", "debug", "global", "metrics", "metric", "stats", "monitor",
@@ -105,8 +106,14 @@ def is_statistic(name: str) -> bool:
     return _STATISTIC.fullmatch(name) is not None
 
 
+def without_unit(name: str) -> str:
+    """A name without a remark in brackets at its end: ``Grad Norm (L2)`` -> ``Grad Norm``."""
+    return _REMARK.sub("", name) or name
+
+
 def total_section(name: str) -> str | None:
     """Lower-case prefix of a total norm (``train`` in ``train/grad_norm``); None for other series."""
+    name = without_unit(name)
     match = _TOTAL_BELOW_GRAD.fullmatch(name) or _TOTAL.fullmatch(name)
     return None if match is None else (match["section"] or "").lower()
 
@@ -156,7 +163,7 @@ def _grad_p_norm(name: str) -> bool:
 
 
 def is_training_loss(name: str) -> bool:
-    return name.lower() in LOSSES
+    return without_unit(name).lower() in LOSSES
 
 
 def is_loss(name: str) -> bool:
@@ -165,7 +172,7 @@ def is_loss(name: str) -> bool:
 
 
 def is_learning_rate(name: str) -> bool:
-    return _RATES.fullmatch(name) is not None
+    return _RATES.fullmatch(without_unit(name)) is not None
 
 
 def is_evaluation(name: str) -> bool:

@@ -78,7 +78,10 @@ def _own_cuts(series: Series) -> list[_Cut]:
     cuts = []
     for index, end in zip(back, [*back[1:], len(series)], strict=True):
         stale = series.step[:index][series.step[:index] >= series.step[index]]
-        # A single row that comes too early is not an attempt: none of its steps is logged again.
+        # A few rows that come too early are not an attempt: a summary that is logged at step 0 in the end, or a row
+        # of which no step is logged again.
+        if end - index < SHORTEST_ATTEMPT <= len(stale) // 10:
+            continue
         if len(stale) >= SHORTEST_ATTEMPT or np.isin(stale, series.step[index:end]).any():
             cuts.append(_Cut(int(series.row[index]), int(series.step[index])))
     return cuts

@@ -171,8 +171,8 @@ def open_table(path: Path, options: Options, format: str) -> Table:
     plain = without_units(dialect.columns, [options.step, options.loss, *(m.name for m in options.metrics)])
     columns = _unique(plain)
     blanks = dialect.delimiter == BLANKS
-    cells = ["c0"] if blanks else [f"c{i}" for i in range(len(columns))]
-    names = ", ".join(f"{quote(cell)}: 'VARCHAR'" for cell in cells)
+    read_as = ["c0"] if blanks else [f"c{i}" for i in range(len(columns))]
+    names = ", ".join(f"{quote(cell)}: 'VARCHAR'" for cell in read_as)
     skipped = sample.head[: sample.head.index(dialect.header)].count("\n")
     more = ("compression='gzip', " if is_gzip(path) else "") + ("encoding='utf-16', " if is_utf16(path) else "")
 

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-"""Attributes in which DDP, torch.compile, activation checkpointing and FSDP1 store the module they wrap."""
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
+"""Attributes in which DDP, torch.compile, activation checkpointing, FSDP1 and Fabric store the module they wrap."""
+_SAME = ("_original_module",)
+"""Attributes in which a wrapper (Fabric's) stores the wrapped module a second time."""
 _WHOLE = re.compile(r"project(or|ion)|predict(or|ion)|prototype|patch_embed$|stem$|probe|embeddings?$|embedder$")
 """Heads and input projections: one layer each, unless they contain a stack of blocks."""
 _PART_OF_BLOCK = re.compile(r"att|mlp|ffn?\d*$|ffns?$|expert|heads?$|branch|^convs?$|conv$|norm|adapter|lora")
@@ -32,7 +34,11 @@ def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
     while True:
         children = dict(module.named_children())
         name = next((name for name in WRAPPERS if name in children), None)
-        own = [child for child in children if child != name and any(True for _ in children[child].parameters())]
+        own = [
+            child
+            for child in children
+            if child not in (name, *_SAME) and any(True for _ in children[child].parameters())
+        ]
         if name is None or own or any(True for _ in module.parameters(recurse=False)):
             return path, module
         path, module = _join(path, name), children[name]

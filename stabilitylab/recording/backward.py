@@ -33,6 +33,7 @@ class BackwardEnd:
         self._measured: Measured | None = None
         # The callback of the current pass. Autograd drops it if the pass raises an error, and so shows that it ended.
         self._queued: weakref.ref[_AtTheEnd] | None = None
+        self._accumulates = False  # whether this pass writes to .grad; torch.autograd.grad does not
         self._freed: bool | None = None  # whether gradients are freed before the pass ends; None: not known yet
         self._arrived: dict[Tensor, Tensor] = {}  # (2,): norm and largest absolute entry of each gradient so far
         parameters = [p for p in recorder.parameters if p.requires_grad]
@@ -57,6 +58,7 @@ class BackwardEnd:
     def reset(self) -> None:
         """Discard the state of a backward pass that raised an error."""
         self._queued = None
+        self._accumulates = False
         self._arrived.clear()
 
     def remove(self) -> None:
@@ -73,6 +75,7 @@ class BackwardEnd:
         self._arrived[parameter] = torch.stack([grad.double().norm(), grad.amax()]) if grad.numel() else grad.sum()
 
     def _accumulated(self, parameter: Tensor) -> None:
+        self._accumulates = True
         self._queue()
 
     def _queue(self) -> None:
@@ -86,6 +89,9 @@ class BackwardEnd:
     def end(self) -> None:
         self._queued = None
         arrived, self._arrived = self._arrived, {}
+        accumulates, self._accumulates = self._accumulates, False
+        if not accumulates:
+            return
         gone = [p for p in arrived if p.grad is None]
         if self._freed is None and arrived:
             self._freed = bool(gone)

@@ -55,6 +55,17 @@ def another_loss_after_the_update(model: nn.Module, optimizer: torch.optim.Optim
     rec.step(loss=loss)
 
 
+def sets_by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
+    """The gradients of two tasks, combined by hand, as in gradient surgery; recorded when they are gone."""
+    for part in (0.25, 0.75):
+        grads = torch.autograd.grad(part * loss, list(model.parameters()), retain_graph=True)
+        for p, grad in zip(model.parameters(), grads, strict=True):
+            p.grad = grad if p.grad is None else p.grad + grad
+    optimizer.step()
+    optimizer.zero_grad()
+    rec.step(loss=loss)
+
+
 def warms_up(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rec: Any) -> None:
     """Records from the fifth iteration on, before the update."""
     loss.backward()
@@ -160,6 +171,7 @@ def train(loop: Loop, tmp_path: Path, steps: int = STEPS, **options: Any) -> tup
         in_backward,
         another_loss_after_the_update,
         warms_up,
+        sets_by_hand,
     ],
     ids=lambda f: f.__name__,
 )
@@ -303,3 +315,23 @@ def test_parameters_that_were_replaced_after_record_are_told(tmp_path: Path) -> 
         loss_of(model, 0).backward()
         with pytest.raises(RecordError, match="4 parameters of the model are not recorded"):
             rec.step()
+
+
+def test_every_nth_iteration_after_the_gradients_are_gone(tmp_path: Path) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    true = {}
+    with stabilitylab.record(model, optimizer, run="r", runs_dir=tmp_path, every=4) as rec:
+        for i in range(20):
+            loss = loss_of(model, i)
+            loss.backward()
+            true[i] = float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+            optimizer.step()
+            optimizer.zero_grad()
+            rec.step(loss=loss)
+    assert rec.path is not None
+    with open_run(rec.path) as reader:
+        rows = reader.table("iterations")
+    assert len(rows["iteration"]) == 20
+    np.testing.assert_allclose(rows["grad_norm"][::4], [true[i] for i in range(0, 20, 4)], rtol=1e-5)
+    assert np.isnan(np.asarray(rows["grad_norm"], float)).sum() == 15

@@ -198,3 +198,19 @@ def test_a_run_without_norms_has_no_judged_spikes(tmp_path: Path) -> None:
     assert "spikes      not judged" in shown
     assert "by chance" not in shown
     assert not analysis.spikes.attrs["judged"]
+
+
+def test_a_summary_at_step_0_in_the_end_is_no_restart(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(table() + f"0,1.5,{NORM[0]}\n")
+    assert held(tmp_path / "log.csv", tmp_path) == expected()
+
+
+def test_remarks_in_brackets_and_norms_behind_the_layer(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        "".join(lines('{{"step": {t}, "Grad Norm (L2)": {norm}, "Loss (nats)": {loss}}}'))
+    )
+    assert held(tmp_path / "log.jsonl", tmp_path) == expected()
+    rows = lines('{{"step": {t}, "grads/a/norm": {norm}, "grads/b/norm": 1.0, "grads/a/mean": 0.1}}')
+    (tmp_path / "layers.jsonl").write_text("".join(rows))
+    (made,) = import_log(tmp_path / "runs", tmp_path / "layers.jsonl")
+    assert made.layers == ("a", "b")

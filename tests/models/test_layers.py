@@ -105,3 +105,12 @@ def test_a_head_in_a_network_stays_one_layer() -> None:
 
 def test_a_convolution_inside_a_block_is_not_taken_for_the_first() -> None:
     assert depth_order(["stem", "layer1.0.conv1", "layer1.0.conv2"]) == ["stem", "layer1.0.conv1", "layer1.0.conv2"]
+
+
+def test_the_wrappers_of_fabric_are_no_part_of_a_name() -> None:
+    """Fabric stores the module that it wraps twice; with DDP, only the first is inside another wrapper."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    wrapper, ddp = nn.Module(), nn.Module()
+    ddp.module = net
+    wrapper._forward_module, wrapper._original_module = ddp, net
+    assert [layer.name for layer in group_layers(wrapper)] == ["0", "2"]
