@@ -35,8 +35,8 @@ def main() -> None:
         lags = data.pooled_lags(data=images, mitigation=mitigation).set_index("target")
         print(
             f"\n{images}, {mitigation}: {len(group)} runs, {length:,} iterations; kNN ends at "
-            f"{100 * np.mean(group['knn_end']):.1f}% (untrained {100 * np.mean(group['knn_untrained']):.1f}%); chance "
-            f"brings {chance / len(layers):.1f} spikes per layer, the mirrored series have {mirrored} in all layers\n"
+            f"{100 * np.mean(group['knn_end']):.1f}% (untrained {100 * np.mean(group['knn_untrained']):.1f}%); "
+            f"by chance {chance / len(layers):.1f} spikes per layer; {mirrored} in the mirrored series of all layers\n"
         )
         print("| layer | spikes | per 10,000 iterations | largest | lag behind the first | 95% | matched | p |")
         print("|---|---|---|---|---|---|---|---|")

@@ -11,7 +11,8 @@ DEFINITIONS = (
         "spikes and that of the next 200, by more than noise explains, and the norm is at least twice the former "
         "median. One value, or 2, 4 or 8 consecutive values, must exceed thresholds fitted to the downward excursions "
         "of the series, so that noise alone causes at most one event per 10,000 iterations and layer. A spike begins "
-        "at half its height and ends below 3 noise sd; gaps of up to 3 iterations are bridged.",
+        "at half its height and ends below 3 noise sd. Events at most 3 recorded rows apart, or between which the norm "
+        "did not return to its usual level, are one spike.",
     ),
     (
         "chance",

@@ -146,7 +146,9 @@ class RunReader:
             interrupted(error)
             if not isinstance(error, duckdb.Error):
                 raise
-            raise StoreError(f"SQL: {one_line(error)}") from None
+            unknown = "Table with name" in str(error)
+            tables = f"; the tables are meta, {', '.join(TABLES)}" if unknown else ""
+            raise StoreError(f"SQL: {one_line(error)}{tables}") from None
 
     def verify(self) -> list[str]:
         """All problems of the run: known ones, damaged blocks, duplicate and missing rows."""

@@ -86,6 +86,7 @@ def test_sql_only_reads(stablab: Stablab, refusal: Refusal) -> None:
     stablab("train", "--log-grads", "--iterations", "2", "--set", "eval.knn_every=0")
     assert "drop" in refusal("sql", "run_001", "drop table layer_stats").lower()
     assert "nowhere" in refusal("sql", "run_001", "select nowhere from layers")
+    assert "; the tables are meta, layers, layer_stats, " in refusal("sql", "run_001", "select * from nowhere")
 
 
 def test_a_report_into_a_folder_that_is_not_there(stablab: Stablab, refusal: Refusal) -> None:

@@ -45,8 +45,12 @@ def test_rows_wait_and_are_written_when_there_is_room(run_dir: Path, disk_is_ful
         with open_run(run_dir) as run:
             assert run.num_iterations == 0
         disk_is_full(False)
-        time.sleep(0.5)
         with open_run(run_dir) as run:
+            for _ in range(200):  # a busy machine takes longer than the retry interval
+                if run.num_iterations == 30:
+                    break
+                time.sleep(0.05)
+                run.refresh()
             assert run.num_iterations == 30
     with open_run(run_dir) as run:
         assert run.layer_series()[0][0].tolist() == list(range(30))
