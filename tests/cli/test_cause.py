@@ -63,7 +63,7 @@ def test_every_experiment_tells_its_check_its_cost_and_its_result(runs: Path, tm
     [
         (["impulse", "run", "--layer", "block.0", "--at", "40"], "has no layer 'block.0'; its layers: patch_embed"),
         (["impulse", "run", "--layer", "predictor", "--at", "3"], "no checkpoint at or before iteration 3"),
-        (["impulse", "run", "--layer", "predictor", "--at", "40"], "60 from iteration 40 on are too many"),
+        (["impulse", "run", "--layer", "predictor", "--at", "40"], "the experiment needs 60 from iteration 40 on"),
         (["swap", "run", "--at", "45"], "is not a spike"),
         (["blame", "run", "--at", "60", "--layer", "predictor"], "has 60 iterations"),
         (["sharpness", "run", "--at", "2"], "no checkpoint at or before iteration 2"),
