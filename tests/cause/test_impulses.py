@@ -56,7 +56,7 @@ def test_results_are_kept_beside_the_run_and_pooled(recorded: Path, tmp_path: Pa
 def test_what_cannot_be_kicked_is_refused(recorded: Path) -> None:
     with pytest.raises(ConfigError, match="has no layer 'patch'; its layers: patch_embed"):
         impulse_run(recorded, layers=["patch"], at=[40], horizon=4)
-    with pytest.raises(ConfigError, match=r"so 60 from iteration 40 on are too many"):
+    with pytest.raises(ConfigError, match=r"the experiment needs 60 from iteration 40 on"):
         impulse_run(recorded, layers=["predictor"], at=[40], horizon=60)
     with pytest.raises(ConfigError, match="of is weights or gradient, not 'weight'"):
         impulse_run(recorded, layers=["predictor"], at=[40], horizon=4, of="weight")

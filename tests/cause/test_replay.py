@@ -84,7 +84,7 @@ def test_a_run_without_what_a_replay_needs_is_told_what_to_keep(recorded: Path, 
         ConfigError, match=r"no checkpoint at or before iteration 4 \(checkpoints: 5, .*--keep-before-spikes"
     ):
         replay.require([4])
-    with pytest.raises(ConfigError, match=r"has 60 iterations, so 20 from iteration 50 on are too many"):
+    with pytest.raises(ConfigError, match=r"has 60 iterations, but the experiment needs 20 from iteration 50 on"):
         replay.require([30, 50], 20)
     with pytest.raises(ConfigError, match=r"has no layer 'block.0'; its layers: patch_embed, "):
         replay.layer("block.0")
