@@ -110,8 +110,8 @@ def save_swap(run_dir: Path, swap: Swap, settings: Mapping[str, Any]) -> Experim
     )
 
 
-def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any]) -> Experiment:
-    """Save a ranking of images and its contact sheet."""
+def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any], *, skip_list: str | None = None) -> Experiment:
+    """Save a ranking of images and its contact sheet. ``skip_list``: the file to which the indices were written."""
     results = {
         "iteration": blame.iteration,
         "layer": blame.layer,
@@ -123,8 +123,8 @@ def save_blame(run_dir: Path, blame: Blame, settings: Mapping[str, Any]) -> Expe
     }
     same = f"--layer {blame.layer} --how {blame.how} --by {blame.by}"
     commands = [
-        f"stablab cause blame {run_dir.name} --at {blame.iteration} {same} -o skip.txt",
-        "stablab train --skip-list skip.txt",
+        *([] if skip_list else [f"stablab cause blame {run_dir.name} --at {blame.iteration} {same} -o skip.txt"]),
+        f"stablab train --skip-list {skip_list or 'skip.txt'}",
     ]
     return save_experiment(
         run_dir,

@@ -67,12 +67,23 @@ class Sharpness:
         whole = [c for c in self.curvatures if c.layer == ALL]
         above = [c for c in whole if c.verdict == "above"]
         worst = max(whole, key=lambda c: c.eigenvalue / (c.edge or 1) if math.isfinite(c.eigenvalue) else -math.inf)
-        text = f"Sharpness {worst.eigenvalue:.3g} +- {worst.error:.1g} at iteration {worst.iteration}"
+        text = f"Sharpness {worst.eigenvalue:.3g} +- {plain(worst.error)} at iteration {worst.iteration}"
         if worst.edge is None:
             return f"{text}; the edge of stability of this optimizer is unknown."
         where = f"{worst.verdict} it" if worst.verdict in ("above", "below") else worst.verdict
         text += f", {worst.eigenvalue / worst.edge:.2f} of the optimizer's edge {worst.edge:.3g} ({where})"
-        return f"{text}; above the edge at {len(above)} of {len(whole)} iterations measured."
+        if len(whole) == 1:
+            return f"{text}; no other iteration was measured."
+        return f"{text}; above the edge at {len(above)} of {len(whole)} measured iterations."
+
+
+def plain(error: float) -> str:
+    """An error with one digit, without an exponent unless it is extreme.
+
+    >>> plain(132.0), plain(0.0471)
+    ('100', '0.05')
+    """
+    return f"{float(f'{error:.1g}'):g}"
 
 
 def lanczos(

@@ -185,8 +185,9 @@ def blame(
         )
     if output is not None:
         Path(output).write_text(result.skip_list(), encoding="utf-8")
-        click.echo(f"list: {output}" + (f"; next: stablab train --skip-list {output}" if result.stands_out else ""))
-    _show(save_blame(replay.run_dir, result, {"at": at, "layer": layer, "how": how, "by": by, "top": top}), cost)
+        click.echo(f"list: {output}")
+    settings = {"at": at, "layer": layer, "how": how, "by": by, "top": top}
+    _show(save_blame(replay.run_dir, result, settings, skip_list=output), cost)
 
 
 @command.command(short_help="Compare the curvature with the learning rate.")
@@ -202,7 +203,7 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
     curvature along the gradient compared with 2 / lr, the edge of plain gradient descent.
     """
     from stabilitylab.cause.experiments import save_sharpness
-    from stabilitylab.cause.sharpness import seconds_per_iteration, sharpness_run
+    from stabilitylab.cause.sharpness import plain, seconds_per_iteration, sharpness_run
 
     replay = _open(run, runs_dir)
     replay.require(at)
@@ -215,7 +216,7 @@ def sharpness(run: str, at: list[int], steps: int, whole: bool, runs_dir: str | 
     for c in result.curvatures:
         edge = "edge unknown" if c.edge is None else f"{c.eigenvalue / c.edge:.3g} of the edge {c.edge:.3g}"
         click.echo(
-            f"  {c.iteration:>7}  {c.layer:<14} {c.eigenvalue:9.3g} +- {c.error:.1g}  {edge}: {c.verdict};  "
+            f"  {c.iteration:>7}  {c.layer:<14} {c.eigenvalue:9.3g} +- {plain(c.error)}  {edge}: {c.verdict};  "
             f"along the gradient {c.directional:.3g}, 2 / lr {c.gradient_edge:.3g}"
         )
     _show(save_sharpness(replay.run_dir, result, {"at": at, "steps": steps, "whole": whole}), cost)

@@ -117,7 +117,7 @@ def test_the_sentence_says_what_is_not_resolved() -> None:
             tuple(Curvature(t, ALL, 0.1, 0.0, x, 1.0, 20.0, 38.0) for t, x in enumerate(eigenvalues))
         ).sentence()
 
-    assert "(not resolved); above the edge at 0 of 1" in sentence(38.5)
+    assert "(not resolved); no other iteration was measured." in sentence(38.5)
     assert "at iteration 1, 1.05 of the optimizer's edge 38 (above it)" in sentence(float("nan"), 40)
 
 

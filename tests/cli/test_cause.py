@@ -40,6 +40,7 @@ def test_every_experiment_tells_its_check_its_cost_and_its_result(runs: Path, tm
     skip = tmp_path / "skip.txt"
     done = cause(runs, "blame", "run", "--at", "43", "--layer", "blocks.0", "--by", "novelty", "-o", str(skip))
     assert "Of the 16 images of batch 43, image " in done.output
+    assert "-o skip.txt" not in done.output  # the list is already written
     assert len([line for line in skip.read_text().splitlines() if line[0] != "#"]) == 8
     listed = CliRunner().invoke(cli, ["train", "--skip-list", str(skip), "--dry-run"])
     assert "skip = [" in listed.output
