@@ -65,6 +65,8 @@ def _why_not(layer: LayerSeries, settings: SpikeSettings) -> str:
         return "no gradients recorded"
     if len(finite) == 0:
         return "not enough data for spikes: every gradient is NaN or infinite"
+    if settings.rule != "stablab":  # another rule decides by itself how many values it needs
+        return ""
     if (finite > 0).sum() <= settings.warmup:
         usable = int((finite > 0).sum())
         return f"not enough data: {usable} usable values; more than {settings.warmup} are needed to detect spikes"
