@@ -12,11 +12,13 @@ from stabilitylab.report.writing import write_atomically
 
 _COLOURS = ("#8c2d04", "#2166ac", "#1b7837", "#762a83", "#b8860b", "#555555")
 _KNN = (("final_knn", "final kNN top-1 (%)", 100), ("max_dip_depth", "deepest dip (points)", 100))
+_SPIKES = ("excess_first_layer", "spikes of the first layer\nbeyond those by chance", 1)
 _OTHER = (("final", "final value of the judged metric", 1), ("max_dip_depth", "deepest dip or rise", 1))
 
 
 def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
-    """Draw final accuracy and deepest dip of each run. The x axis is the first key that varies besides seed and
+    """Draw final accuracy and deepest dip of each run; if no run has a dip, the spikes of the first layer beyond those
+    expected by chance, unless there are none either. The x axis is the first key that varies besides seed and
     mitigation; the colour is the mitigation; a bar marks the mean over seeds. ``output`` is a .png or .svg. Raises
     ConfigError if it cannot be written."""
     from matplotlib import rc_context
@@ -30,7 +32,10 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     figure.suptitle(title, fontsize=9)
     panels = _KNN if any(row.get("final_knn") not in ("", None) for row in rows) else _OTHER
-    for axes, (metric, label, factor) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    if not any(_number(row, "max_dip_depth") for row in rows):
+        panels = (panels[0], _SPIKES) if any(_number(row, _SPIKES[0]) > 0 for row in rows) else panels[:1]
+    drawn_in = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (metric, label, factor) in zip(drawn_in, panels, strict=True):
         for index, mitigation in enumerate(colours):
             colour = _COLOURS[index % len(_COLOURS)]
             shift = (index - (len(colours) - 1) / 2) * 0.6 / len(colours)
@@ -44,7 +49,11 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
                 axes.plot(
                     [x - 0.09, x + 0.09], [mean, mean], color=colour, lw=1.6, label=None if position else mitigation
                 )
-        axes.set_xticks(range(len(levels)), levels, fontsize=7, rotation=0 if len(levels) < 5 else 30)
+        axes.set_xticks(range(len(levels)), levels, fontsize=7)
+        if len(levels) > 4:
+            axes.tick_params(axis="x", labelrotation=30)
+            for tick in axes.get_xticklabels():
+                tick.set(ha="right", rotation_mode="anchor")
         axes.set_xlabel(across, fontsize=8)
         axes.set_ylabel(label, fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
@@ -58,6 +67,11 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
         write_atomically(output, drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+
+
+def _number(row: Mapping[str, Any], key: str) -> float:
+    """The value; 0 if there is none."""
+    return float(row.get(key) or 0)
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -142,6 +142,22 @@ def test_the_table_in_the_repository_is_what_its_summaries_say() -> None:
     assert (ROOT / "reports" / "README.md").read_text(encoding="utf-8") == table
 
 
+def test_the_overview_draws_spikes_where_no_run_has_a_dip(tmp_path: Path) -> None:
+    rows = [
+        {"mitigation": name, "train.seed": seed, "final_knn": "0.9", "max_dip_depth": dip, "excess_first_layer": "4.0"}
+        for name, dip in (("none", "0.0"), ("frozen-patch", ""))
+        for seed in (0, 1)
+    ]
+    draw_overview(rows, "spikes", tmp_path / "spikes.svg")
+    drawn = (tmp_path / "spikes.svg").read_text()
+    assert "spikes of the first layer" in drawn
+    assert "deepest dip" not in drawn
+    draw_overview([*rows, {**rows[0], "max_dip_depth": "0.02"}], "dips", tmp_path / "dips.svg")
+    assert "deepest dip (points)" in (tmp_path / "dips.svg").read_text()
+    draw_overview([{**row, "excess_first_layer": "-0.1"} for row in rows], "neither", tmp_path / "neither.svg")
+    assert (tmp_path / "neither.svg").read_text().count('id="axes_') == 1
+
+
 def test_the_overview_draws_every_run(place: Path) -> None:
     with (place / "reports" / "frozen" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
