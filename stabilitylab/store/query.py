@@ -30,22 +30,28 @@ def interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], _T]) -> _T:
     if threading.current_thread() is not threading.main_thread():
         return work()
     future: Future[_T] = Future()
+    begun = threading.Lock()  # taken by the query or by Ctrl-C, whichever comes first
 
     def answer() -> None:
+        if not begun.acquire(blocking=False):
+            return
         try:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
 
-    # No executor: it would wait for the query for ever if Ctrl-C came while it starts its thread.
-    thread = threading.Thread(target=answer, daemon=True)
     try:
-        thread.start()
+        # No executor: it would wait for the query for ever if Ctrl-C came while it starts its thread.
+        threading.Thread(target=answer, daemon=True).start()
+        while not future.done():
+            # A signal that another thread receives does not end a wait, so the wait is short.
+            wait([future], timeout=0.2)
         return future.result()
     except KeyboardInterrupt:
-        while thread.is_alive() and not future.done():
-            con.interrupt()  # has no effect before the query has started
-            wait([future], timeout=0.1)
+        if not begun.acquire(blocking=False):
+            while not future.done():
+                con.interrupt()  # has no effect before the query has started
+                wait([future], timeout=0.1)
         raise
 
 

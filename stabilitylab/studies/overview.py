@@ -31,6 +31,7 @@ def draw_overview(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -
     colours = mitigations if keys else [""]
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     figure.suptitle(title, fontsize=9)
+    panels: tuple[tuple[str, str, int], ...]
     panels = _KNN if any(row.get("final_knn") not in ("", None) for row in rows) else _OTHER
     if not any(_number(row, "max_dip_depth") for row in rows):
         panels = (panels[0], _SPIKES) if any(_number(row, _SPIKES[0]) > 0 for row in rows) else panels[:1]

@@ -123,7 +123,13 @@ def test_a_meta_of_a_million_rows_is_refused_before_it_is_read(tmp_path: Path) -
         sl.open_run(run)
 
 
-def test_ctrl_c_ends_a_query_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "send",
+    ["os.kill(os.getpid(), signal.SIGINT)", "signal.pthread_kill(threading.get_ident(), signal.SIGINT)"],
+    ids=["process", "another thread"],
+)
+def test_ctrl_c_ends_a_query_in_one_line(send: str, tmp_path: Path) -> None:
+    """A signal that another thread receives does not wake the main thread."""
     make_run(tmp_path / "run", 4)
     code = f"""
 import os, signal, sys, threading
@@ -131,7 +137,7 @@ from stabilitylab.cli import main
 from stabilitylab.store.reader import RunReader
 real = RunReader.query
 def interrupted(*arguments):
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.5, lambda: {send}).start()
     return real(*arguments)
 RunReader.query = interrupted
 query = "select count(*) from range(1000000000000) a where a.range % 7 = 3"
