@@ -135,6 +135,7 @@ def test_ctrl_c_ends_a_query_in_one_line(send: str, tmp_path: Path) -> None:
 import os, signal, sys, threading
 from stabilitylab.cli import main
 from stabilitylab.store.reader import RunReader
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit SIG_IGN
 real = RunReader.query
 def interrupted(*arguments):
     threading.Timer(0.5, lambda: {send}).start()
